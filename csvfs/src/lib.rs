@@ -1,0 +1,1 @@
+//! The volume: on-disk format, coordinator, node, and front ends.

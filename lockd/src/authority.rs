@@ -1,0 +1,69 @@
+//! Who may do what: the questions that a client of the control plane asks.
+//!
+//! In a cluster a session's lockd answers them; a standalone mount answers them by itself. The node and the coordinator
+//! of a volume know only this trait.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::ids::{ClientId, Epoch, ResourceId, SessionId};
+use crate::lease::Lease;
+
+/// A holding of a resource: who, and the fencing token of that holding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holding {
+    /// The session under which the holder lives.
+    pub session: SessionId,
+    /// The holder.
+    pub client: ClientId,
+    /// The epoch of this holding; the next holder's is higher.
+    pub epoch: Epoch,
+}
+
+/// Why an acquisition, a release or an epoch check was refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// Somebody else holds the resource.
+    #[error("{resource} is held by {} of session {} since epoch {}", .holding.client, .holding.session, .holding.epoch)]
+    Held {
+        /// What was asked for.
+        resource: ResourceId,
+        /// Who has it.
+        holding: Holding,
+    },
+    /// The caller named a holding that is not the current one.
+    #[error("{resource} is not held in {epoch}: the caller's ownership is over; it must acquire again")]
+    Stale {
+        /// What was named.
+        resource: ResourceId,
+        /// The caller's epoch.
+        epoch: Epoch,
+    },
+    /// The session has ended; nothing can be held under it any more.
+    #[error("session {0} has ended; unmount and mount again")]
+    SessionEnded(SessionId),
+}
+
+/// The control plane as one session's clients see it.
+pub trait Authority: Send + Sync + Debug {
+    /// The session of this process.
+    fn session(&self) -> SessionId;
+
+    /// The lease of that session.
+    fn lease(&self) -> &Arc<Lease>;
+
+    /// Registers a client process under the session; its id is never used again.
+    fn add_client(&self) -> Result<ClientId, AuthorityError>;
+
+    /// Ends `client`: everything that it holds is free, its locks are gone.
+    fn end_client(&self, client: ClientId);
+
+    /// Grants `resource` to `client` with a new epoch, or returns the holding that `client` already has.
+    fn acquire(&self, resource: &ResourceId, client: ClientId) -> Result<Holding, AuthorityError>;
+
+    /// Gives `resource` back.
+    fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError>;
+
+    /// The current holding of `resource`.
+    fn holder(&self, resource: &ResourceId) -> Option<Holding>;
+}

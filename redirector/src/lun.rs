@@ -1,0 +1,98 @@
+//! The LUN as the upper layers see it.
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use lockd::ids::ClientId;
+
+use crate::buffer::{Buffer, Slice};
+
+/// What a LUN is and can do. Sizes in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// The size of the LUN.
+    pub size: u64,
+    /// Offsets and lengths of reads and writes are multiples of this (a power of two, at most 4096).
+    pub block_size: u32,
+    /// The longest read or write.
+    pub request_max: u32,
+    /// Whether `trim` reaches the target. If not, it is done at once and does nothing.
+    pub trim: bool,
+    /// Whether the target zeroes ranges by itself. If not, zeros are written.
+    pub write_zeroes: bool,
+    /// Whether the target may lose a completed write before a flush.
+    pub volatile_cache: bool,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The target has executed it.
+    Done,
+    /// The target has refused it with this errno (positive); it has not been and will not be executed.
+    Failed(i32),
+    /// Nobody knows: it may have been executed, and may still be later. A write, trim or zero is now a ghost.
+    Unknown,
+}
+
+impl Outcome {
+    /// The outcome as a result; unknown is `EIO`.
+    pub fn ok(self) -> Result<(), i32> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Failed(errno) => Err(errno),
+            Self::Unknown => Err(libc::EIO),
+        }
+    }
+}
+
+/// What is called, once and on any thread, when a read has ended; the buffer holds the data if it is done. It must not
+/// block: it runs on the thread that receives completions.
+pub type OnRead = Box<dyn FnOnce(Outcome, Buffer) + Send>;
+/// What is called, once and on any thread, when any other request has ended. It must not block.
+pub type OnDone = Box<dyn FnOnce(Outcome) + Send>;
+
+/// The proof that nothing which an earlier client sent can still reach the LUN (rule V2 opens in place only with it).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The earlier client's requests are all executed or refused for good; how it is known.
+    Ended(String),
+    /// The earlier client is connected now; who it is, as the target sees it.
+    Alive(String),
+    /// This target cannot tell.
+    Unprovable,
+}
+
+/// A shared block device: asynchronous, many requests in flight, in no order.
+///
+/// Requests that overlap and are in flight together end in either order. Every method returns at once but for
+/// back-pressure: when the target's queue is full, submission waits.
+pub trait Lun: Send + Sync + Debug {
+    /// Size and abilities.
+    fn geometry(&self) -> Geometry;
+
+    /// Reads `buffer.len()` bytes at `offset`.
+    fn read(&self, offset: u64, buffer: Buffer, on_read: OnRead);
+
+    /// Writes `data` at `offset`; with `fua` it is durable when done.
+    fn write(&self, offset: u64, data: Slice, fua: bool, on_done: OnDone);
+
+    /// Makes every write that was done before this call durable.
+    fn flush(&self, on_done: OnDone);
+
+    /// Makes `range` read as zeros; allocation may be given up. Not durable before a flush.
+    fn zero(&self, range: Range<u64>, on_done: OnDone);
+
+    /// Tells the target that the contents of `range` do not matter any more.
+    fn trim(&self, range: Range<u64>, on_done: OnDone);
+
+    /// Byte ranges whose writes, trims or zeroes have an unknown outcome (P4, P6). Empty means drained when nothing is
+    /// in flight (P7).
+    fn ghosts(&self) -> Vec<Range<u64>>;
+
+    /// Proves that requests of `earlier`, a client that used this LUN before, have ended for good.
+    fn prove_ended(&self, earlier: ClientId) -> Proof;
+
+    /// A sentence for status: the path, its state, and what is assumed of the target.
+    fn describe(&self) -> String;
+}
