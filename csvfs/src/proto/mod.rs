@@ -1,0 +1,54 @@
+//! The messages between a node and its volume's coordinator.
+//!
+//! The same frames go through the codec whether the two are in one process or on two machines. Control messages are
+//! bincode behind [`codec`], so that replacing it is a change in one file; file data never travels in them.
+
+pub mod codec;
+mod operation;
+mod reply;
+
+use bincode::{Decode, Encode};
+use lockd::ids::{ClientId, Epoch, Sequence, SessionId, SlotId};
+
+pub use operation::{Allocation, Created, Operation, RenameMode, SetAttr, WrittenRun, XattrMode};
+pub use reply::{Answer, LayoutPart};
+
+use crate::refusal::Refusal;
+use crate::types::Ino;
+
+/// The version of the messages; the first byte of each frame.
+pub const VERSION: u8 = 1;
+
+/// Who asks, and in which slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Head {
+    /// The session under which the client lives.
+    pub session: SessionId,
+    /// The asking client.
+    pub client: ClientId,
+    /// The epoch in which the client knows the coordinator.
+    pub coordinator: Epoch,
+    /// The client's reply slot; none for questions, which may be asked twice.
+    pub slot: Option<(SlotId, Sequence)>,
+}
+
+/// A file that the asking client owns, and in which epoch: the fencing token of what it asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Owned {
+    /// The file.
+    pub ino: Ino,
+    /// The epoch of the ownership.
+    pub epoch: Epoch,
+}
+
+/// A request to the coordinator.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Request {
+    /// Who asks.
+    pub head: Head,
+    /// What is asked.
+    pub operation: Operation,
+}
+
+/// The coordinator's reply.
+pub type Reply = Result<Answer, Refusal>;
