@@ -3,6 +3,7 @@
 //! Everything here cleans up when it is dropped, also when a test fails: processes are ended by their id, mounts are
 //! detached, scratch folders removed. Waiting is for conditions, with a limit that fails loudly.
 
+pub mod model;
 pub mod mounted;
 pub mod process;
 pub mod programs;
