@@ -20,12 +20,21 @@ fn compare(root: &RealPath, reference: &Reference, when: &str) -> Result<()> {
     for (path, expected) in &model {
         let have = &real[path];
         if let (Seen::File(have, ..), Seen::File(expected, ..)) = (have, expected) {
-            ensure!(have.len() == expected.len(), "{when}: {path:?} has {} bytes, expected {}", have.len(), expected.len());
+            ensure!(
+                have.len() == expected.len(),
+                "{when}: {path:?} has {} bytes, expected {}",
+                have.len(),
+                expected.len()
+            );
             if let Some(at) = (0..have.len()).find(|at| have[*at] != expected[*at]) {
                 anyhow::bail!("{when}: {path:?} has {} at byte {at}, expected {}", have[at], expected[at]);
             }
         }
-        ensure!(have == expected, "{when}: {path:?} differs in mode, links or attributes: {}", short(have, expected));
+        ensure!(
+            have == expected,
+            "{when}: {path:?} differs in mode, links or attributes: {}",
+            short(have, expected)
+        );
     }
     Ok(())
 }
@@ -33,7 +42,9 @@ fn compare(root: &RealPath, reference: &Reference, when: &str) -> Result<()> {
 fn short(have: &Seen, expected: &Seen) -> String {
     let facts = |seen: &Seen| match seen {
         Seen::File(_, mode, nlink, attributes) => format!("file {mode:o} {nlink} {:?}", attributes.keys()),
-        Seen::Directory(mode, nlink, attributes) => format!("directory {mode:o} {nlink} {:?}", attributes.keys()),
+        Seen::Directory(mode, nlink, attributes) => {
+            format!("directory {mode:o} {nlink} {:?}", attributes.keys())
+        }
         Seen::Symlink => "symlink".to_owned(),
     };
     format!("{}, expected {}", facts(have), facts(expected))
@@ -127,8 +138,10 @@ fn len() -> impl Strategy<Value = u32> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let allocate = prop_oneof![Just(Allocate::Grow), Just(Allocate::Keep), Just(Allocate::Punch), Just(Allocate::Zero)];
-    let rename = prop_oneof![3 => Just(Rename::Plain), 1 => Just(Rename::NoReplace), 1 => Just(Rename::Exchange)];
+    let allocate =
+        prop_oneof![Just(Allocate::Grow), Just(Allocate::Keep), Just(Allocate::Punch), Just(Allocate::Zero)];
+    let rename =
+        prop_oneof![3 => Just(Rename::Plain), 1 => Just(Rename::NoReplace), 1 => Just(Rename::Exchange)];
     prop_oneof![
         4 => path().prop_map(Op::MakeDirectory),
         6 => path().prop_map(Op::Create),

@@ -49,8 +49,12 @@ fn pjdfstest_passes_as_on_ext4() -> Result<()> {
         // The suite changes users, who must reach the mount through the scratch folder.
         open_to_all(folder)?;
         open_to_all(mount)?;
-        let output =
-            Command::new(programs::installed("pjdfstest")?).arg("-c").arg(&settings).arg("-p").arg(mount).output()?;
+        let output = Command::new(programs::installed("pjdfstest")?)
+            .arg("-c")
+            .arg(&settings)
+            .arg("-p")
+            .arg(mount)
+            .output()?;
         let text = text(&output);
         let failed: Vec<&str> = text.lines().filter(|line| line.contains("FAILED")).collect();
         ensure!(output.status.success() && failed.is_empty(), "pjdfstest: {failed:#?}\n{text}");
@@ -100,13 +104,19 @@ fn fsx_finds_no_difference_on_csv_target() -> Result<()> {
 #[test]
 fn fio_verifies_what_it_wrote() -> Result<()> {
     on_fresh_volume(Kind::NbdkitMemory, |mount, _| {
-        for (name, direct, engine, sizes) in
-            [("direct", "1", "io_uring", "4k-64k"), ("buffered", "0", "psync", "512-16k"), ("sync", "0", "sync", "4k")]
-        {
+        for (name, direct, engine, sizes) in [
+            ("direct", "1", "io_uring", "4k-64k"),
+            ("buffered", "0", "psync", "512-16k"),
+            ("sync", "0", "sync", "4k"),
+        ] {
             let output = Command::new(programs::installed("fio")?)
                 .args(["--rw=randrw", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--size=32m"])
                 .args(["--iodepth=16", "--numjobs=2", "--fsync=64", "--randseed=3"])
-                .args([&format!("--name={name}"), &format!("--direct={direct}"), &format!("--ioengine={engine}")])
+                .args([
+                    &format!("--name={name}"),
+                    &format!("--direct={direct}"),
+                    &format!("--ioengine={engine}"),
+                ])
                 .args([&format!("--bsrange={sizes}"), &format!("--directory={}", mount.display())])
                 .output()?;
             ensure!(output.status.success(), "fio {name}: {}", text(&output));
@@ -120,7 +130,8 @@ fn fio_verifies_what_it_wrote() -> Result<()> {
 fn stress_ng_finds_no_fault() -> Result<()> {
     on_fresh_volume(Kind::NbdkitMemory, |mount, folder| {
         // Left out are stressors that do not touch the mount but the machine: devices, /proc, other file systems.
-        let left_out = "bind-mount,binderfs,dev,fanotify,file-ioctl,hdd,inotify,io,ioprio,procfs,sync-file,verity";
+        let left_out =
+            "bind-mount,binderfs,dev,fanotify,file-ioctl,hdd,inotify,io,ioprio,procfs,sync-file,verity";
         let output = Command::new(programs::installed("stress-ng")?)
             .args(["--class", "filesystem", "--sequential", "1", "--timeout", "1", "--verify"])
             .args(["--exclude", left_out, "--temp-path"])
@@ -138,7 +149,8 @@ fn stress_ng_finds_no_fault() -> Result<()> {
 fn qemu_img_uses_an_image_on_the_mount() -> Result<()> {
     on_fresh_volume(Kind::NbdkitMemory, |mount, folder| {
         let source = folder.join("source.raw");
-        let pattern: Vec<u8> = (0..8 << 20).map(|i: u32| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        let pattern: Vec<u8> =
+            (0..8 << 20).map(|i: u32| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         std::fs::write(&source, pattern)?;
         let image = mount.join("disk.qcow2");
         for arguments in [

@@ -1,9 +1,11 @@
 //! A file system that is too simple to be wrong, and the operations that are tried on it and on a real mount.
 
 mod reference;
+mod served;
 mod world;
 
 pub use reference::{Reference, Seen};
+pub use served::{Served, call};
 pub use world::{apply, look};
 
 /// A path: names from a small set, so that operations meet.

@@ -172,7 +172,9 @@ impl Reference {
                 }
                 Ok(())
             }
-            Op::Copy(from, from_offset, to, to_offset, len) => self.copy(from, *from_offset, to, *to_offset, *len),
+            Op::Copy(from, from_offset, to, to_offset, len) => {
+                self.copy(from, *from_offset, to, *to_offset, *len)
+            }
             Op::Mode(path, mode) => {
                 let inode = self.find(path)?;
                 if matches!(self.inodes[inode].body, Body::Symlink) {
@@ -283,13 +285,21 @@ impl Reference {
         Ok(())
     }
 
-    fn copy(&mut self, from: &Path, from_offset: u32, to: &Path, to_offset: u32, len: u32) -> Result<(), Errno> {
+    fn copy(
+        &mut self,
+        from: &Path,
+        from_offset: u32,
+        to: &Path,
+        to_offset: u32,
+        len: u32,
+    ) -> Result<(), Errno> {
         let source = self.file(from)?.clone();
         let (source_inode, target_inode) = (self.find(from)?, self.find(to));
         let target = self.file(to)?;
         let (from_offset, to_offset) = (from_offset as usize, to_offset as usize);
         let len = (len as usize).min(source.len().saturating_sub(from_offset));
-        if Ok(source_inode) == target_inode && from_offset < to_offset + len && to_offset < from_offset + len {
+        if Ok(source_inode) == target_inode && from_offset < to_offset + len && to_offset < from_offset + len
+        {
             return Err(libc::EINVAL);
         }
         if len > 0 {
@@ -297,6 +307,25 @@ impl Reference {
             target[to_offset..to_offset + len].copy_from_slice(&source[from_offset..from_offset + len]);
         }
         Ok(())
+    }
+
+    /// The number of the inode at each path, by which a file is known through renames.
+    #[must_use]
+    pub fn inodes(&self) -> BTreeMap<Path, usize> {
+        let paths = self.look().into_keys();
+        paths.filter_map(|path| self.find(&path).ok().map(|inode| (path, inode))).collect()
+    }
+
+    /// The contents of each file by the number of its inode, those without a name left out.
+    #[must_use]
+    pub fn contents(&self) -> BTreeMap<usize, Vec<u8>> {
+        let inodes = self.inodes().into_values();
+        inodes
+            .filter_map(|inode| match &self.inodes[inode].body {
+                Body::File(data) => Some((inode, data.clone())),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Everything that a walk would see, by path.

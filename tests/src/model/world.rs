@@ -60,7 +60,8 @@ pub fn apply(root: &RealPath, op: &Op) -> Result<(), Errno> {
             };
             // SAFETY: two valid C strings.
             check(
-                unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) }.into(),
+                unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) }
+                    .into(),
             )
         }
         Op::Write(path, offset, len, value) => {
@@ -76,7 +77,10 @@ pub fn apply(root: &RealPath, op: &Op) -> Result<(), Errno> {
                 Allocate::Zero => libc::FALLOC_FL_ZERO_RANGE,
             };
             // SAFETY: an open descriptor.
-            check(unsafe { libc::fallocate(file.as_raw_fd(), mode, i64::from(*offset), i64::from(*len)) }.into())
+            check(
+                unsafe { libc::fallocate(file.as_raw_fd(), mode, i64::from(*offset), i64::from(*len)) }
+                    .into(),
+            )
         }
         Op::Copy(from, from_offset, to, to_offset, len) => {
             let (source, target) = (open(&real(root, from))?, open(&real(root, to))?);
@@ -102,8 +106,9 @@ pub fn apply(root: &RealPath, op: &Op) -> Result<(), Errno> {
             let (path, value) = (c(&real(root, path)), attribute_value(*name, *len));
             let name = CString::new(format!("user.{name}")).expect("no NUL");
             // SAFETY: valid C strings, and a value with its length.
-            let status =
-                unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+            let status = unsafe {
+                libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+            };
             check(status.into())
         }
         Op::RemoveAttribute(path, name) => {
@@ -154,8 +159,9 @@ fn attributes(path: &RealPath) -> BTreeMap<u8, Vec<u8>> {
         let attribute = CString::new(format!("user.{name}")).expect("no NUL");
         let mut value = vec![0; 1 << 16];
         // SAFETY: valid C strings, and a buffer with its length.
-        let len =
-            unsafe { libc::lgetxattr(path.as_ptr(), attribute.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        let len = unsafe {
+            libc::lgetxattr(path.as_ptr(), attribute.as_ptr(), value.as_mut_ptr().cast(), value.len())
+        };
         if let Ok(len) = usize::try_from(len) {
             value.truncate(len);
             found.insert(name, value);
@@ -178,7 +184,8 @@ fn walk(folder: &RealPath, path: &mut Path, seen: &mut BTreeMap<Path, Seen>) -> 
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        let Some(name) = name.to_str().and_then(|name| name.strip_prefix('n')).and_then(|name| name.parse().ok())
+        let Some(name) =
+            name.to_str().and_then(|name| name.strip_prefix('n')).and_then(|name| name.parse().ok())
         else {
             continue;
         };
