@@ -9,6 +9,7 @@ pub mod authority;
 pub mod clock;
 pub mod ids;
 pub mod lease;
+pub mod locks;
 pub mod network;
 pub mod random;
 pub mod rules;
