@@ -13,3 +13,4 @@ pub mod locks;
 pub mod network;
 pub mod random;
 pub mod rules;
+pub mod slots;

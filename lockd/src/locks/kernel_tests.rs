@@ -89,7 +89,7 @@ fn set(table: &mut LockTable, request: LockRequest) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn record_locks_are_those_of_linux(

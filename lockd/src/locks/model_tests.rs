@@ -283,7 +283,7 @@ fn drain(table: &mut LockTable, model: &mut Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_table_decides_as_the_model(steps in prop::collection::vec(step(OWNERS.len()), 1..80)) {
