@@ -14,3 +14,4 @@ pub mod network;
 pub mod random;
 pub mod rules;
 pub mod slots;
+pub mod standalone;
