@@ -6,4 +6,5 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod file;
 pub mod lun;
