@@ -1,5 +1,7 @@
 //! Tests of the file LUN.
 
+mod killed;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
