@@ -8,3 +8,4 @@ pub mod blocking;
 pub mod buffer;
 pub mod file;
 pub mod lun;
+pub mod memory;
