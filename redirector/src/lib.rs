@@ -9,3 +9,4 @@ pub mod buffer;
 pub mod file;
 pub mod lun;
 pub mod memory;
+pub mod recording;
