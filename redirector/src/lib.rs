@@ -7,3 +7,4 @@
 pub mod blocking;
 pub mod buffer;
 pub mod lun;
+pub mod nbd;
