@@ -6,6 +6,11 @@
 //!
 //! Order of the options of a connection: STARTTLS, STRUCTURED_REPLY, HELLO, DRAIN or END, GO.
 
+#![allow(
+    missing_debug_implementations,
+    reason = "zerocopy's derives generate types without it; ours all have it"
+)]
+
 use zerocopy::byteorder::{big_endian as be, little_endian as le};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
