@@ -6,5 +6,9 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod ghosts;
 pub mod lun;
 pub mod nbd;
+pub mod open;
+pub mod paths;
+pub mod uri;
