@@ -1,0 +1,3 @@
+//! Network block devices: the wire, and our client.
+
+pub mod wire;
