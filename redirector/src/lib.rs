@@ -7,3 +7,5 @@
 pub mod blocking;
 pub mod buffer;
 pub mod lun;
+pub mod nbd;
+pub mod target;
