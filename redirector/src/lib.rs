@@ -14,4 +14,5 @@ pub mod nbd;
 pub mod open;
 pub mod paths;
 pub mod recording;
+pub mod target;
 pub mod uri;
