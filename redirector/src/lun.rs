@@ -108,6 +108,12 @@ pub trait Lun: Send + Sync + Debug {
         let _ = identity;
     }
 
+    /// Proves, without ending anybody, that no other writer can have this LUN open at all, now and as long as it is open
+    /// here: a local image file whose lock is held. Such a LUN needs no wait before it is used (V1). Most cannot tell.
+    fn prove_alone(&self) -> Proof {
+        Proof::Unprovable
+    }
+
     /// A sentence for status: the path, its state, and what is assumed of the target.
     fn describe(&self) -> String;
 }

@@ -1,7 +1,6 @@
 //! Opens the LUN that a name names.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use lockd::clock::{Clock, SystemClock};
 use lockd::ids::ClientId;
 use lockd::rules::Rules;
 
+use crate::file::{self, FileLun, FileLunError};
 use crate::lun::{Identity, Lun};
 use crate::nbd::export::Export;
 use crate::nbd::handshake::{Credentials, HandshakeError};
@@ -135,13 +135,8 @@ pub enum OpenError {
         why: String,
     },
     /// A file or a block device.
-    #[error("{path} cannot be opened as a LUN: {why}")]
-    File {
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
+    #[error(transparent)]
+    File(#[from] FileLunError),
 }
 
 /// Opens `uri`. Blocks until the LUN answers, or the reason why not is known.
@@ -154,8 +149,8 @@ pub fn open(uri: &LunUri, options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenErr
             Ok(Arc::new(PathSet::open(Arc::new(way), options)?))
         }
         LunUri::Device(path) | LunUri::File(path) => {
-            let why = "this build has no file LUN; use an nbd:// LUN".to_owned();
-            Err(OpenError::File { path: path.clone(), why })
+            let file = file::Options { read_only: options.read_only, ..file::Options::default() };
+            Ok(Arc::new(FileLun::open(path, file)?))
         }
     }
 }
