@@ -8,4 +8,5 @@ pub mod disk;
 pub mod proto;
 pub mod refusal;
 pub mod service;
+pub mod store;
 pub mod types;
