@@ -1,8 +1,8 @@
 //! A new volume's store.
 
 use redb::Database;
-use zerocopy::little_endian::{U32, U64};
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
 
 use super::record::{Counters, InodeRecord};
 use super::{COUNTERS_ROW, Result, Tables, VERSION};

@@ -94,7 +94,9 @@ impl Snapshot {
             .value();
         if counters.version.get() != VERSION {
             let version = counters.version.get();
-            return Err(StoreError::Damaged(format!("the store's layout is version {version}, not {VERSION}")));
+            return Err(StoreError::Damaged(format!(
+                "the store's layout is version {version}, not {VERSION}"
+            )));
         }
         Ok(Self {
             inodes: transaction.open_table(INODES)?,

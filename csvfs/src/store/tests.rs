@@ -32,13 +32,8 @@ fn records_are_these_bytes() {
         )
     );
     assert_eq!(hex(&EntryRecord::value(Ino(258), Kind::File, b"ab")), "0201000000000000016162");
-    let extent = Extent {
-        file: FileBlock(1),
-        lun: LunBlock(2),
-        len: 3,
-        state: ExtentState::Written,
-        shared: true,
-    };
+    let extent =
+        Extent { file: FileBlock(1), lun: LunBlock(2), len: 3, state: ExtentState::Written, shared: true };
     let record = ExtentRecord::of(&extent);
     assert_eq!(hex(record.as_bytes()), "020000000000000003000000000000000300000000000000");
     assert_eq!(record.at(FileBlock(1)), extent);
