@@ -6,4 +6,7 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod file;
 pub mod lun;
+pub mod memory;
+pub mod recording;
