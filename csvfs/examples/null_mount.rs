@@ -14,6 +14,7 @@ use csvfs::service::{
     Credentials, Done, FileService, HandleId, OpenMode, Opened, Piece, ReadData, Seek, WriteMode,
 };
 use csvfs::types::{Attr, BLOCK, DirEntry, Ino, Kind, SpaceReport, Timestamp};
+use lockd::ids::ClientId;
 use redirector::buffer::{Pool, Slice};
 
 const FILE: Ino = Ino(2);
@@ -167,7 +168,8 @@ fn main() -> anyhow::Result<()> {
     options.threads =
         arguments.next().map_or(Ok(options.threads), |count| count.parse()).context("THREADS")?;
     let service = Arc::new(Null { size: mib << 20 });
-    let mounted = mount(Path::new(&directory), &options, service, &Pool::default())?;
+    let mounted =
+        mount(Path::new(&directory), &options, service, Arc::default(), ClientId(1), &Pool::default())?;
     println!("{directory}/data is mounted; umount {directory} ends this");
     mounted.wait();
     Ok(())

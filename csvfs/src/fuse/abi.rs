@@ -60,11 +60,6 @@ pub(super) mod fattr {
     pub(in super::super) const KILL_SUIDGID: u32 = 1 << 11;
 }
 
-/// A notification's code: forget the attributes, and pages, of an inode.
-pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
-/// A notification's code: forget a name.
-pub(super) const NOTIFY_INVAL_ENTRY: i32 = 3;
-
 macro_rules! structures {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty,)* })*) => {
         $(
@@ -177,6 +172,11 @@ structures! {
         lock: FileLock,
         lk_flags: u32,
         padding: u32,
+    }
+
+    /// The answer to GETLK.
+    LkOut {
+        lock: FileLock,
     }
 
     /// INTERRUPT.
@@ -308,20 +308,6 @@ structures! {
     CopyRangeOut {
         copied: u64,
     }
-
-    /// Notification: forget an inode's attributes and, from `offset` on unless that is negative, its pages.
-    InvalidInode {
-        ino: u64,
-        offset: i64,
-        len: i64,
-    }
-
-    /// Notification: forget a name; it follows, with NUL.
-    InvalidEntry {
-        parent: u64,
-        name_len: u32,
-        flags: u32,
-    }
 }
 
 /// The length of the part of a request that is read apart from a write's data: the header and [`WriteIn`].
@@ -349,8 +335,6 @@ mod tests {
         assert_eq!(size_of::<EntryOut>(), 128);
         assert_eq!(size_of::<StatxOut>(), 288);
         assert_eq!(size_of::<CopyRangeIn>(), 56);
-        assert_eq!(size_of::<InvalidInode>(), 24);
-        assert_eq!(size_of::<InvalidEntry>(), 16);
     }
 
     #[cfg(target_endian = "little")]

@@ -7,19 +7,21 @@ use fuser::InitFlags;
 
 use super::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES};
 use super::caching::Validity;
+use super::locks::Locks;
 use crate::service::{FileService, OpenMode, Opened};
 
 /// One mount: the file system behind it, and what the kernel was promised.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) service: Arc<dyn FileService>,
+    pub(super) locks: Arc<Locks>,
     pub(super) validity: Validity,
     extended_setxattr: AtomicBool,
 }
 
 impl Connection {
-    pub(super) fn new(service: Arc<dyn FileService>, validity: Validity) -> Self {
-        Self { service, validity, extended_setxattr: AtomicBool::new(false) }
+    pub(super) fn new(service: Arc<dyn FileService>, locks: Locks, validity: Validity) -> Self {
+        Self { service, locks: Arc::new(locks), validity, extended_setxattr: AtomicBool::new(false) }
     }
 
     /// Remembers which capabilities the kernel and we have agreed on, as far as they change the requests' form.

@@ -11,9 +11,10 @@ use redirector::buffer::Pool;
 use zerocopy::FromBytes;
 
 use super::abi::{
-    AttrOut, CopyRangeIn, CopyRangeOut, CreateIn, EntryOut, FlushIn, InHeader, OPEN_KILL_SUIDGID, OpenIn,
-    OpenOut, ReadIn, ReleaseIn, SETXATTR_ACL_KILL_SGID, SetAttrIn, SetXattrIn, SetXattrInShort, WRITE_CACHE,
-    WRITE_KILL_SUIDGID, WriteIn, WriteOut, fattr, opcode,
+    AttrOut, CopyRangeIn, CopyRangeOut, CreateIn, EntryOut, FlushIn, InHeader, InterruptIn, LkIn,
+    OPEN_KILL_SUIDGID, OpenIn, OpenOut, RELEASE_FLOCK_UNLOCK, ReadIn, ReleaseIn, SETXATTR_ACL_KILL_SGID,
+    SetAttrIn, SetXattrIn, SetXattrInShort, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut, fattr,
+    opcode,
 };
 use super::attributes::{kernel_attributes, statx, timestamp};
 use super::bridge::Bridge;
@@ -80,6 +81,8 @@ impl Dispatcher {
             opcode::WRITE => self.write(&header),
             opcode::FLUSH => self.flush(&header),
             opcode::RELEASE => self.release(&header),
+            opcode::GETLK | opcode::SETLK | opcode::SETLKW => self.lock(&header),
+            opcode::INTERRUPT => self.interrupt(),
             opcode::OPEN => self.open(&header),
             opcode::CREATE => self.create(&header),
             opcode::TMPFILE => self.create_unnamed(&header),
@@ -97,7 +100,9 @@ impl Dispatcher {
         };
         if understood.is_none() {
             tracing::error!(opcode = header.opcode, len = header.len, "a request of the kernel is malformed");
-            self.reply(&header).error(libc::EIO);
+            if header.opcode != opcode::INTERRUPT {
+                self.reply(&header).error(libc::EIO);
+            }
         }
     }
 
@@ -146,7 +151,8 @@ impl Dispatcher {
     }
 
     fn flush(&self, header: &InHeader) -> Option<()> {
-        let _request: FlushIn = self.inbox.fixed()?;
+        let request: FlushIn = self.inbox.fixed()?;
+        self.connection.locks.flushed(Ino(header.nodeid), request.lock_owner);
         self.reply(header).done();
         Some(())
     }
@@ -154,9 +160,30 @@ impl Dispatcher {
     fn release(&self, header: &InHeader) -> Option<()> {
         let request: ReleaseIn = self.inbox.fixed()?;
         let handle = HandleId(request.fh);
+        let flock_owner = (request.release_flags & RELEASE_FLOCK_UNLOCK != 0).then_some(request.lock_owner);
+        self.connection.locks.released(Ino(header.nodeid), handle, flock_owner);
         self.connection.validity.released(handle);
         self.connection.service.release(handle);
         self.reply(header).done();
+        Some(())
+    }
+
+    fn lock(&self, header: &InHeader) -> Option<()> {
+        let body = self.inbox.body();
+        let (request, _) = LkIn::read_from_prefix(&body).ok()?;
+        let (ino, reply) = (Ino(header.nodeid), self.reply(header));
+        let locks = &self.connection.locks;
+        match header.opcode {
+            opcode::GETLK => locks.test(ino, &request, reply),
+            kind => locks.set(header.unique, ino, &request, kind == opcode::SETLKW, reply),
+        }
+        Some(())
+    }
+
+    /// An interrupt itself is not answered. Only those who wait for locks can be interrupted.
+    fn interrupt(&self) -> Option<()> {
+        let request: InterruptIn = self.inbox.fixed()?;
+        self.connection.locks.interrupt(request.unique);
         Some(())
     }
 

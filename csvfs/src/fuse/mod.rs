@@ -16,6 +16,7 @@ mod directory;
 mod dispatcher;
 mod filesystem;
 mod inbox;
+mod locks;
 mod mount;
 mod mountpoint;
 mod options;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use fuser::{Config, Session, SessionACL};
+use lockd::ids::ClientId;
+use lockd::locks::FileLocks;
 use redirector::buffer::Pool;
 
 use super::bridge::Bridge;
@@ -14,6 +16,7 @@ use super::connection::Connection;
 use super::device::Device;
 use super::dispatcher::Dispatcher;
 use super::filesystem::Front;
+use super::locks::Locks;
 use super::mountpoint::Mountpoint;
 use super::options::MountOptions;
 use super::sys;
@@ -50,17 +53,20 @@ pub enum MountError {
 pub struct MountHandle {
     mountpoint: Mountpoint,
     bridge: Arc<Bridge>,
+    connection: Option<Arc<Connection>>,
     dispatchers: Vec<JoinHandle<()>>,
     fuser: Option<JoinHandle<io::Result<()>>>,
     forwarder: Option<JoinHandle<()>>,
 }
 
-/// Mounts `service` on the directory `path`; returns when the file system can be used. `pool` is where the data of
-/// writes is put.
+/// Mounts `service` on the directory `path`; returns when the file system can be used. Its programs' locks are those of
+/// `client` in `locks`. The data of writes is put into buffers of `pool`.
 pub fn mount(
     path: &Path,
     options: &MountOptions,
     service: Arc<dyn FileService>,
+    locks: Arc<FileLocks>,
+    client: ClientId,
     pool: &Pool,
 ) -> Result<MountHandle, MountError> {
     let file = sys::open_fuse_device().map_err(MountError::Device)?;
@@ -71,6 +77,7 @@ pub fn mount(
     let mut handle = MountHandle {
         mountpoint,
         bridge: Arc::new(bridge),
+        connection: None,
         dispatchers: Vec::new(),
         fuser: None,
         forwarder: None,
@@ -82,7 +89,9 @@ pub fn mount(
     for index in 1..options.threads.max(1) {
         devices.push(clone(index).map_err(MountError::Resources)?);
     }
-    let connection = Arc::new(Connection::new(service, Validity::new(options.caching)));
+    let locks = Locks::new(locks, client);
+    let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching)));
+    handle.connection = Some(Arc::clone(&connection));
 
     let (bridge, known) = (Arc::clone(&handle.bridge), devices.clone());
     let forward = move || bridge.carry_replies(|index| known.get(usize::from(index)).cloned());
@@ -143,6 +152,9 @@ impl MountHandle {
             }
         }
         self.bridge.close();
+        if let Some(connection) = self.connection.take() {
+            connection.locks.end();
+        }
         if let Some(forwarder) = self.forwarder.take()
             && forwarder.join().is_err()
         {
