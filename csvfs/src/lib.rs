@@ -6,6 +6,7 @@
 
 pub mod coordinator;
 pub mod disk;
+pub mod fuse;
 pub mod proto;
 pub mod refusal;
 pub mod service;
