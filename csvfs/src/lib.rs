@@ -5,6 +5,7 @@
 //! message ([`proto`]) to the coordinator, which keeps it in a store on the LUN (`disk`).
 
 pub mod disk;
+pub mod node;
 pub mod proto;
 pub mod refusal;
 pub mod service;
