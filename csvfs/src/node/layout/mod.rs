@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use crate::types::{Extent, ExtentState, FileBlock, LunBlock, Run};
 use dirty::DirtyRanges;
-pub(super) use fill::{Base, Segment};
+pub(super) use fill::{Base, Segment, Short};
 
 /// What the coordinator has where a dirty extent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
