@@ -4,9 +4,11 @@
 //! decides who may do what, and moves file data between the front end and the LUN; what changes or asks the metadata goes as a
 //! message ([`proto`]) to the coordinator, which keeps it in a store on the LUN (`disk`).
 
+pub mod coordinator;
 pub mod disk;
 pub mod node;
 pub mod proto;
 pub mod refusal;
 pub mod service;
+pub mod store;
 pub mod types;
