@@ -114,6 +114,11 @@ pub trait Lun: Send + Sync + Debug {
         Proof::Unprovable
     }
 
+    /// Whether the LUN can be reached now; if not, requests are held (P2).
+    fn is_working(&self) -> bool {
+        true
+    }
+
     /// A sentence for status: the path, its state, and what is assumed of the target.
     fn describe(&self) -> String;
 }

@@ -162,6 +162,10 @@ pub struct OpenVolume {
     pub lease: Arc<Lease>,
     /// How it was opened.
     pub opened: Opened,
+    /// How long others were given to show themselves (V1).
+    pub waited: Duration,
+    /// How long the rest of the opening took.
+    pub took: Duration,
     /// What was wrong, but could be coped with.
     pub warnings: Vec<String>,
     /// The claim and the heartbeat: as long as it lives, the volume is held.
@@ -310,10 +314,11 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     if unwritable != 0 {
         return Err(OpenError::ReadOnlyFeatures(unwritable));
     }
+    let asked = options.clock.boot();
     let won = contest.win()?;
     let begun = options.clock.boot();
     let opening = match all_done(lun.as_ref(), &won, options.rules) {
-        Ok(reason) => Opening::new(lun, options, &won, begun, reason),
+        Ok(reason) => Opening::new(lun, options, &won, [asked, begun], reason),
         Err(error) => {
             contest.give_up(&won.survey.label, won.block, won.claim.clone());
             return Err(error.into());
@@ -342,6 +347,9 @@ struct Opening {
     in_place: Option<String>,
     options: OpenOptions,
     keeps_lease: bool,
+    /// How long the contest took.
+    waited: Duration,
+    /// When it was won.
     begun: BootTime,
     quiesce: Duration,
 }
@@ -351,7 +359,7 @@ impl Opening {
         lun: Arc<dyn Lun>,
         options: OpenOptions,
         won: &Won,
-        begun: BootTime,
+        [asked, begun]: [BootTime; 2],
         in_place: Option<String>,
     ) -> Self {
         let keeps_lease = options.lease.is_none();
@@ -363,7 +371,7 @@ impl Opening {
         let quiesce = options.quiesce.unwrap_or(label.quiesce);
         let (clock, rules, pool) = (Arc::clone(&options.clock), options.rules, options.pool.clone());
         let around = Surroundings { lun, pool, label, lease, clock, rules };
-        Self { around, in_place, options, keeps_lease, begun, quiesce }
+        Self { around, in_place, options, keeps_lease, waited: begun.since(asked), begun, quiesce }
     }
 
     /// The area to open, its chunk map not changed yet, and the heart that keeps the claim on it.
@@ -530,6 +538,8 @@ impl Opening {
             area: Arc::clone(&hold.area),
             lease: Arc::clone(&self.around.lease),
             opened,
+            waited: self.waited,
+            took: self.around.clock.boot().since(self.begun),
             warnings,
             hold,
         };

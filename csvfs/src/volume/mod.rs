@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use lockd::authority::Authority;
-use lockd::ids::{ClientId, Epoch, SessionId};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::lease::Lease;
 use lockd::locks::FileLocks;
 use lockd::network::InProcess;
@@ -28,7 +28,7 @@ pub use settings::Settings;
 use crate::coordinator::{self, Coordinator};
 use crate::disk::area::Area;
 use crate::disk::label::Label;
-use crate::disk::open::{self, Hold, OpenVolume};
+use crate::disk::open::{self, Hold, OpenVolume, Opened};
 use crate::disk::survey::Survey;
 use crate::disk::view::{ViewOptions, open_read_only};
 use crate::disk::{MetadataSpace, SpaceError};
@@ -102,11 +102,12 @@ impl Volume {
             if settings.read_only { Self::look(&lun, &settings)? } else { Self::take(&lun, &settings)? };
         let Ground { label, epoch, session, lease, database, space, hold, settle, opening } = ground;
         // From now on only this volume is accepted when the LUN is reached anew (P3).
-        lun.expect(Identity { offset: 0, bytes: label.identity() });
+        lun.expect(Identity { offset: 0, bytes: label.encode().to_vec() });
         // Epochs of files start far above those of earlier sessions: each session has a range of its own.
         let first_epoch = Epoch(epoch.0 << 32);
         let authority = Arc::new(Standalone::new(session, lease, settings.client, first_epoch));
         let client = authority.add_client()?;
+        let role = authority.acquire(&ResourceId::Coordinator(label.uuid), client)?.epoch;
         let database = Arc::new(database);
         let coordinator = Coordinator::start(coordinator::Parts {
             database: Arc::clone(&database),
@@ -116,7 +117,7 @@ impl Volume {
             clock: Arc::clone(&settings.clock),
             rules: settings.rules,
             key: HashKey(label.hash_key),
-            epoch,
+            epoch: role,
             volume: label.uuid,
             read_only: settings.read_only,
             discard: settings.discard,
@@ -131,7 +132,7 @@ impl Volume {
             pool: settings.pool.clone(),
             volume: label.uuid,
             client,
-            coordinator: epoch,
+            coordinator: role,
             options: settings.node_options(),
         })
         .map_err(VolumeError::Thread)?;
@@ -143,7 +144,12 @@ impl Volume {
     fn take(lun: &Arc<dyn Lun>, settings: &Settings) -> Result<Ground, VolumeError> {
         let opened = open::open(Arc::clone(lun), settings.open_options())?;
         let opening = settings.describe_opening(&opened);
-        let OpenVolume { label, epoch, session, database, area, lease, hold, settle, .. } = opened;
+        // A store that was copied had a writer whose last writes may still land; one opened in place has not.
+        let settle = match &opened.opened {
+            Opened::InPlace(_) => Duration::ZERO,
+            Opened::Copied { .. } => opened.label.quiesce,
+        };
+        let OpenVolume { label, epoch, session, database, area, lease, hold, .. } = opened;
         let space: Arc<Area> = area;
         Ok(Ground { label, epoch, session, lease, database, space, hold: Some(hold), settle, opening })
     }

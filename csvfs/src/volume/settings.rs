@@ -70,7 +70,7 @@ impl Settings {
         }
     }
 
-    pub(super) fn lun_options(&self) -> redirector::open::OpenOptions {
+    pub(crate) fn lun_options(&self) -> redirector::open::OpenOptions {
         let mut options = redirector::open::OpenOptions::new(self.client, self.cookie);
         options.rules = self.rules;
         options.clock = Arc::clone(&self.clock);

@@ -257,6 +257,10 @@ impl Lun for PathSet {
         self.traffic.trouble.lock().identity = Some(identity);
     }
 
+    fn is_working(&self) -> bool {
+        self.traffic.trouble.lock().state.condition() != Condition::Down
+    }
+
     fn describe(&self) -> String {
         let traffic = &self.traffic;
         let connections = traffic.live.load().as_ref().map_or(0, |live| live.link.connections());

@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -143,8 +142,7 @@ fn serve(
         .inspect_err(|error| tracing::warn!("csvfs status will not see this mount: {error}"));
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("catching signals")?;
     let ending = signals.handle();
-    let mount = Arc::new(mount);
-    let unmounter = Arc::clone(&mount);
+    let unmounter = mount.unmounter();
     let at = folder.to_owned();
     let catcher = std::thread::Builder::new()
         .name("signals".to_owned())
