@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod fake;
+
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -150,7 +152,7 @@ pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new(ClientId(7), [9; 16]);
     options.rules = Rules::from_test_environment();
     options.probe_every = Duration::from_millis(30);
-    options.target_quiesce = Duration::from_millis(600);
+    options.target_quiesce = Duration::from_millis(2000);
     options
 }
 
