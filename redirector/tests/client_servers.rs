@@ -123,7 +123,6 @@ fn nbdkit_without_abilities() {
         "memory",
         "16M",
         "zeromode=none",
-        "fuamode=none",
         "multi-conn-mode=disable",
     ];
     let _server = Server::nbdkit(&socket, &filters);
@@ -182,9 +181,10 @@ fn nbd_server_by_tcp() {
         image.display()
     );
     std::fs::write(&config, text).unwrap();
-    let arguments = ["-d", "-C", config.to_str().unwrap()];
-    let _server =
-        Server::start("nbd-server", &arguments, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let pid = place.path("pid");
+    let arguments = ["-C", config.to_str().unwrap(), "-p", pid.to_str().unwrap()];
+    let ready = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    let _server = Server::start_daemon("nbd-server", &arguments, &pid, ready);
     exercise(&place, &format!("nbd://127.0.0.1:{port}/vms"), 7);
 }
 

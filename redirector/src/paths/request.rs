@@ -33,6 +33,8 @@ pub struct Request {
     pub token: u64,
     /// For a flush: the last kept write that it covers (P9).
     pub covers: u64,
+    /// Nobody asked for it but the path itself.
+    pub background: bool,
 }
 
 impl fmt::Debug for Command {
@@ -52,7 +54,7 @@ impl Request {
     /// A request that begins its life.
     #[must_use]
     pub fn new(command: Command, born: BootTime) -> Self {
-        Self { command, born, token: 0, covers: 0 }
+        Self { command, born, token: 0, covers: 0, background: false }
     }
 
     /// The bytes of the LUN that it changes, if it changes any.

@@ -35,7 +35,7 @@ pub fn run(traffic: &Arc<Traffic>) {
         traffic.end_holds(now);
         traffic.lay_ghosts(now);
         if traffic.flush_wanted.swap(false, Ordering::AcqRel) {
-            traffic.flush_kept(Box::new(|_| {}));
+            traffic.flush_kept();
         }
         let due = {
             let trouble = traffic.trouble.lock();
@@ -243,8 +243,9 @@ impl Traffic {
         if !self.flush_fails.load(Ordering::Acquire) {
             return (pending, Vec::new());
         }
-        let (flushes, others): (Vec<_>, Vec<_>) =
-            pending.into_iter().partition(|request| matches!(request.command, Command::Flush(_)));
+        let (flushes, others): (Vec<_>, Vec<_>) = pending
+            .into_iter()
+            .partition(|request| matches!(request.command, Command::Flush(_)) && !request.background);
         if !flushes.is_empty() {
             self.flush_fails.store(false, Ordering::Release);
         }

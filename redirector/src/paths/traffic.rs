@@ -191,12 +191,17 @@ impl Traffic {
         if self.flush_fails.swap(false, Ordering::AcqRel) {
             return on_done(Outcome::Failed(libc::EIO));
         }
-        self.flush_kept(on_done);
+        self.send_flush(on_done, false);
     }
 
     /// A flush by which kept changes need not be kept any more.
-    pub fn flush_kept(&self, on_done: OnDone) {
+    pub fn flush_kept(&self) {
+        self.send_flush(Box::new(|_| {}), true);
+    }
+
+    fn send_flush(&self, on_done: OnDone, background: bool) {
         let mut request = Request::new(Command::Flush(on_done), self.clock.boot());
+        request.background = background;
         if self.keeps.load(Ordering::Acquire) {
             request.covers = self.kept.lock().last();
         }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod fake;
+
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Server {
     child: Child,
+    /// Of a server that puts itself into the background.
+    daemon: Option<libc::pid_t>,
 }
 
 impl Server {
@@ -35,12 +39,30 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{program} cannot be started: {error}"));
-        let mut server = Self { child };
+        let mut server = Self { child, daemon: None };
         wait_for(&format!("{program} to listen"), || {
             assert_eq!(server.child.try_wait().unwrap(), None, "{program} {arguments:?} ended");
             ready()
         });
         server
+    }
+
+    /// Starts a `program` that goes to the background and writes its pid to `pid_file`.
+    pub fn start_daemon(
+        program: &str,
+        arguments: &[&str],
+        pid_file: &Path,
+        ready: impl Fn() -> bool,
+    ) -> Self {
+        let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).spawn().unwrap();
+        assert!(child.wait().unwrap().success(), "{program} {arguments:?}");
+        let mut pid = None;
+        wait_for(&format!("{program} to listen"), || {
+            let text = std::fs::read_to_string(pid_file).unwrap_or_default();
+            pid = text.trim().parse().ok();
+            pid.is_some() && ready()
+        });
+        Self { child, daemon: pid }
     }
 
     /// `nbdkit` with these arguments on a Unix socket.
@@ -65,6 +87,10 @@ impl Server {
     }
 
     fn end(&mut self) {
+        if let Some(pid) = self.daemon.take() {
+            // SAFETY: no memory is passed; the server wrote this pid and runs until now.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -126,7 +152,7 @@ pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new(ClientId(7), [9; 16]);
     options.rules = Rules::from_test_environment();
     options.probe_every = Duration::from_millis(30);
-    options.target_quiesce = Duration::from_millis(600);
+    options.target_quiesce = Duration::from_millis(2000);
     options
 }
 
@@ -140,31 +166,35 @@ pub fn unix(socket: &Path, export: &str) -> String {
 
 pub fn start_write(lun: &dyn Lun, offset: u64, data: Buffer, fua: bool) -> Receiver<Outcome> {
     let (sender, receiver) = mpsc::channel();
-    lun.write(offset, data.share(), fua, Box::new(move |outcome| drop(sender.send(outcome))));
+    lun.write(offset, data.share(), fua, Box::new(move |outcome| sender.send(outcome).unwrap_or_default()));
     receiver
 }
 
 pub fn start_read(lun: &dyn Lun, offset: u64, buffer: Buffer) -> Receiver<(Outcome, Buffer)> {
     let (sender, receiver) = mpsc::channel();
-    lun.read(offset, buffer, Box::new(move |outcome, buffer| drop(sender.send((outcome, buffer)))));
+    lun.read(
+        offset,
+        buffer,
+        Box::new(move |outcome, buffer| sender.send((outcome, buffer)).unwrap_or_default()),
+    );
     receiver
 }
 
 pub fn start_flush(lun: &dyn Lun) -> Receiver<Outcome> {
     let (sender, receiver) = mpsc::channel();
-    lun.flush(Box::new(move |outcome| drop(sender.send(outcome))));
+    lun.flush(Box::new(move |outcome| sender.send(outcome).unwrap_or_default()));
     receiver
 }
 
 pub fn start_zero(lun: &dyn Lun, range: std::ops::Range<u64>) -> Receiver<Outcome> {
     let (sender, receiver) = mpsc::channel();
-    lun.zero(range, Box::new(move |outcome| drop(sender.send(outcome))));
+    lun.zero(range, Box::new(move |outcome| sender.send(outcome).unwrap_or_default()));
     receiver
 }
 
 pub fn start_trim(lun: &dyn Lun, range: std::ops::Range<u64>) -> Receiver<Outcome> {
     let (sender, receiver) = mpsc::channel();
-    lun.trim(range, Box::new(move |outcome| drop(sender.send(outcome))));
+    lun.trim(range, Box::new(move |outcome| sender.send(outcome).unwrap_or_default()));
     receiver
 }
 
