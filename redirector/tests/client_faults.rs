@@ -1,5 +1,7 @@
 //! The NBD client when a real server is killed, stopped, or hidden behind TLS.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod client_harness;
 
 use std::net::TcpStream;
