@@ -1,6 +1,6 @@
-//! How fast a LUN is by itself: `lun_rate URI [SECONDS] [DEPTH]`.
+//! How fast a LUN is by itself: `lun_rate URI [SECONDS] [DEPTH] [THREADS]`.
 //!
-//! Drives the LUN at a fixed depth from four threads: 4 KiB random reads and writes, then 1 MiB sequential ones at
+//! Drives the LUN at a fixed depth from a few threads (four): 4 KiB random reads and writes, then 1 MiB sequential ones at
 //! depth 4. Compare with fio on the same server:
 //!
 //!     nbdkit -f -U /tmp/s memory 1G
@@ -22,8 +22,6 @@ use redirector::buffer::Pool;
 use redirector::lun::{Lun, Outcome};
 use redirector::open::{OpenOptions, open};
 
-const THREADS: usize = 4;
-
 struct Load {
     name: &'static str,
     write: bool,
@@ -38,7 +36,7 @@ fn drive(lun: &dyn Lun, load: &Load, depth: usize, seed: u64, stop: &AtomicBool,
     let (sender, receiver) = mpsc::channel();
     let mut random = SmallRng::seed_from_u64(seed);
     let places = lun.geometry().size / load.len as u64;
-    let mut next = seed * places / THREADS as u64;
+    let mut next = seed * 1_000_003 % places;
     let data = pool.take_zeroed(load.len).share();
     let mut flying = 0;
     let mut good = true;
@@ -66,9 +64,10 @@ fn drive(lun: &dyn Lun, load: &Load, depth: usize, seed: u64, stop: &AtomicBool,
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let uri = arguments.next().context("usage: lun_rate URI [SECONDS] [DEPTH]")?.parse()?;
+    let uri = arguments.next().context("usage: lun_rate URI [SECONDS] [DEPTH] [THREADS]")?.parse()?;
     let seconds = arguments.next().map_or(Ok(3), |text| text.parse())?;
     let depth: usize = arguments.next().map_or(Ok(32), |text| text.parse())?;
+    let threads_max: usize = arguments.next().map_or(Ok(4), |text| text.parse())?;
     let lun = open(&uri, &OpenOptions::new(ClientId(1), [1; 16]))?;
     println!("{}", lun.describe());
     let load = |name, write, len, random, depth| Load { name, write, len, random, depth };
@@ -80,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     ] {
         let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
         let start = Instant::now();
-        let threads = THREADS.min(load.depth);
+        let threads = threads_max.clamp(1, load.depth);
         let good = std::thread::scope(|scope| {
             let drivers: Vec<_> = (0..threads as u64)
                 .map(|seed| {
@@ -98,7 +97,7 @@ fn main() -> anyhow::Result<()> {
             "{:24} depth {:3}: {rate:8}/s, {:6} MiB/s",
             load.name,
             load.depth,
-            rate * load.len as u128 >> 20
+            (rate * load.len as u128) >> 20
         );
     }
     Ok(())

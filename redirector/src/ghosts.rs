@@ -75,6 +75,12 @@ impl GhostTable {
         self.ghosts.len() < before
     }
 
+    /// Whether there is one such.
+    #[must_use]
+    pub fn any(&self, such: impl FnMut(&Ghost) -> bool) -> bool {
+        self.ghosts.iter().any(such)
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,5 +1,7 @@
 //! The NBD client against other people's servers.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod client_harness;
 
 use std::io::{Read, Seek, SeekFrom, Write};

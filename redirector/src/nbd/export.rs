@@ -179,11 +179,11 @@ impl Way for Export {
     }
 
     fn prove_ended(&self, earlier: ClientId) -> Proof {
-        let ended = self.introduce().and_then(|mut negotiation| {
+        let ended = self.introduce().map(|mut negotiation| {
             if negotiation.instance().is_none() {
-                return Ok(Proof::Unprovable);
+                return Proof::Unprovable;
             }
-            Ok(match negotiation.end(earlier) {
+            match negotiation.end(earlier) {
                 Ok((wire::end_state::ENDED, peer)) => {
                     Proof::Ended(format!("the target refuses client {earlier} for good and has drained it {peer}"))
                 }
@@ -192,7 +192,7 @@ impl Way for Export {
                     tracing::warn!(lun = %self.uri, %earlier, %error, "the target could not end an earlier client");
                     Proof::Unprovable
                 }
-            })
+            }
         });
         ended.unwrap_or_else(|error| {
             tracing::warn!(lun = %self.uri, %earlier, %error, "the target could not be asked about an earlier client");

@@ -16,8 +16,6 @@ pub mod request;
 mod set;
 pub mod state;
 mod supervisor;
-#[cfg(test)]
-mod tests;
 mod traffic;
 pub mod way;
 

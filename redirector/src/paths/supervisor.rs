@@ -14,7 +14,7 @@ use crate::open::OpenError;
 use crate::paths::kept::Change;
 use crate::paths::request::{Command, Request};
 use crate::paths::state::Condition;
-use crate::paths::traffic::{LinkEvents, Live, Traffic, given_up_at};
+use crate::paths::traffic::{LinkEvents, Live, REPLAYED, Traffic, given_up_at};
 use crate::paths::way::{self, Abilities, Drained, Events, Link, Purpose};
 
 /// The longest rest of the supervisor.
@@ -105,6 +105,9 @@ impl Traffic {
             self.calm.store(trouble.ghosts.is_empty(), Ordering::Release);
             std::mem::take(&mut trouble.waiting)
         };
+        if !free.is_empty() {
+            self.room.notify_all();
+        }
         free.into_iter().for_each(|request| self.dispatch(request));
     }
 
@@ -200,6 +203,7 @@ impl Traffic {
         let events = Arc::new(LinkEvents::new(Arc::clone(self), generation));
         let link = self.way.connect(purpose, Arc::<LinkEvents>::clone(&events) as Arc<dyn Events>)?;
         events.leads_to(link.abilities().instance);
+        self.apply_drain(&*link);
         let usable = self.check(&*link).and_then(|()| self.replay(&*link, &events));
         if let Err(error) = usable {
             link.close("the link cannot be used");
@@ -213,13 +217,7 @@ impl Traffic {
                 let source = std::io::ErrorKind::ConnectionReset.into();
                 return Err(OpenError::Unreachable { lun: self.way.name(), source });
             }
-            let instance = link.abilities().instance;
-            match (link.drained(), instance) {
-                (Drained::ThisInstance, Some(instance)) => trouble.ghosts.drained(instance),
-                (Drained::EveryInstance, Some(_)) => trouble.ghosts.drained_everywhere(),
-                _ => false,
-            };
-            trouble.instance = instance;
+            trouble.instance = link.abilities().instance;
             trouble.warned = None;
             self.keeps.store(self.keeps_for(link.abilities()), Ordering::Release);
             trouble.state.recovered(self.clock.boot());
@@ -236,6 +234,16 @@ impl Traffic {
         failed.into_iter().for_each(|request| request.finish(Outcome::Failed(libc::EIO)));
         pending.into_iter().for_each(|request| self.dispatch(request));
         Ok(())
+    }
+
+    /// P4: the target's proof kills ghosts.
+    fn apply_drain(&self, link: &dyn Link) {
+        let mut trouble = self.trouble.lock();
+        match (link.drained(), link.abilities().instance) {
+            (Drained::ThisInstance, Some(instance)) => trouble.ghosts.drained(instance),
+            (Drained::EveryInstance, Some(_)) => trouble.ghosts.drained_everywhere(),
+            _ => false,
+        };
     }
 
     /// P9: if something was lost, the flushes that wait are told, or else the next one.
@@ -259,9 +267,19 @@ impl Traffic {
 
     /// P9: a target that was restarted gets again what it may have lost.
     fn replay(&self, link: &dyn Link, events: &LinkEvents) -> Result<(), OpenError> {
-        let earlier = self.trouble.lock().instance;
+        let (earlier, half_replayed) = {
+            let trouble = self.trouble.lock();
+            (trouble.instance, trouble.ghosts.any(|ghost| ghost.token & REPLAYED != 0))
+        };
         if !self.keeps.load(Ordering::Acquire) || earlier.is_none() || earlier == link.abilities().instance {
             return Ok(());
+        }
+        if half_replayed {
+            // A late copy of an older change could undo a newer one that is replayed now.
+            let why =
+                "an earlier replay was cut off, and copies of it may still land; waiting until they are dead";
+            let source = std::io::Error::other(why);
+            return Err(OpenError::Unreachable { lun: self.way.name(), source });
         }
         let batches = {
             let mut kept = self.kept.lock();

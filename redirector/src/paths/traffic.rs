@@ -18,8 +18,11 @@ use crate::paths::request::{Command, Request};
 use crate::paths::state::{Condition, PathState};
 use crate::paths::way::{self, Abilities, Events, Instance, Link, Way};
 
-/// Held requests at which submission waits.
+/// Held requests at which submission waits; as many may wait for ghosts.
 const HELD_MAX: usize = 4096;
+
+/// Set in the tokens of replayed changes.
+pub(super) const REPLAYED: u64 = 1 << 63;
 
 /// The link in use.
 #[derive(Debug)]
@@ -106,14 +109,26 @@ impl Traffic {
                 Route::Refused(request) => return request.give_up(),
                 Route::Link(live, routed) => match live.link.submit(routed) {
                     Ok(()) => return,
-                    Err(back) => {
-                        // The link is broken, and its own report is still on the way.
-                        self.take_down(&mut self.trouble.lock(), live.generation, "the connection is closed");
-                        request = *back;
-                    }
+                    Err(back) => match self.hold_for(live.generation, *back) {
+                        Some(back) => request = back,
+                        None => return self.wake(),
+                    },
                 },
             }
         }
+    }
+
+    /// Holds a request that the broken link `generation` did not take. It comes back if that link has been replaced.
+    ///
+    /// The path is taken down by the link's own report only, together with the ghosts that the report makes: a new link
+    /// must not be in use before these are known.
+    fn hold_for(&self, generation: u64, request: Request) -> Option<Request> {
+        let mut trouble = self.trouble.lock();
+        if trouble.generation != generation || !self.rules.keeps(Rule::P2) {
+            return Some(request);
+        }
+        trouble.held.push_back(request);
+        None
     }
 
     fn wake(&self) {
@@ -134,8 +149,12 @@ impl Traffic {
                 if !waits {
                     return Route::Link(live, request);
                 }
-                trouble.waiting.push(request);
-                return Route::Stays;
+                if trouble.waiting.len() < HELD_MAX || way::completing() {
+                    trouble.waiting.push(request);
+                    return Route::Stays;
+                }
+                self.room.wait(&mut trouble);
+                continue;
             }
             // P2: while no path works, I/O is held.
             if !self.rules.keeps(Rule::P2) {
@@ -160,7 +179,7 @@ impl Traffic {
     }
 
     /// Remembers that copies of these requests may still land, and names them.
-    fn haunt(&self, trouble: &mut Trouble, sent: &mut [Request], instance: Option<Instance>) {
+    fn haunt(&self, trouble: &mut Trouble, sent: &mut [Request], instance: Option<Instance>, trial: bool) {
         let dead_at = self.clock.boot().after(self.target_quiesce);
         for request in sent {
             // P6: trims and zeroes count like writes.
@@ -168,7 +187,7 @@ impl Traffic {
             let Some(range) = request.changes().filter(|_| counts) else { continue };
             if request.token == 0 {
                 trouble.last_token += 1;
-                request.token = trouble.last_token;
+                request.token = trouble.last_token | if trial { REPLAYED } else { 0 };
             }
             trouble.ghosts.add(Ghost { token: request.token, range, dead_at, instance });
         }
@@ -300,8 +319,8 @@ impl Events for LinkEvents {
         let given_up = {
             let mut trouble = traffic.trouble.lock();
             self.broken.store(true, Ordering::Release);
-            traffic.haunt(&mut trouble, &mut sent, *self.instance.lock());
             let trial = self.trial.load(Ordering::Acquire);
+            traffic.haunt(&mut trouble, &mut sent, *self.instance.lock(), trial);
             if !trial && !traffic.stopped.load(Ordering::Acquire) {
                 traffic.take_down(&mut trouble, self.generation, why);
             }
