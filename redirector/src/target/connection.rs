@@ -2,8 +2,9 @@
 //!
 //! The connection's thread takes many small requests from the socket at a time, executes those that need no waiting by
 //! itself, and sends the answers together when it has nothing more to read: a queue of 32 small requests costs one
-//! receive, 32 reads or writes of the page cache, and one send. The rest goes to the workers, which answer by
-//! themselves.
+//! receive, 32 reads or writes of the page cache, and one send. Writes go to the page cache as they arrive, whatever
+//! their length. The rest (long reads, flushes, zeroes, trims, durable writes to a disk that takes its time) goes to the
+//! workers, which answer by themselves.
 
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use crate::nbd::wire::cmd_flag;
 
 /// Reads and writes up to this many bytes are executed by the connection's own thread.
 const SHORT: usize = 64 << 10;
+/// A longer write is executed in pieces of at least this size, in bytes, as they arrive: what was just received is then
+/// written while it is in the processor's cache, which costs a third less than to receive all of it first.
+const PIECE: usize = 64 << 10;
 /// Answers are sent when they have become so long, in bytes.
 const BATCH: usize = 128 << 10;
 
@@ -177,6 +181,17 @@ impl Exchange {
     }
 }
 
+/// How much of a write to execute at once when `ready` of the `left` bytes from `offset` are there: whole pages, but at
+/// its end.
+fn piece_of(offset: u64, ready: usize, left: usize) -> usize {
+    const PAGE: u64 = 4096;
+    if ready == left {
+        return ready;
+    }
+    let over = usize::try_from((offset + ready as u64) % PAGE).unwrap_or(0);
+    if over < ready { ready - over } else { ready }
+}
+
 fn u32_of(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
@@ -236,9 +251,7 @@ impl Connection {
         }
         match request.kind {
             Kind::Read if request.data_len() <= SHORT => self.read_now(request),
-            Kind::Write if request.data_len() <= SHORT && !self.waits_for_disk(&request) => {
-                self.write_now(&request)
-            }
+            Kind::Write if !self.waits_for_disk(&request) => self.write_now(&request),
             Kind::Flush if self.exchange.disk.flushes_quickly() => {
                 let errno = self.exchange.perform(&request, &mut []);
                 reply::simple(&mut self.out, request.cookie, errno);
@@ -282,26 +295,36 @@ impl Connection {
         }
     }
 
-    /// Writes straight from the bytes received.
+    /// Writes straight from the bytes received, piece by piece. A write whose client goes away in the middle of it may
+    /// be executed in part, as any write that was not answered.
     fn write_now(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let exchange = Arc::clone(&self.exchange);
-        let length = request.data_len();
-        if self.inbox.len() < length {
-            self.send()?;
-            if !self.inbox.need(&exchange.channel, length)? {
-                return Err(ConnectionError::Truncated);
+        let fua = request.has(cmd_flag::FUA);
+        let (mut offset, mut errno) = (request.range.start, 0);
+        while offset < request.range.end {
+            let left = usize::try_from(request.range.end - offset).unwrap_or(usize::MAX);
+            let wanted = left.min(PIECE);
+            if self.inbox.len() < wanted {
+                self.send()?;
+                if !self.inbox.need(&exchange.channel, wanted)? {
+                    return Err(ConnectionError::Truncated);
+                }
             }
-        }
-        if exchange.link().executes() {
-            let data = &self.inbox.bytes()[..length];
-            let fua = request.has(cmd_flag::FUA);
-            let errno = exchange.disk.write(data, request.range.start, fua).err().unwrap_or(0);
-            if errno != 0 {
-                tracing::warn!(?request, errno, "the disk refused a request");
+            let piece = piece_of(offset, left.min(self.inbox.len()), left);
+            // Dropped, then: no answer must say that it was executed.
+            if !exchange.link().executes() {
+                return Ok(());
             }
-            reply::simple(&mut self.out, request.cookie, errno);
+            if errno == 0 {
+                errno = exchange.disk.write(&self.inbox.bytes()[..piece], offset, fua).err().unwrap_or(0);
+            }
+            self.inbox.used(piece);
+            offset += piece as u64;
         }
-        self.inbox.used(length);
+        if errno != 0 {
+            tracing::warn!(?request, errno, "the disk refused a request");
+        }
+        reply::simple(&mut self.out, request.cookie, errno);
         Ok(())
     }
 
@@ -361,5 +384,18 @@ impl Connection {
         let held = std::thread::Builder::new().name("target-held".into());
         held.spawn(move || exchange.execute_held(&hold, is_ghost, job))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_end_at_pages() {
+        assert_eq!(piece_of(0, 70_000, 100_000), 69_632);
+        assert_eq!(piece_of(100, 70_000, 100_000), 69_632 - 100);
+        assert_eq!(piece_of(100, 3000, 100_000), 3000, "less than a page is better than nothing");
+        assert_eq!(piece_of(100, 70_000, 70_000), 70_000);
     }
 }

@@ -1,5 +1,5 @@
-//! The threads behind a connection that execute what would keep its own thread too long: flushes, trims, zeroes, reads
-//! that wait for a disk, and long transfers.
+//! The threads behind a connection that execute what would keep its own thread too long: flushes, trims, zeroes, durable
+//! writes, reads that wait for a disk, and long reads.
 //!
 //! They are started as they are needed, belong to one connection, and end with it: a client that does not take its
 //! answers blocks nobody else's.

@@ -73,7 +73,7 @@ fn arbitrary_bytes_close_the_connection_and_harm_nobody_else() {
 }
 
 #[test]
-fn a_client_that_stops_in_the_middle_of_a_write_changes_nothing() {
+fn a_piece_of_a_write_that_never_came_whole_is_not_executed() {
     let lab = Lab::new();
     for length in [4096u32, 1 << 20] {
         let mut peer = lab.peer();

@@ -15,6 +15,9 @@ pub struct Peer {
     pub stream: UnixStream,
 }
 
+/// The replies to an option before its ACK: type and payload.
+pub type Replies = Vec<(u32, Vec<u8>)>;
+
 /// A request's fate: the protocol's error number (zero is none), or a lost connection.
 pub type Answer = io::Result<u32>;
 
@@ -39,7 +42,7 @@ impl Peer {
     }
 
     /// Sends an option; returns the replies before the ACK, or the error's type and text.
-    pub fn option(&mut self, option: u32, payload: &[u8]) -> Result<Vec<(u32, Vec<u8>)>, (u32, String)> {
+    pub fn option(&mut self, option: u32, payload: &[u8]) -> Result<Replies, (u32, String)> {
         self.send_option(option, payload);
         let mut replies = Vec::new();
         loop {
@@ -81,7 +84,7 @@ impl Peer {
         Ok((reply, String::from_utf8(text.to_vec()).unwrap()))
     }
 
-    pub fn go(&mut self) -> Result<Vec<(u32, Vec<u8>)>, (u32, String)> {
+    pub fn go(&mut self) -> Result<Replies, (u32, String)> {
         self.option(opt::GO, b"\0\0\0\x03vms\0\0")
     }
 
