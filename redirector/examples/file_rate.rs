@@ -49,9 +49,11 @@ fn lun_rate(path: &Path, work: &Workload, time: Duration) -> Result<f64, Box<dyn
         let place = if work.random { random.random_range(0..places) } else { count % places };
         let (offset, sender) = (place * work.len as u64, sender.clone());
         if work.writes {
-            let answer =
-                move |outcome: Outcome| sender.send((outcome != Outcome::Done).then(|| unreachable!()));
-            lun.write(offset, data.clone(), false, Box::new(move |outcome| drop(answer(outcome))));
+            let answer = move |outcome| {
+                assert_eq!(outcome, Outcome::Done);
+                drop(sender.send(None));
+            };
+            lun.write(offset, data.clone(), false, Box::new(answer));
         } else {
             let buffer = buffer.unwrap_or_else(|| pool.take(work.len));
             let answer = move |outcome, buffer| {
