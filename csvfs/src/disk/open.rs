@@ -486,9 +486,7 @@ impl Opening {
             // What earlier areas and copies left is fresh again when nothing sent to it can be under way.
             let due = self.begun.after(self.quiesce);
             tracing::info!("waiting until writes of earlier writers cannot be under way any more");
-            while self.around.clock.boot() < due {
-                self.around.clock.sleep(Duration::from_millis(20));
-            }
+            self.around.clock.sleep(due.since(self.around.clock.boot()));
             let left = map.area(from.other()).map(|(_, chunk)| chunk);
             free.extend(map.spent().into_iter().chain(left));
             free.extend(map.spare());

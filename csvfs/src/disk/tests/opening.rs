@@ -124,22 +124,17 @@ fn v1_a_writer_that_was_away_is_fenced_when_it_comes_back() {
     assert_eq!(keys(&open_as(&lun.wire(), 3, &clock).unwrap().database), [0, 2]);
 }
 
-/// With a heart that beats every 100 ms of real time.
-fn quick(options: OpenOptions) -> OpenOptions {
-    OpenOptions { window: Some(Duration::from_millis(400)), ..options }
-}
-
 #[test]
 fn v1_of_two_racing_openers_at_most_one_wins() {
     // The second opener runs as a whole before each single request of the first.
     let base = BenchLun::new(64 * MIB);
     let clock = BenchClock::new();
     make(&base, &clock).unwrap();
-    let image = base.bytes();
+    let image = base.image();
     for same_block in [false, true] {
         let (mut request, mut both_tried) = (1, 0);
         loop {
-            let (lun, clock) = (BenchLun::from_bytes(image.clone()), BenchClock::new());
+            let (lun, clock) = (BenchLun::from_image(image.clone()), BenchClock::new());
             let second: Arc<Mutex<Option<OpenVolume>>> = Arc::default();
             // Whoever has it goes on beating, also while the other one waits.
             let beating = Arc::clone(&second);
