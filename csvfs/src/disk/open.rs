@@ -494,9 +494,7 @@ impl Opening {
             // What earlier areas and copies left is fresh again when nothing sent to it can be under way.
             let due = self.begun.after(self.quiesce);
             tracing::info!("waiting until writes of earlier writers cannot be under way any more");
-            while self.around.clock.boot() < due {
-                self.around.clock.sleep(Duration::from_millis(20));
-            }
+            self.around.clock.sleep(due.since(self.around.clock.boot()));
             let left = map.area(from.other()).map(|(_, chunk)| chunk);
             free.extend(map.spent().into_iter().chain(left));
             free.extend(map.spare());
@@ -564,7 +562,7 @@ impl Opening {
                 tracing::warn!(%error, "the chunks of an earlier area could not be made reserve");
                 return;
             }
-            close_dead(&around, &dead);
+            close_dead(&around, &area, &dead);
         };
         let builder = std::thread::Builder::new().name("csvfs-settle".to_owned());
         builder.spawn(work).map_err(OpenError::Thread)
@@ -572,13 +570,13 @@ impl Opening {
 }
 
 /// Closes claims that have not moved since they were watched.
-fn close_dead(around: &Surroundings, dead: &[(usize, Claim)]) {
+fn close_dead(around: &Surroundings, area: &Area, dead: &[(usize, Claim)]) {
     if dead.is_empty() {
         return;
     }
     let Ok(claims) = read_claims(around.lun.as_ref(), &around.pool, &around.label) else { return };
     for (block, claim) in open_claims(&claims) {
-        if !dead.iter().any(|(at, seen)| *at == block && seen == claim) || around.await_lease().is_err() {
+        if !dead.iter().any(|(at, seen)| *at == block && seen == claim) || area.await_lease().is_err() {
             continue;
         }
         let closed = Claim { state: ClaimState::Closed, ..claim.clone() };

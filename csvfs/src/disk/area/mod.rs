@@ -161,12 +161,20 @@ pub(super) struct Surroundings {
 impl Surroundings {
     /// Waits until the lease holds (L3); an ended one never does again.
     pub(super) fn await_lease(&self) -> Result<(), AreaError> {
+        self.await_lease_unless(|| None)
+    }
+
+    /// Waits until the lease holds, or until there is a reason not to wait any more.
+    fn await_lease_unless(&self, given_up: impl Fn() -> Option<AreaError>) -> Result<(), AreaError> {
         loop {
             if !self.rules.keeps(Rule::L3) || self.lease.holds(self.clock.as_ref()) {
                 return Ok(());
             }
             if self.lease.deadline().0 == 0 {
                 return Err(AreaError::LeaseEnded);
+            }
+            if let Some(reason) = given_up() {
+                return Err(reason);
             }
             self.clock.sleep(LEASE_POLL);
         }
@@ -242,6 +250,11 @@ impl Area {
     #[must_use]
     pub fn occupied(&self) -> u64 {
         self.state.lock().map.area(self.side).count() as u64 * self.around.label.chunk_size
+    }
+
+    /// Waits until the lease holds, unless the area has ended (L3).
+    pub(super) fn await_lease(&self) -> Result<(), AreaError> {
+        self.around.await_lease_unless(|| self.broken())
     }
 
     /// Remembers that `error` has ended the area, unless another one had before; that one is returned then.

@@ -119,7 +119,7 @@ impl Area {
             for (place, page) in buffer.chunks_exact_mut(PAGE).zip(&request.pages) {
                 place.copy_from_slice(&page[..]);
             }
-            self.around.await_lease()?;
+            self.await_lease()?;
             batch.write(self.around.lun.as_ref(), request.lun, buffer.share(), fua);
         }
         Ok(())
@@ -131,7 +131,7 @@ impl Area {
         for part in encoded.chunks(request) {
             let mut buffer = self.around.pool.take(part.len());
             buffer.copy_from_slice(part);
-            self.around.await_lease()?;
+            self.await_lease()?;
             batch.write(self.around.lun.as_ref(), at, buffer.share(), true);
             at += part.len() as u64;
         }

@@ -16,10 +16,59 @@ pub enum Event {
     Flush,
 }
 
+/// The contents of a LUN: what was never written is zero. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Image {
+    pub size: u64,
+    pages: HashMap<u64, Arc<[u8; PAGE]>>,
+}
+
+const PAGE: usize = 4096;
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Image({} bytes)", self.size)
+    }
+}
+
+impl Image {
+    fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            let at = usize::try_from(offset).unwrap() + done;
+            let part = (PAGE - at % PAGE).min(len - done);
+            done += part;
+            (part > 0).then_some(((at / PAGE) as u64, at % PAGE, done - part..done))
+        })
+    }
+
+    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        assert!(offset + len as u64 <= self.size, "a read beyond the end");
+        let mut out = vec![0; len];
+        for (page, start, place) in Self::parts(offset, len) {
+            if let Some(found) = self.pages.get(&page) {
+                let part = place.len();
+                out[place].copy_from_slice(&found[start..start + part]);
+            }
+        }
+        out
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        assert!(offset + data.len() as u64 <= self.size, "a write beyond the end");
+        for (page, start, place) in Self::parts(offset, data.len()) {
+            let found = self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(found)[start..start + place.len()].copy_from_slice(&data[place]);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Disk {
-    bytes: Vec<u8>,
+    image: Image,
     events: Vec<Event>,
+    /// Whether events are remembered.
+    records: bool,
     late: Vec<(u64, Vec<u8>)>,
     proofs: HashMap<ClientId, Proof>,
     alone: Proof,
@@ -34,12 +83,12 @@ pub struct BenchLun {
 
 impl BenchLun {
     pub fn new(size: u64) -> Self {
-        Self::from_bytes(vec![0; usize::try_from(size).unwrap()])
+        Self::from_image(Image { size, pages: HashMap::new() })
     }
 
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+    pub fn from_image(image: Image) -> Self {
         let geometry = Geometry {
-            size: bytes.len() as u64,
+            size: image.size,
             block_size: 512,
             request_max: 1 << 20,
             trim: true,
@@ -47,8 +96,9 @@ impl BenchLun {
             volatile_cache: true,
         };
         let disk = Disk {
-            bytes,
+            image,
             events: Vec::new(),
+            records: true,
             late: Vec::new(),
             proofs: HashMap::new(),
             alone: Proof::Unprovable,
@@ -60,22 +110,25 @@ impl BenchLun {
         Arc::new(Wire { lun: self.clone(), state: Mutex::new(WireState::default()) })
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
-        self.disk.lock().bytes.clone()
+    pub fn image(&self) -> Image {
+        self.disk.lock().image.clone()
     }
 
     pub fn poke(&self, offset: u64, bytes: &[u8]) {
-        let start = usize::try_from(offset).unwrap();
-        self.disk.lock().bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        self.disk.lock().image.write(offset, bytes);
     }
 
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
-        let start = usize::try_from(offset).unwrap();
-        self.disk.lock().bytes[start..start + len].to_vec()
+        self.disk.lock().image.read(offset, len)
     }
 
     pub fn events(&self) -> Vec<Event> {
         self.disk.lock().events.clone()
+    }
+
+    /// From now on no event is remembered.
+    pub fn record_no_more(&self) {
+        self.disk.lock().records = false;
     }
 
     pub fn forget_events(&self) {
@@ -95,8 +148,7 @@ impl BenchLun {
         let mut disk = self.disk.lock();
         let late = std::mem::take(&mut disk.late);
         for (offset, data) in &late {
-            let start = usize::try_from(*offset).unwrap();
-            disk.bytes[start..start + data.len()].copy_from_slice(data);
+            disk.image.write(*offset, data);
         }
         late.len()
     }
@@ -105,12 +157,12 @@ impl BenchLun {
 /// The image that a power cut leaves after `events` on `start`: what was flushed or written with FUA is there; of the
 /// rest, what `survives` says, torn at 512 bytes where it says so.
 pub fn after_power_cut(
-    start: &[u8],
+    start: &Image,
     events: &[Event],
     mut survives: impl FnMut(usize) -> Survival,
-) -> Vec<u8> {
+) -> Image {
     let flushed = events.iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
-    let mut image = start.to_vec();
+    let mut image = start.clone();
     for (i, event) in events.iter().enumerate() {
         let Event::Write { offset, data, fua } = event else { continue };
         let len = if i < flushed || *fua {
@@ -122,8 +174,7 @@ pub fn after_power_cut(
                 Survival::Lost => 0,
             }
         };
-        let at = usize::try_from(*offset).unwrap();
-        image[at..at + len].copy_from_slice(&data[..len]);
+        image.write(*offset, &data[..len]);
     }
     image
 }
@@ -214,7 +265,11 @@ impl Lun for Wire {
 
     fn write(&self, offset: u64, data: Slice, fua: bool, on_done: OnDone) {
         let cut = self.request();
-        assert!(offset % 512 == 0 && data.len() % 512 == 0, "an unaligned write: {} at {offset}", data.len());
+        assert!(
+            offset.is_multiple_of(512) && data.len().is_multiple_of(512),
+            "an unaligned write: {} at {offset}",
+            data.len()
+        );
         let outcome = {
             let mut state = self.state.lock();
             if let Some(hook) = &mut state.on_write {
@@ -238,9 +293,10 @@ impl Lun for Wire {
             let mut disk = self.lun.disk.lock();
             match outcome {
                 Outcome::Done => {
-                    let start = usize::try_from(offset).unwrap();
-                    disk.bytes[start..start + data.len()].copy_from_slice(&data);
-                    disk.events.push(Event::Write { offset, data: data.to_vec(), fua });
+                    disk.image.write(offset, &data);
+                    if disk.records {
+                        disk.events.push(Event::Write { offset, data: data.to_vec(), fua });
+                    }
                 }
                 Outcome::Unknown => disk.late.push((offset, data.to_vec())),
                 Outcome::Failed(_) => {}

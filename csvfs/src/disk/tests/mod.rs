@@ -2,7 +2,12 @@
 
 mod bench_clock;
 mod bench_lun;
+mod crash;
+mod damage;
+mod formatting;
+mod measure;
 mod opening;
+mod structures;
 
 use std::sync::Arc;
 
@@ -13,7 +18,7 @@ use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use redirector::lun::Lun;
 
 pub(super) use bench_clock::BenchClock;
-pub(super) use bench_lun::{BenchLun, Event, Survival, Wire, after_power_cut};
+pub(super) use bench_lun::{BenchLun, Event, Image, Survival, Wire, after_power_cut};
 
 use super::format::{FormatError, FormatOptions, format};
 use super::label::Label;
@@ -82,4 +87,10 @@ pub(super) fn options(client: u64, clock: &BenchClock) -> OpenOptions {
 pub(super) fn open_as(wire: &Arc<Wire>, client: u64, clock: &BenchClock) -> Result<OpenVolume, OpenError> {
     let lun: Arc<dyn Lun> = wire.clone();
     open(lun, options(client, clock))
+}
+
+/// With a heart that beats every 100 ms of real time.
+pub(super) fn quick(options: OpenOptions) -> OpenOptions {
+    let short = Some(std::time::Duration::from_millis(400));
+    OpenOptions { window: short, quiesce: short, ..options }
 }

@@ -84,6 +84,7 @@ fn a_client_that_the_target_knows_to_be_alive_is_not_robbed() {
     lun.prove(ClientId(1), Proof::Alive("connected from 10.1.1.1".to_owned()));
     let error = open_as(&lun.wire(), 2, &clock).unwrap_err();
     assert!(error.to_string().contains("10.1.1.1"), "{error}");
+    first.hold.beat().unwrap();
     put(&first.database, 1, &[1]);
     first.close().unwrap();
     open_as(&lun.wire(), 3, &clock).unwrap().close().unwrap();
@@ -129,11 +130,11 @@ fn v1_of_two_racing_openers_at_most_one_wins() {
     let base = BenchLun::new(64 * MIB);
     let clock = BenchClock::new();
     make(&base, &clock).unwrap();
-    let image = base.bytes();
+    let image = base.image();
     for same_block in [false, true] {
         let (mut request, mut both_tried) = (1, 0);
         loop {
-            let (lun, clock) = (BenchLun::from_bytes(image.clone()), BenchClock::new());
+            let (lun, clock) = (BenchLun::from_image(image.clone()), BenchClock::new());
             let second: Arc<Mutex<Option<OpenVolume>>> = Arc::default();
             // Whoever has it goes on beating, also while the other one waits.
             let beating = Arc::clone(&second);
@@ -146,10 +147,10 @@ fn v1_of_two_racing_openers_at_most_one_wins() {
             let (slot, other, its_clock) = (Arc::clone(&second), lun.clone(), clock.clone());
             let rival = if same_block { 1 + 64 } else { 2 };
             wire.before(request, move || {
-                let opened = open_as(&other.wire(), rival, &its_clock);
+                let opened = open(other.wire() as Arc<dyn Lun>, quick(options(rival, &its_clock)));
                 *slot.lock() = opened.ok();
             });
-            let first = open_as(&wire, 1, &clock);
+            let first = open(wire.clone() as Arc<dyn Lun>, quick(options(1, &clock)));
             let ran = wire.requests() >= request;
             if let Some(second) = second.lock().as_ref() {
                 let _ = second.hold.beat();
