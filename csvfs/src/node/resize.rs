@@ -115,8 +115,7 @@ impl Core {
         self.put_back(fresh, false).await;
         if from < to || grows.is_some() {
             let to = to.max(from);
-            let operation =
-                Operation::Allocate { file: owned, from, to, how, size: grows, now: self.now() };
+            let operation = Operation::Allocate { file: owned, from, to, how, size: grows, now: self.now() };
             match self.call(operation).await? {
                 Answer::Version(version) => file.version.fetch_max(version, SeqCst),
                 other => return Err(unexpected(&other)),

@@ -1,0 +1,5 @@
+//! The node on the real coordinator and a LUN that holds, fails and loses what tests say.
+
+mod data;
+mod platter;
+mod world;
