@@ -67,9 +67,10 @@ impl Core {
                 return Err(error);
             }
         };
+        // Also when the file grows or stays as it is: blocks may have been allocated beyond the end.
+        let cut = file.layout.write().cut(&(cut..FileBlock(u64::MAX)));
+        self.put_back(cut, false).await;
         if size < old {
-            let cut = file.layout.write().cut(&(cut..FileBlock(u64::MAX)));
-            self.put_back(cut, false).await;
             file.tail_is_zero.store(size.is_multiple_of(BLOCK), SeqCst);
         }
         file.size.store(size, SeqCst);
