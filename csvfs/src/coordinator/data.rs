@@ -267,6 +267,10 @@ impl Change<'_, '_> {
         let start = from.max(FileBlock(mark));
         if how != Allocation::Punch && whole {
             self.room()?;
+            // All that the file has may lie in the range; what is beyond that, is missing for certain.
+            if (to - from).saturating_sub(record.blocks.get()) > self.free_blocks() {
+                return Err(Refusal::NoSpace.into());
+            }
             self.check_space(ino, how, start, to)?;
         }
         let reached =
