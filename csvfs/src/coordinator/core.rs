@@ -1,5 +1,6 @@
 //! What the threads of a coordinator share.
 
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub struct Call {
     pub wanted: bool,
     /// Somebody waits for it.
     pub urgent: bool,
+    /// Who is told what the next whole pass did.
+    pub told: Vec<Sender<Result<u64, Refusal>>>,
     /// It is to end.
     pub stop: bool,
 }
@@ -207,6 +210,20 @@ impl Core {
         call.urgent |= urgent;
         drop(call);
         self.called.notify_all();
+    }
+
+    /// Has the reclaimer do a whole pass, and tells how many blocks it freed. There is one pass at a time: a trim of one
+    /// must not meet blocks that another has made free.
+    pub fn reclaim(&self) -> Result<u64, Refusal> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut call = self.call.lock();
+        if !call.stop {
+            call.told.push(sender);
+            (call.wanted, call.urgent) = (true, true);
+        }
+        drop(call);
+        self.called.notify_all();
+        receiver.recv().map_err(|_| Refusal::Io("the coordinator has stopped".to_owned()))?
     }
 
     /// Has the writer do `work` and waits for the commit.

@@ -107,7 +107,8 @@ impl Change<'_, '_> {
             record.mtime.set(mtime.0);
         }
         if cleared || written.mtime.is_some() || written.size.is_some() {
-            record.ctime.set(now.0);
+            // `now` is when the file was written; its inode may have been changed since.
+            record.ctime.set(record.ctime.get().max(now.0));
         }
         self.put(ino, &record)?;
         Ok(Answer::Version(record.version.get()))
@@ -267,6 +268,10 @@ impl Change<'_, '_> {
         let start = from.max(FileBlock(mark));
         if how != Allocation::Punch && whole {
             self.room()?;
+            // All that the file has may lie in the range; what is beyond that, is missing for certain.
+            if (to - from).saturating_sub(record.blocks.get()) > self.free_blocks() {
+                return Err(Refusal::NoSpace.into());
+            }
             self.check_space(ino, how, start, to)?;
         }
         let reached =
@@ -381,6 +386,9 @@ impl Change<'_, '_> {
         }
         let there = |file: FileBlock| to + (file - from);
         self.unmap(target, &mut record, &old, to + mark, there(end))?;
+        // In one file that may have cut the very extents that are to be shared.
+        let extents =
+            if source == target { self.extents(source, start, end, STEP_EXTENTS + 1)? } else { extents };
         for extent in extents.iter().filter(|extent| extent.state == ExtentState::Written) {
             let shared = part(extent, start, end);
             if extent.file >= end || shared.len == 0 {

@@ -7,7 +7,7 @@
 //! A failure of the store ends all changing: what is not committed is never acknowledged, and what follows is refused
 //! with the cause.
 
-mod acl;
+pub mod acl;
 mod apply;
 mod attributes;
 mod change;
@@ -108,14 +108,18 @@ impl Coordinator {
     /// Makes free now what can be: trims are awaited. Tells how many blocks.
     pub fn reclaim(&self) -> Result<u64, Refusal> {
         self.core.may_change()?;
-        Ok(reclaim::pass(&self.core)?.freed)
+        self.core.reclaim()
     }
 
     /// Takes no more changes, finishes those that wait, and ends the threads. Whoever waits for space is told that the
     /// coordinator has closed.
     pub fn stop(&self) {
         self.core.queue.stop();
-        self.core.call.lock().stop = true;
+        {
+            let mut call = self.core.call.lock();
+            call.stop = true;
+            call.told.clear();
+        }
         self.core.called.notify_all();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             if thread.thread().id() != std::thread::current().id() {

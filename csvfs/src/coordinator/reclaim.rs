@@ -5,7 +5,7 @@
 //! until the ghost is dead. Inodes that have neither name nor opener lose their extents step by step.
 
 use std::ops::Range;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use lockd::rules::Rule;
@@ -28,63 +28,80 @@ const GHOST_LOOK: Duration = Duration::from_millis(500);
 /// Runs passes until the coordinator stops.
 pub fn serve(core: &Core) {
     let mut quarantined = false;
-    loop {
-        let urgent = {
-            let mut call = core.call.lock();
-            while !call.wanted && !call.stop {
-                if quarantined {
-                    core.called.wait_for(&mut call, GHOST_LOOK);
-                    break;
-                }
-                core.called.wait(&mut call);
-            }
-            if call.stop {
-                return;
-            }
-            // Frees come in series; a pass for each would double the commits.
-            if !call.urgent {
-                core.called.wait_for(&mut call, REST);
-            }
-            call.wanted = false;
-            std::mem::take(&mut call.urgent)
-        };
-        match pass(core) {
+    while let Some(told) = wait(core, quarantined) {
+        let result = pass(core);
+        let progress = match &result {
             Ok(passed) => {
                 quarantined = passed.quarantined;
                 if let Some(left) = passed.unsettled {
-                    let mut call = core.call.lock();
-                    if !call.stop {
-                        core.called.wait_for(&mut call, left);
-                    }
-                    call.wanted = true;
-                    call.urgent |= urgent;
-                } else if core.run(Internal::Passed { progress: passed.freed > 0 }).is_err() {
-                    return;
+                    again_after(core, left, told);
+                    continue;
                 }
+                passed.freed > 0
             }
             Err(refusal) => {
                 tracing::warn!(%refusal, "freed blocks stay held back");
-                if core.run(Internal::Passed { progress: false }).is_err() {
-                    return;
-                }
+                false
             }
+        };
+        let passed = core.run(Internal::Passed { progress });
+        for sender in told {
+            let _ = sender.send(result.as_ref().map(|passed| passed.freed).map_err(Clone::clone));
+        }
+        if passed.is_err() {
+            break;
         }
     }
+    // Nobody is to wait for a pass that will not be.
+    let mut call = core.call.lock();
+    call.stop = true;
+    call.told.clear();
+}
+
+/// Waits until a pass is wanted. Returns who wants to hear of it, or nothing when the coordinator stops.
+fn wait(core: &Core, quarantined: bool) -> Option<Vec<Sender<Result<u64, Refusal>>>> {
+    let mut call = core.call.lock();
+    while !call.wanted && !call.stop {
+        if quarantined {
+            core.called.wait_for(&mut call, GHOST_LOOK);
+            break;
+        }
+        core.called.wait(&mut call);
+    }
+    // Frees come in series; a pass for each would double the commits.
+    if !call.urgent && !call.stop {
+        core.called.wait_for(&mut call, REST);
+    }
+    if call.stop {
+        return None;
+    }
+    (call.wanted, call.urgent) = (false, false);
+    Some(std::mem::take(&mut call.told))
+}
+
+/// Lets the next pass come when writes of earlier incarnations cannot land any more.
+fn again_after(core: &Core, left: Duration, told: Vec<Sender<Result<u64, Refusal>>>) {
+    let mut call = core.call.lock();
+    call.told.extend(told);
+    if !call.stop {
+        core.called.wait_for(&mut call, left);
+    }
+    (call.wanted, call.urgent) = (true, true);
 }
 
 /// What a pass did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Passed {
+struct Passed {
     /// Blocks made free.
-    pub freed: u64,
+    freed: u64,
     /// Whether blocks stay in quarantine.
-    pub quarantined: bool,
+    quarantined: bool,
     /// Writes of earlier incarnations may land for so long; nothing was freed.
-    pub unsettled: Option<Duration>,
+    unsettled: Option<Duration>,
 }
 
 /// One pass over all that is to be reclaimed.
-pub fn pass(core: &Core) -> Result<Passed, Refusal> {
+fn pass(core: &Core) -> Result<Passed, Refusal> {
     let mut next = Some(0);
     while let Some(from) = next {
         next = core.run(Internal::Reclaim(from))?;

@@ -30,9 +30,8 @@ impl Background {
     pub(super) fn start(core: &Arc<Core>) -> std::io::Result<Self> {
         let signal = Arc::new(Signal::default());
         let (ends, core) = (Arc::clone(&signal), Arc::downgrade(core));
-        let thread = std::thread::Builder::new()
-            .name("csvfs-node".to_owned())
-            .spawn(move || rounds(&ends, &core))?;
+        let thread =
+            std::thread::Builder::new().name("csvfs-node".to_owned()).spawn(move || rounds(&ends, &core))?;
         Ok(Self { signal, thread: Some(thread) })
     }
 }

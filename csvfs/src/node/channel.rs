@@ -3,21 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use lockd::ids::{ClientId, Epoch, Sequence, SessionId, SlotId};
+use lockd::ids::{ClientId, Epoch, SessionId};
 use lockd::network::{Carrier, CarrierError};
+use lockd::slots::{SlotAllocator, SlotUse};
 use parking_lot::Mutex;
 
-use super::task::{Receiver, Sender, promise};
+use super::task::{Sender, promise};
 use crate::proto::{Answer, Head, Operation, Reply, Request, codec};
 use crate::refusal::Refusal;
 
 /// How many changes may wait for a free slot: more than a front end has requests in flight.
 const QUEUE_MAX: usize = 65_536;
-
-struct Slots {
-    free: Vec<(SlotId, Sequence)>,
-    waiting: VecDeque<Sender<(SlotId, Sequence)>>,
-}
 
 /// See the module.
 pub(super) struct Channel {
@@ -25,7 +21,9 @@ pub(super) struct Channel {
     session: SessionId,
     client: ClientId,
     coordinator: Epoch,
-    slots: Mutex<Slots>,
+    slots: Arc<SlotAllocator>,
+    /// Who waits for a free slot.
+    waiting: Mutex<VecDeque<Sender<SlotUse>>>,
 }
 
 fn closed(reason: &str) -> Refusal {
@@ -38,26 +36,25 @@ impl Channel {
         session: SessionId,
         client: ClientId,
         coordinator: Epoch,
-        slots: u32,
     ) -> Self {
-        let free = (0..slots.max(1)).rev().map(|slot| (SlotId(slot), Sequence(1))).collect();
-        let slots = Mutex::new(Slots { free, waiting: VecDeque::new() });
-        Self { carrier, session, client, coordinator, slots }
+        let (slots, waiting) = (SlotAllocator::new(), Mutex::default());
+        Self { carrier, session, client, coordinator, slots, waiting }
     }
 
     /// Asks, again as long as no answer comes: a change in its slot, so that it is executed once.
     pub(super) async fn call(&self, operation: Operation) -> Reply {
         let slot = if operation.changes() { Some(self.slot().await?) } else { None };
-        let head = Head { session: self.session, client: self.client, coordinator: self.coordinator, slot };
-        let request = Request { head, operation };
-        let frame = codec::encode(&request).map_err(|error| Refusal::Io(error.to_string()));
-        let frame = match frame {
+        let head = Head {
+            session: self.session,
+            client: self.client,
+            coordinator: self.coordinator,
+            slot: slot.as_ref().map(|used| (used.slot(), used.sequence())),
+        };
+        let frame = match codec::encode(&Request { head, operation }) {
             Ok(frame) => frame,
             Err(error) => {
-                if let Some(slot) = slot {
-                    self.free(slot);
-                }
-                return Err(error);
+                self.free(slot, SlotUse::unused);
+                return Err(Refusal::Io(error.to_string()));
             }
         };
         loop {
@@ -65,52 +62,49 @@ impl Channel {
             self.carrier.request(frame.clone(), Box::new(move |reply| sender.send(reply)));
             match receiver.await {
                 Some(Ok(reply)) => {
-                    if let Some((id, Sequence(used))) = slot {
-                        self.free((id, Sequence(used + 1)));
-                    }
+                    self.free(slot, SlotUse::answered);
                     return codec::decode::<Reply>(&reply).unwrap_or_else(|error| {
                         Err(Refusal::Io(format!("the coordinator's answer is not understood: {error}")))
                     });
                 }
                 Some(Err(CarrierError::TimedOut(_))) => {}
-                // The slot is not used again: nobody knows whether its command was executed.
+                // The slot is lost with that: nobody knows whether its command was executed.
                 Some(Err(CarrierError::Closed(reason))) => return Err(closed(&reason)),
                 None => return Err(closed("the request was dropped")),
             }
         }
     }
 
-    async fn slot(&self) -> Result<(SlotId, Sequence), Refusal> {
+    async fn slot(&self) -> Result<SlotUse, Refusal> {
         let waits = {
-            let mut slots = self.slots.lock();
-            match slots.free.pop() {
-                Some(slot) => return Ok(slot),
-                None if slots.waiting.len() >= QUEUE_MAX => {
+            let mut waiting = self.waiting.lock();
+            match self.slots.try_acquire() {
+                Ok(Some(slot)) => return Ok(slot),
+                Ok(None) if waiting.len() >= QUEUE_MAX => {
                     return Err(Refusal::Busy(format!("{QUEUE_MAX} operations wait for the coordinator")));
                 }
-                None => self.wait(&mut slots),
+                Ok(None) => {
+                    let (sender, receiver) = promise();
+                    waiting.push_back(sender);
+                    receiver
+                }
+                Err(none) => return Err(closed(&none.to_string())),
             }
         };
-        waits.await.ok_or_else(|| closed("no slot became free"))
+        waits.await.ok_or_else(|| closed("every slot is lost"))
     }
 
-    fn wait(&self, slots: &mut Slots) -> Receiver<(SlotId, Sequence)> {
-        let (sender, receiver) = promise();
-        slots.waiting.push_back(sender);
-        receiver
-    }
-
-    fn free(&self, slot: (SlotId, Sequence)) {
+    /// Ends the use of a slot, and gives it to whoever has waited longest.
+    fn free(&self, slot: Option<SlotUse>, end: impl FnOnce(SlotUse)) {
+        let Some(slot) = slot else { return };
         let next = {
-            let mut slots = self.slots.lock();
-            let next = slots.waiting.pop_front();
-            if next.is_none() {
-                slots.free.push(slot);
-            }
-            next
+            let mut waiting = self.waiting.lock();
+            end(slot);
+            waiting.pop_front().map(|waiter| (self.slots.try_acquire(), waiter))
         };
-        if let Some(next) = next {
-            next.send(slot);
+        // Without a slot the waiter is dropped, and so told.
+        if let Some((Ok(Some(slot)), waiter)) = next {
+            waiter.send(slot);
         }
     }
 }

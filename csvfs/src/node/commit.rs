@@ -66,11 +66,7 @@ impl Core {
     }
 
     /// Commits under the caller's turn.
-    pub(super) async fn commit_now(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        _turn: &Held,
-    ) -> Result<(), Refusal> {
+    pub(super) async fn commit_now(self: &Arc<Self>, file: &Arc<File>, _turn: &Held) -> Result<(), Refusal> {
         file.listed.store(false, SeqCst);
         if !file.dirty.swap(false, SeqCst) {
             return Ok(());

@@ -62,8 +62,7 @@ impl Core {
         // In the order of their numbers, so that two copies in opposite directions never wait for each other.
         let (one, other) = if source.ino <= target.ino { (source, target) } else { (target, source) };
         let one_still = self.hold_still(one).await;
-        let other_still =
-            if Arc::ptr_eq(one, other) { None } else { Some(self.hold_still(other).await) };
+        let other_still = if Arc::ptr_eq(one, other) { None } else { Some(self.hold_still(other).await) };
         self.load(source).await?;
         self.load(target).await?;
         let (source_size, target_size) = (source.size.load(SeqCst), target.size.load(SeqCst));

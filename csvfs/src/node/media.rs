@@ -84,7 +84,7 @@ impl Media {
     /// L3: whether a write may start, or a read be answered, now.
     #[inline]
     pub(super) fn has_lease(&self) -> bool {
-        self.lease.holds(&*self.clock) || !self.rules.keeps(Rule::L3)
+        self.lease.admits(self.rules, &*self.clock)
     }
 
     /// Waits until the lease is won back. An ended one never is.
@@ -139,7 +139,11 @@ impl Media {
     /// Reads one block.
     pub(super) fn read_block(&self, at: LunBlock) -> Receiver<(Outcome, Buffer)> {
         let (sender, receiver) = promise();
-        self.start_read(at, self.pool.take(4096), Box::new(move |outcome, data| sender.send((outcome, data))));
+        self.start_read(
+            at,
+            self.pool.take(4096),
+            Box::new(move |outcome, data| sender.send((outcome, data))),
+        );
         receiver
     }
 

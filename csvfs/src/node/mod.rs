@@ -57,6 +57,8 @@ mod service;
 mod stock;
 mod table;
 mod task;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod write;
 
@@ -120,8 +122,6 @@ pub struct Options {
     pub reserve_min: u64,
     /// See `reserve_min`.
     pub reserve_max: u64,
-    /// Changes that are on their way to the coordinator at once.
-    pub slots: u32,
     /// Uncommitted extents of a file that start a commit.
     pub dirty_parts_max: usize,
     /// Whether the time of the last read is kept (relatime).
@@ -136,7 +136,6 @@ impl Default for Options {
             commit_rounds: 10,
             reserve_min: 4096,
             reserve_max: 131_072,
-            slots: 32,
             dirty_parts_max: 4096,
             atime: true,
             background: true,
@@ -193,10 +192,11 @@ impl Node {
     /// # Errors
     /// If its thread cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { carrier, lun, authority, clock, rules, pool, volume, client, coordinator, options } = parts;
+        let Parts { carrier, lun, authority, clock, rules, pool, volume, client, coordinator, options } =
+            parts;
         let lease = Arc::clone(authority.lease());
         let core = Arc::new(Core {
-            channel: Channel::new(carrier, authority.session(), client, coordinator, options.slots),
+            channel: Channel::new(carrier, authority.session(), client, coordinator),
             media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules)),
             authority,
             clock,
@@ -253,6 +253,7 @@ impl Core {
         }
         self.close_idle(u64::MAX).await;
         let left = self.files.len();
+        self.refill_ended().await;
         self.give_up_reserve().await;
         if left > 0 {
             return Err(Refusal::Io(format!("{left} files could not be committed; see the log")));

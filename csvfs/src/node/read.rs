@@ -65,14 +65,7 @@ impl Core {
         });
     }
 
-    fn read_now(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        pass: Pass,
-        offset: u64,
-        len: u32,
-        done: Done<ReadData>,
-    ) {
+    fn read_now(self: &Arc<Self>, file: &Arc<File>, pass: Pass, offset: u64, len: u32, done: Done<ReadData>) {
         let size = file.size.load(SeqCst);
         let end = offset.saturating_add(u64::from(len)).min(size);
         if offset >= end {
@@ -200,11 +193,7 @@ impl Core {
 
     /// Asks the coordinator what is at `range`, part by part, and puts that into the layout. What the layout had there
     /// is known to the coordinator, or nothing.
-    pub(super) async fn reload(
-        &self,
-        file: &File,
-        range: std::ops::Range<FileBlock>,
-    ) -> Result<(), Refusal> {
+    pub(super) async fn reload(&self, file: &File, range: std::ops::Range<FileBlock>) -> Result<(), Refusal> {
         let mut from = range.start;
         while from < range.end {
             let ask = Operation::Layout { ino: file.ino, from, limit: PART_EXTENTS };

@@ -61,7 +61,8 @@ impl Core {
         let free = self.reserve.stock.lock().free();
         let starts = {
             let mut refill = self.reserve.refill.lock();
-            let low = free < refill.target / 2 && !self.reserve.scarce.load(SeqCst);
+            let may = !self.reserve.scarce.load(SeqCst) && !self.ended.load(SeqCst);
+            let low = may && free < refill.target / 2;
             low && !std::mem::replace(&mut refill.running, true)
         };
         if starts {
@@ -91,9 +92,27 @@ impl Core {
             match receiver.await.unwrap_or_else(|| Err(Refusal::Io("the refill was dropped".to_owned()))) {
                 Ok(()) => {}
                 Err(_) if self.reserve.stock.lock().free() >= needed => {}
-                Err(Refusal::NoSpace) if std::mem::take(&mut last_resort) => self.take_back_speculation().await,
+                Err(Refusal::NoSpace) if std::mem::take(&mut last_resort) => {
+                    self.take_back_speculation().await
+                }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Waits until no refill is on its way.
+    pub(super) async fn refill_ended(&self) {
+        loop {
+            let (sender, receiver) = promise();
+            {
+                let mut refill = self.reserve.refill.lock();
+                if !refill.running {
+                    return;
+                }
+                refill.waiting.push(sender);
+            }
+            // An error is that of a refill, not of this.
+            let _ = receiver.await;
         }
     }
 
@@ -109,7 +128,8 @@ impl Core {
                 }
                 refill.last = now;
                 let needed = std::mem::take(&mut refill.needed);
-                (refill.target.max(needed).saturating_sub(free), std::mem::take(&mut refill.waiting))
+                let target = if self.ended.load(SeqCst) { 0 } else { refill.target };
+                (target.max(needed).saturating_sub(free), std::mem::take(&mut refill.waiting))
             };
             let granted = if want == 0 { Ok(()) } else { self.grow_reserve(want).await };
             self.reserve.scarce.store(granted == Err(Refusal::NoSpace), SeqCst);

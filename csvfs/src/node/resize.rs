@@ -67,9 +67,10 @@ impl Core {
                 return Err(error);
             }
         };
+        // Also when the file grows or stays as it is: blocks may have been allocated beyond the end.
+        let cut = file.layout.write().cut(&(cut..FileBlock(u64::MAX)));
+        self.put_back(cut, false).await;
         if size < old {
-            let cut = file.layout.write().cut(&(cut..FileBlock(u64::MAX)));
-            self.put_back(cut, false).await;
             file.tail_is_zero.store(size.is_multiple_of(BLOCK), SeqCst);
         }
         file.size.store(size, SeqCst);
@@ -115,8 +116,7 @@ impl Core {
         self.put_back(fresh, false).await;
         if from < to || grows.is_some() {
             let to = to.max(from);
-            let operation =
-                Operation::Allocate { file: owned, from, to, how, size: grows, now: self.now() };
+            let operation = Operation::Allocate { file: owned, from, to, how, size: grows, now: self.now() };
             match self.call(operation).await? {
                 Answer::Version(version) => file.version.fetch_max(version, SeqCst),
                 other => return Err(unexpected(&other)),

@@ -10,9 +10,7 @@ use super::task::run;
 use super::{Core, Node};
 use crate::proto::{Allocation, Answer, Created, Operation, RenameMode, SetAttr, XattrMode};
 use crate::refusal::Refusal;
-use crate::service::{
-    Credentials, Done, FileService, HandleId, OpenMode, Opened, ReadData, Seek, WriteMode,
-};
+use crate::service::{Credentials, Done, FileService, HandleId, OpenMode, Opened, ReadData, Seek, WriteMode};
 use crate::types::{Attr, DirEntry, Ino, SpaceReport, Timestamp};
 
 impl Node {
@@ -163,7 +161,11 @@ impl FileService for Node {
     fn space(&self, done: Done<SpaceReport>) {
         self.answer(done, |core| async move {
             match core.call(Operation::Space).await? {
-                Answer::Space(report) => Ok(report),
+                Answer::Space(mut report) => {
+                    let new = core.files.values().iter().map(|file| file.layout.read().new_blocks()).sum();
+                    report.free = report.free.saturating_sub(new);
+                    Ok(report)
+                }
                 other => Err(super::channel::unexpected(&other)),
             }
         });
@@ -212,7 +214,9 @@ impl FileService for Node {
             let failures = handle.file.failures.load(SeqCst);
             let told = handle.failures.swap(failures, SeqCst);
             if result.is_ok() && told != failures {
-                return Err(Refusal::Io("what was written before could not be committed at first".to_owned()));
+                return Err(Refusal::Io(
+                    "what was written before could not be committed at first".to_owned(),
+                ));
             }
             result
         });
@@ -232,9 +236,10 @@ impl FileService for Node {
         done: Done<()>,
     ) {
         let handle = self.core.find(handle);
-        self.answer(done, |core| async move {
-            core.allocate(&handle?.file, offset, len, how, keep_size).await
-        });
+        self.answer(
+            done,
+            |core| async move { core.allocate(&handle?.file, offset, len, how, keep_size).await },
+        );
     }
 
     fn seek(&self, handle: HandleId, offset: u64, what: Seek, done: Done<u64>) {

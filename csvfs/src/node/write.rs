@@ -108,7 +108,8 @@ impl Core {
         }
         let Some(hold) = file.locks.try_hold(Claim::new(&blocks, &[])) else { return Some((data, done)) };
         let span = file.layout.read().at(blocks.start);
-        let (Some(lun), true, true) = (span.data, span.in_place, span.len >= blocks.end - blocks.start) else {
+        let (Some(lun), true, true) = (span.data, span.in_place, span.len >= blocks.end - blocks.start)
+        else {
             return Some((data, done));
         };
         let (core, file) = (Arc::clone(self), Arc::clone(file));
@@ -285,8 +286,7 @@ impl Core {
         let partial = if rule { place.partial() } else { Vec::new() };
         let mut alone = false;
         loop {
-            let claim =
-                if alone { Claim::alone(&place.blocks) } else { Claim::new(&place.blocks, &partial) };
+            let claim = if alone { Claim::alone(&place.blocks) } else { Claim::new(&place.blocks, &partial) };
             let hold = file.locks.hold(claim).await;
             let filled = {
                 let mut layout = file.layout.write();
@@ -310,12 +310,7 @@ impl Core {
 
     /// Cuts a write into requests to the LUN: partial blocks are completed with what the block holds (V11), whole
     /// ones are parts of the caller's data, without a copy.
-    async fn parts(
-        &self,
-        place: &Place,
-        segments: &[Segment],
-        data: &Slice,
-    ) -> Result<Vec<Part>, Refusal> {
+    async fn parts(&self, place: &Place, segments: &[Segment], data: &Slice) -> Result<Vec<Part>, Refusal> {
         let partial = place.partial();
         let mut parts: Vec<Part> = Vec::with_capacity(segments.len() + partial.len());
         let mut reads = Vec::new();
@@ -352,8 +347,9 @@ impl Core {
             let mut block = match old {
                 None => self.media.pool.take_zeroed(4096),
                 Some(read) => {
-                    let (outcome, block) =
-                        read.await.ok_or_else(|| Refusal::Io("the read of a block was dropped".to_owned()))?;
+                    let (outcome, block) = read
+                        .await
+                        .ok_or_else(|| Refusal::Io("the read of a block was dropped".to_owned()))?;
                     if outcome != Outcome::Done {
                         return Err(refusal("read the rest of a block", worst(outcome, outcome)));
                     }

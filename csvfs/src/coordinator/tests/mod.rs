@@ -1,6 +1,13 @@
 //! A coordinator on a store in memory, asked through its codec.
 
+mod attributes;
+mod data;
+mod figures;
+mod model;
 mod names;
+mod reclaim;
+mod rename;
+mod rules;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -28,6 +35,7 @@ use crate::proto::{
 };
 use crate::refusal::Refusal;
 use crate::store::cookie::HashKey;
+use crate::store::check::check;
 use crate::store::{dump, initialise};
 use crate::types::{Attr, Extent, FileBlock, Ino, LunBlock, Run, Timestamp};
 
@@ -251,6 +259,8 @@ impl Volume {
 
     /// A refusal, which leaves no trace in the store.
     pub fn refused(&self, operation: Operation) -> Refusal {
+        // What is freed in the background is no trace.
+        self.coordinator.reclaim().unwrap();
         let before = dump(&self.database).unwrap();
         let refusal = self.ask(operation.clone()).expect_err(&format!("{operation:?}"));
         assert_eq!(dump(&self.database).unwrap(), before, "{operation:?} left a trace");
@@ -409,11 +419,11 @@ pub fn commit(ino: Ino, runs: &[(u64, u64, u64)]) -> Operation {
         .iter()
         .map(|(file, lun, len)| WrittenRun { file: FileBlock(*file), lun: LunBlock(*lun), len: *len })
         .collect();
-    let end = runs.iter().map(|(file, _, len)| file + len).max().unwrap_or(0);
+    let end = runs.iter().map(|(file, _, len)| file.saturating_add(*len)).max().unwrap_or(0);
     Operation::Commit {
         file: owned(ino),
         written,
-        size: Some(end * 4096),
+        size: Some(end.min(1 << 40) * 4096),
         mtime: Some(NOW),
         atime: None,
         clear_set_id: false,
@@ -443,4 +453,11 @@ pub fn until(what: &str, condition: impl Fn() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(10), "{what} did not come");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Nothing is wrong with the store.
+pub fn assert_clean(volume: &Volume, blocks: u64) {
+    let region = [Run { start: LunBlock(FIRST), len: blocks }];
+    let findings = check(&volume.database, &HashKey([3; 16]), &region, &mut |_, _, _| {}).unwrap();
+    assert!(findings.is_clean(), "{findings}");
 }

@@ -51,7 +51,9 @@ impl DirtyRanges {
 
     fn from(&self, block: FileBlock) -> impl Iterator<Item = Range<FileBlock>> {
         let first = self.0.range(..=block).next_back().map_or(block, |(&start, _)| start);
-        self.0.range(first..).map(move |(&start, &end)| start.max(block)..end)
+        self.0
+            .range(first..)
+            .map(move |(&start, &end)| start.max(block)..end)
             .filter(|range| range.start < range.end)
     }
 }

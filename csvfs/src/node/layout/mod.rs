@@ -126,6 +126,7 @@ impl Layout {
     }
 
     /// How many extents there are.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.pieces.len()
     }
