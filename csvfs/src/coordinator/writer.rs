@@ -286,7 +286,7 @@ impl Writer {
         if slot.0 >= SLOTS_MAX {
             return Err(Refusal::Invalid(format!("a client has {SLOTS_MAX} slots, and no {slot}")).into());
         }
-        if !self.known.contains(&head.client) {
+        if self.core.parts.rules.keeps(Rule::V4) && !self.known.contains(&head.client) {
             let record = change.tables.clients.get(head.client.0)?.map(|record| record.value());
             if record.is_some_and(|record| record.flags.get() & ENDED != 0) {
                 self.core.opens.lock().end(head.client);

@@ -199,6 +199,16 @@ fn clones_of_clones_and_within_one_file() {
     }
 }
 
+#[test]
+fn a_clone_within_one_file_over_a_part_of_the_extent_that_is_cloned() {
+    let volume = Volume::new(BLOCKS);
+    let file = volume.file("a");
+    volume.write(file, 3, 8);
+    volume.ask(clone(file, 10, file, 2, 2)).unwrap();
+    assert_eq!(shape(&volume, file), [(2, 1, true, true), (4, 6, true, false), (10, 1, true, true)]);
+    assert_clean(&volume, BLOCKS);
+}
+
 /// A file of `extents` extents of one block each.
 fn fragmented(volume: &Volume, name: &str, extents: u64) -> Ino {
     let file = volume.file(name);
