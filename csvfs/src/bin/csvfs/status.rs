@@ -51,6 +51,9 @@ fn show(volume: &VolumeStatus) {
     println!("  node         {} (pid {}), session {}", volume.node, volume.pid, volume.session);
     println!("  coordinator  {}", volume.coordinator);
     println!("  I/O          {}: {}", volume.state, volume.path);
+    if !volume.problem.is_empty() {
+        println!("  PROBLEM      {}", volume.problem);
+    }
     println!("  fence        {}", volume.fence);
     let opening = &volume.opening;
     println!("  opened       {} in {:.2} s, after {:.1} s of waiting", opening.how, opening.open_s, opening.wait_s);
