@@ -308,6 +308,12 @@ impl Survey {
         findings
     }
 
+    /// The length of the store in bytes.
+    #[must_use]
+    pub fn store_len(&self) -> u64 {
+        self.map.lens[self.superblock.side.index()]
+    }
+
     /// The features of the volume.
     #[must_use]
     pub fn features(&self) -> Features {

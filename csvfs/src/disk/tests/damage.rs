@@ -140,6 +140,23 @@ fn a_superblock_that_came_late_is_not_in_force() {
 }
 
 #[test]
+fn a_map_without_a_store_is_refused_and_none_is_made() {
+    let (lun, clock) = used();
+    let found = survey(&lun).unwrap();
+    let mut map = found.map.clone();
+    map.lens = [0; 2];
+    for at in layout::MAPS_AT {
+        lun.poke(byte(at), &map.encode(found.label.uuid));
+    }
+    let before = lun.image();
+    assert!(matches!(open_as(&lun.wire(), 9, &clock), Err(OpenError::NoStore)));
+    let wire: Arc<dyn Lun> = lun.wire();
+    let view = open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default());
+    assert!(matches!(view, Err(OpenError::NoStore)));
+    assert!(lun.image() == before);
+}
+
+#[test]
 fn a_damaged_label_and_a_foreign_lun_are_told() {
     let (lun, clock) = used();
     lun.poke(100, b"damage");
