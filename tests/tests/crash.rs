@@ -28,8 +28,9 @@ fn settings(rules: Rules) -> Settings {
 
 /// Runs the steps on a recording LUN, marking each when it has been acknowledged.
 fn record(steps: &[Step], seed: u64, rules: Rules) -> Result<(redirector::recording::Record, History)> {
-    let blank = MemoryLun::new(SIZE);
-    csvfs::volume::format(&blank, &csvfs::volume::FormatSettings::default())?;
+    let blank = Arc::new(MemoryLun::new(SIZE));
+    let lun: Arc<dyn Lun> = Arc::clone(&blank) as Arc<dyn Lun>;
+    csvfs::volume::format(&lun, &csvfs::volume::FormatSettings::default())?;
     let geometry = memory::geometry(SIZE);
     let lun = Arc::new(RecordingLun::new(geometry, blank.snapshot(), Completion::Shuffled(seed)));
     let volume = Volume::open(Arc::clone(&lun) as Arc<dyn Lun>, settings(rules))?;
@@ -52,11 +53,11 @@ fn record(steps: &[Step], seed: u64, rules: Rules) -> Result<(redirector::record
 
 /// Opens what a crash left, and compares it with what may be there.
 fn judge(state: &CrashState, history: &History, rules: Rules) -> Result<()> {
-    let lun = Arc::new(state.lun(memory::geometry(SIZE)));
-    let volume = Volume::open(Arc::clone(&lun) as Arc<dyn Lun>, settings(rules)).context("opening")?;
+    let lun: Arc<dyn Lun> = Arc::new(state.lun(memory::geometry(SIZE)));
+    let volume = Volume::open(Arc::clone(&lun), settings(rules)).context("opening")?;
     let seen = Served::new(volume.service()).look().map_err(|errno| anyhow::anyhow!("walking: errno {errno}"))?;
     volume.close().context("closing")?;
-    let findings = csvfs::fsck::check(lun.as_ref()).context("fsck")?;
+    let findings = csvfs::fsck::check(&lun).context("fsck")?;
     ensure!(findings.is_empty(), "fsck finds {findings:?}");
     let acknowledged = state.last_mark().map_or(0, |mark| usize::try_from(mark).unwrap_or(usize::MAX) + 1);
     history.judge(acknowledged, &seen)
