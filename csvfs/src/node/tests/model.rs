@@ -301,6 +301,17 @@ fn a_truncation_frees_also_what_was_allocated_beyond_the_end() {
     ]);
 }
 
+/// The coordinator shared the source's extent as it had been before the target's place in it was cut.
+#[test]
+fn a_copy_within_one_extent_leaves_what_it_does_not_cover() {
+    execute(&[
+        Step::Write { file: 0, offset: 65_535, len: 36_866, value: 1 },
+        Step::Write { file: 0, offset: 107_519, len: 23_553, value: 1 },
+        Step::Allocate { file: 0, offset: 102_401, len: 28_671, how: Allocation::Punch, keep_size: true },
+        Step::Copy { from: 0, from_offset: 86_016, to: 0, to_offset: 20_480, len: 49_151 },
+    ]);
+}
+
 proptest! {
     #![proptest_config(config())]
 
