@@ -145,7 +145,8 @@ impl Core {
         };
         let attr = self.entry(operation).await?;
         // An existing file may have been closed here since the coordinator opened it: it is opened once more.
-        let is_new = attr.btime == now && attr.size == 0 && attr.nlink == 1;
+        let is_known = self.files.get(attr.ino).is_some();
+        let is_new = !is_known && attr.btime == now && attr.size == 0 && attr.nlink == 1;
         let truncate = open.truncate && !is_new;
         self.open(attr.ino, is_new.then_some(attr), truncate, open.clear_set_id).await
     }

@@ -270,7 +270,7 @@ impl Run {
 }
 
 fn pattern(len: u64, value: u8) -> Vec<u8> {
-    (0..len).map(|at| value.wrapping_add((at / 512) as u8).max(1)).collect()
+    (0..len).map(|at| value.wrapping_add((at / 512).to_le_bytes()[0]).max(1)).collect()
 }
 
 fn execute(steps: &[Step]) {
@@ -282,6 +282,7 @@ fn execute(steps: &[Step]) {
         }
     }
     run.world.shut_down();
+    run.world.check();
 }
 
 /// 32 cases, or as many as `PROPTEST_CASES` says.
