@@ -1,7 +1,6 @@
 //! The LUN as the node uses it: under the lease, and with flushes shared.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lockd::clock::Clock;
 use lockd::lease::Lease;
@@ -10,6 +9,7 @@ use parking_lot::Mutex;
 use redirector::buffer::{Buffer, Pool, Slice};
 use redirector::lun::{Lun, OnDone, OnRead, Outcome};
 
+use super::background::Alarm;
 use super::task::{Receiver, Sender, promise, run};
 use crate::refusal::Refusal;
 use crate::types::{LunBlock, Run};
@@ -32,6 +32,7 @@ pub(super) struct Media {
     flushes: Mutex<Flushes>,
     /// Who waits for the lease to be won back, or for a ghost to die: they look again at each tick.
     waiting: Mutex<Vec<Sender<()>>>,
+    alarm: Arc<Alarm>,
 }
 
 /// Why a request failed, as the caller is told.
@@ -61,6 +62,7 @@ impl Media {
         lease: Arc<Lease>,
         clock: Arc<dyn Clock>,
         rules: Rules,
+        alarm: Arc<Alarm>,
     ) -> Self {
         let request_max = usize::try_from(lun.geometry().request_max).unwrap_or(usize::MAX);
         let request_max = (request_max / 4096 * 4096).max(4096);
@@ -73,6 +75,7 @@ impl Media {
             request_max,
             flushes: Mutex::default(),
             waiting: Mutex::default(),
+            alarm,
         }
     }
 
@@ -112,6 +115,7 @@ impl Media {
     fn tick_passed(&self) -> Receiver<()> {
         let (sender, receiver) = promise();
         self.waiting.lock().push(sender);
+        self.alarm.ring();
         receiver
     }
 
@@ -121,9 +125,9 @@ impl Media {
         waiting.into_iter().for_each(|sender| sender.send(()));
     }
 
-    /// How long until the next tick is worth it.
-    pub(super) fn pace(&self) -> Option<Duration> {
-        (!self.waiting.lock().is_empty()).then_some(Duration::from_millis(10))
+    /// Whether somebody waits for a tick.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.waiting.lock().is_empty()
     }
 
     /// Reads whole blocks. The caller checks the lease before it answers.

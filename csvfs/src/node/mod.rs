@@ -78,7 +78,7 @@ use redirector::lun::Lun;
 use crate::refusal::Refusal;
 use crate::service::Done;
 use crate::types::{Ino, Timestamp};
-use background::Background;
+use background::{Alarm, Background};
 use channel::Channel;
 use counters::Counters;
 pub use counters::Figures;
@@ -161,6 +161,8 @@ struct Core {
     dirty: Mutex<Vec<Arc<File>>>,
     /// Open files that nobody uses.
     idle: AtomicU64,
+    /// How many files have been closed, counted before each leaves the table.
+    closed: AtomicU64,
     /// Rounds of the background.
     ticks: AtomicU64,
     /// The node is being shut down: nothing is opened any more.
@@ -195,9 +197,10 @@ impl Node {
         let Parts { carrier, lun, authority, clock, rules, pool, volume, client, coordinator, options } =
             parts;
         let lease = Arc::clone(authority.lease());
+        let alarm = Arc::new(Alarm::default());
         let core = Arc::new(Core {
             channel: Channel::new(carrier, authority.session(), client, coordinator),
-            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules)),
+            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules, Arc::clone(&alarm))),
             authority,
             clock,
             rules,
@@ -210,11 +213,12 @@ impl Node {
             reserve: Reserve::new(options.reserve_min),
             dirty: Mutex::default(),
             idle: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
             ticks: AtomicU64::new(1),
             ended: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let background = if options.background { Some(Background::start(&core)?) } else { None };
+        let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })
     }
 

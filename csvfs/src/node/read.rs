@@ -57,6 +57,9 @@ impl Core {
         }
         let (core, file) = (Arc::clone(self), Arc::clone(file));
         run(async move {
+            if let Err(error) = file.owned() {
+                return done(Err(error));
+            }
             let pass = file.gate.enter().await;
             match core.load(&file).await {
                 Ok(()) => core.read_now(&file, pass, offset, len, done),
@@ -73,7 +76,7 @@ impl Core {
         }
         if self.options.atime && file.marks.wants_atime() {
             file.marks.read(self.now());
-            self.soiled(file);
+            self.noted(file);
         }
         match self.steps(file, offset, end).as_mut_slice() {
             [Step::Zeros(len)] => {

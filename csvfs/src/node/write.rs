@@ -38,7 +38,7 @@ impl Place {
             partial.push(self.blocks.start..self.blocks.start + 1);
         }
         let last = FileBlock::holding(self.bytes.end);
-        if last < self.blocks.end && !(last == self.blocks.start && !partial.is_empty()) {
+        if last < self.blocks.end && (last > self.blocks.start || partial.is_empty()) {
             partial.push(last..last + 1);
         }
         partial

@@ -66,11 +66,14 @@ fn span(range: &Range<u64>) -> Range<usize> {
     usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
 }
 
+fn garbage(bytes: usize) -> Vec<u8> {
+    (0xE0..=0xEC_u8).cycle().take(bytes).collect()
+}
+
 impl Platter {
     /// A LUN full of what earlier files left.
     pub fn new(bytes: usize) -> Arc<Self> {
-        let image: Vec<u8> = (0..bytes).map(|at| 0xE0 | (at % 13) as u8).collect();
-        Arc::new(Self::of(image))
+        Arc::new(Self::of(garbage(bytes)))
     }
 
     fn of(image: Vec<u8>) -> Self {
@@ -81,8 +84,7 @@ impl Platter {
     /// One that completes its requests on another thread, in random order.
     pub fn shuffling(bytes: usize, seed: u64) -> Arc<Self> {
         let (sender, requests) = std::sync::mpsc::channel();
-        let image: Vec<u8> = (0..bytes).map(|at| 0xE0 | (at % 13) as u8).collect();
-        let platter = Arc::new(Self { shuffler: Some(sender), ..Self::of(image) });
+        let platter = Arc::new(Self { shuffler: Some(sender), ..Self::of(garbage(bytes)) });
         let weak = Arc::downgrade(&platter);
         std::thread::spawn(move || {
             let mut random = SmallRng::seed_from_u64(seed);
@@ -138,12 +140,6 @@ impl Platter {
         held.into_iter().for_each(|request| self.execute(request));
     }
 
-    /// Executes the held request that came first.
-    pub fn let_one_go(&self) {
-        let first = self.state.lock().held.remove(0);
-        self.execute(first);
-    }
-
     pub fn fail_next_write(&self, outcome: Outcome) {
         self.state.lock().write_outcomes.push(outcome);
     }
@@ -155,10 +151,6 @@ impl Platter {
     /// Ghosts appear by themselves with unknown outcomes; this sets them.
     pub fn set_ghosts(&self, ghosts: Vec<Range<u64>>) {
         self.state.lock().ghosts = ghosts;
-    }
-
-    pub fn bytes(&self, range: Range<u64>) -> Vec<u8> {
-        self.state.lock().image[span(&range)].to_vec()
     }
 
     fn take(&self, request: Request) {
