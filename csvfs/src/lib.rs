@@ -4,6 +4,10 @@
 //! decides who may do what, and moves file data between the front end and the LUN; what changes or asks the metadata goes as a
 //! message ([`proto`]) to the coordinator, which keeps it in a store on the LUN (`disk`).
 
+// So that the file system of the front end's tests can be used within the crate, too.
+#[cfg(test)]
+extern crate self as csvfs;
+
 pub mod disk;
 pub mod fuse;
 pub mod proto;
