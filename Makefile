@@ -1,10 +1,11 @@
 # make help lists the targets. Everything that they need is installed by `make tools` (root, Debian), which the others call.
 SHELL := /bin/bash
 APT := fuse3 fio nbdkit libnbd-bin nbdfuse nbd-server qemu-utils stress-ng acl attr pkg-config gcc make
+PREFIX := /usr/local
 CARGO_TOOLS := cargo-nextest pjdfstest fsx
 NEXTEST := cargo nextest run --no-fail-fast
 
-.PHONY: help tools tools-lint build demo test mutants soak bench bench-full lint doc clean
+.PHONY: help tools tools-lint build demo test mutants soak bench bench-full lint doc install clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +46,11 @@ lint: tools-lint ## Formatting, clippy, docs, licences
 
 doc: ## The documentation of the crates
 	cargo doc --workspace --no-deps
+
+install: build ## Programs to PREFIX (/usr/local), and mount.csvfs to /sbin
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/csvfs target/release/csv-target
+	install -d $(DESTDIR)/sbin
+	ln -sf $(PREFIX)/bin/csvfs $(DESTDIR)/sbin/mount.csvfs
 
 clean: ## Remove what was built
 	cargo clean

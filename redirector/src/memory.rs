@@ -137,6 +137,10 @@ impl Lun for MemoryLun {
         Proof::Ended("memory of this process: nothing is on its way".to_owned())
     }
 
+    fn prove_alone(&self) -> Proof {
+        Proof::Ended("memory of this process: nobody else can reach it".to_owned())
+    }
+
     fn describe(&self) -> String {
         format!("{} bytes of memory (a test device)", self.geometry.size)
     }

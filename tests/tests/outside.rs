@@ -12,7 +12,7 @@ use tempfile::TempDir;
 /// Runs `work` on a fresh volume of an NBD server, unmounts, and checks the volume.
 fn on_fresh_volume(kind: Kind, work: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<()> {
     let folder = TempDir::new()?;
-    let server = Server::start(kind, folder.path(), 1 << 30)?;
+    let server = Server::start(kind, folder.path(), 4 << 30)?;
     format(&server.url())?;
     let mount = Mounted::new(&server.url(), &folder.path().join("mnt"))?;
     work(mount.path(), folder.path())?;
@@ -24,7 +24,8 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// pjdfstest 0.2: what ext4 passes, without exception (383 cases; the skipped ones are for other systems).
+/// pjdfstest 0.2: what ext4 passes (383 cases) but one, which asks the C library for the limit of links: it knows that of
+/// ext4 by name, and of no FUSE file system. That case is skipped, as are those for other systems.
 #[test]
 fn pjdfstest_passes_as_on_ext4() -> Result<()> {
     on_fresh_volume(Kind::NbdkitMemory, |mount, folder| {
@@ -58,7 +59,7 @@ fn pjdfstest_passes_as_on_ext4() -> Result<()> {
         let text = text(&output);
         let failed: Vec<&str> = text.lines().filter(|line| line.contains("FAILED")).collect();
         ensure!(output.status.success() && failed.is_empty(), "pjdfstest: {failed:#?}\n{text}");
-        ensure!(text.contains("0 failed") && text.contains("383 passed"), "not all cases ran: {text}");
+        ensure!(text.contains("0 failed") && text.contains("382 passed"), "not all cases ran: {text}");
         Ok(())
     })
 }
@@ -107,7 +108,7 @@ fn fio_verifies_what_it_wrote() -> Result<()> {
         for (name, direct, engine, sizes) in [
             ("direct", "1", "io_uring", "4k-64k"),
             ("buffered", "0", "psync", "512-16k"),
-            ("sync", "0", "sync", "4k"),
+            ("sync", "0", "sync", "4k-4k"),
         ] {
             let output = Command::new(programs::installed("fio")?)
                 .args(["--rw=randrw", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--size=32m"])

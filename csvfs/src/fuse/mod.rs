@@ -24,5 +24,5 @@ mod reply;
 mod sys;
 
 pub use caching::Caching;
-pub use mount::{MountError, MountHandle, mount};
+pub use mount::{MountError, MountHandle, Unmounter, mount};
 pub use options::{MountOptions, OptionError};

@@ -51,12 +51,31 @@ pub enum MountError {
 /// A mounted file system. Dropping it unmounts, by force if it is in use: end its users first.
 #[derive(Debug)]
 pub struct MountHandle {
-    mountpoint: Mountpoint,
+    mountpoint: Arc<Mountpoint>,
     bridge: Arc<Bridge>,
     connection: Option<Arc<Connection>>,
     dispatchers: Vec<JoinHandle<()>>,
     fuser: Option<JoinHandle<io::Result<()>>>,
     forwarder: Option<JoinHandle<()>>,
+}
+
+/// Unmounts a file system.
+#[derive(Clone, Debug)]
+pub struct Unmounter {
+    mountpoint: Arc<Mountpoint>,
+}
+
+impl Unmounter {
+    /// Unmounts; refused with EBUSY while a process uses the file system. [`MountHandle::wait`] tells when the last
+    /// request has been taken.
+    pub fn unmount(&self) -> io::Result<()> {
+        self.mountpoint.unmount(0)
+    }
+
+    /// Takes the file system out of the tree of names at once; it ends when its last user is gone.
+    pub fn detach(&self) -> io::Result<()> {
+        self.mountpoint.unmount(libc::MNT_DETACH)
+    }
 }
 
 /// Mounts `service` on the directory `path`; returns when the file system can be used. Its programs' locks are those of
@@ -75,7 +94,7 @@ pub fn mount(
         .map_err(|source| MountError::Mount { path: path.to_owned(), source })?;
     // From here on an early return drops the handle, which unmounts and ends the threads that run.
     let mut handle = MountHandle {
-        mountpoint,
+        mountpoint: Arc::new(mountpoint),
         bridge: Arc::new(bridge),
         connection: None,
         dispatchers: Vec::new(),
@@ -119,16 +138,27 @@ fn spawn<T: Send + 'static>(
     thread::Builder::new().name(name.to_owned()).spawn(run).map_err(MountError::Resources)
 }
 
-impl MountHandle {
-    /// Unmounts; refused with EBUSY while a process uses the file system. [`MountHandle::wait`] tells when its last
-    /// request has been taken.
+/// Unmounts from any thread, while another one waits for the end of the mount.
+#[derive(Clone, Debug)]
+pub struct Unmounter(Arc<Mountpoint>);
+
+impl Unmounter {
+    /// As [`MountHandle::unmount`].
     pub fn unmount(&self) -> io::Result<()> {
-        self.mountpoint.unmount(0)
+        self.0.unmount(0)
     }
 
-    /// Takes the file system out of the tree of names at once; it ends when its last user is gone.
+    /// As [`MountHandle::detach`].
     pub fn detach(&self) -> io::Result<()> {
-        self.mountpoint.unmount(libc::MNT_DETACH)
+        self.0.unmount(libc::MNT_DETACH)
+    }
+}
+
+impl MountHandle {
+    /// What unmounts, for another thread than the one that waits.
+    #[must_use]
+    pub fn unmounter(&self) -> Unmounter {
+        Unmounter { mountpoint: Arc::clone(&self.mountpoint) }
     }
 
     /// Waits until the file system has been unmounted, by whomever, and its threads have ended. Requests that the

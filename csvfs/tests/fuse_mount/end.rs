@@ -14,9 +14,9 @@ fn a_used_file_system_is_not_unmounted() {
     let mut mounted = Mounted::new();
     let file = File::create(mounted.path("file")).unwrap();
     let handle = mounted.handle.take().unwrap();
-    assert_eq!(errno(handle.unmount()), libc::EBUSY);
+    assert_eq!(errno(handle.unmounter().unmount()), libc::EBUSY);
     drop(file);
-    handle.unmount().unwrap();
+    handle.unmounter().unmount().unwrap();
     handle.wait();
     assert_eq!(fs::read_dir(mounted.root()).unwrap().count(), 0);
 }
@@ -26,7 +26,7 @@ fn a_detached_file_system_lives_as_long_as_it_is_used() {
     let mut mounted = Mounted::new();
     let mut file = File::create_new(mounted.path("file")).unwrap();
     let handle = mounted.handle.take().unwrap();
-    handle.detach().unwrap();
+    handle.unmounter().detach().unwrap();
     assert!(!mounted.path("file").exists());
     file.write_all(b"still works").unwrap();
     let (sender, receiver) = channel();

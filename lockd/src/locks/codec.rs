@@ -60,7 +60,7 @@ impl<K: Ord + Clone> LockTable<K> {
                 let change = Change { removed: 0, added: held.len() };
                 self.index.note_held(key, *owner, change, true);
                 let mut locks = held.requests(*owner);
-                if locks.any(|lock| resource.conflicts(&lock).next().is_some()) {
+                if locks.any(|lock| resource.blockers(&lock).next().is_some()) {
                     return Err("the lock table has two locks that conflict");
                 }
                 if self.index.usage(owner.client).locks > self.limits.locks_per_client as usize {

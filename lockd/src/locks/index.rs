@@ -46,6 +46,11 @@ impl<K: Ord + Clone> Index<K> {
         self.holds.contains_key(&owner)
     }
 
+    /// The files on which `owner` holds locks.
+    pub(super) fn holds_of(&self, owner: LockOwner) -> impl Iterator<Item = &K> {
+        self.holds.get(&owner).into_iter().flatten()
+    }
+
     pub(super) fn usage(&self, client: ClientId) -> Usage {
         self.usage.get(&client).copied().unwrap_or_default()
     }

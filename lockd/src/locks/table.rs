@@ -26,6 +26,15 @@ pub struct LockTable<K = u64> {
     pub(super) index: Index<K>,
 }
 
+/// What keeps a request from being granted.
+#[derive(Clone, Copy, Debug)]
+enum Obstacle {
+    /// A lock that is held.
+    Lock,
+    /// An earlier request, which it would overtake unfairly.
+    Request(LockRequest),
+}
+
 impl<K: Ord + Clone> LockTable<K> {
     /// An empty table.
     #[must_use]
@@ -52,7 +61,7 @@ impl<K: Ord + Clone> LockTable<K> {
                 }
                 Err(error) => LockOutcome::Refused(error),
             },
-            Some(conflict) => self.obstructed(key, &request, conflict, wait, &mut dirty),
+            Some(obstacle) => self.obstructed(key, &request, obstacle, wait, &mut dirty),
         };
         self.settle(dirty, events);
         outcome
@@ -135,17 +144,27 @@ impl<K: Ord + Clone> LockTable<K> {
         Some((resource, resource.queue.get(&ticket)?))
     }
 
-    /// What keeps `request` from being granted now: a lock, or an earlier request that it would overtake unfairly.
-    fn obstacle(&self, key: &K, ticket: Option<Ticket>, request: &LockRequest) -> Option<Conflict> {
+    /// What keeps `request` from being granted now.
+    fn obstacle(&self, key: &K, ticket: Option<Ticket>, request: &LockRequest) -> Option<Obstacle> {
         let resource = self.resources.get(key)?;
-        if let Some(conflict) = resource.conflicts(request).next() {
-            return Some(conflict);
+        if resource.blockers(request).next().is_some() {
+            return Some(Obstacle::Lock);
         }
         // Nobody can wait for an owner that holds nothing: the common case needs no search.
         let holder = self.index.holds_any(request.owner);
-        let passes = |ahead: Ticket| holder && self.awaited_by(ahead).contains(&request.owner);
+        let passes = |ahead: Ticket| holder && self.waits_for(ahead, request.owner);
         let (_, ahead) = resource.ahead(ticket, request).find(|(ahead, _)| !passes(*ahead))?;
-        Some(Conflict { owner: ahead.owner, mode: ahead.mode, range: ahead.range, pid: ahead.pid })
+        Some(Obstacle::Request(*ahead))
+    }
+
+    /// An obstacle as the caller is told of it.
+    fn describe(&self, key: &K, request: &LockRequest, obstacle: Obstacle) -> Conflict {
+        match obstacle {
+            Obstacle::Lock => self.test(key, *request).expect("what stands in the way is a lock"),
+            Obstacle::Request(LockRequest { owner, pid, mode, range }) => {
+                Conflict { owner, mode, range, pid }
+            }
+        }
     }
 
     /// A request that cannot be granted at once waits or is refused.
@@ -153,7 +172,7 @@ impl<K: Ord + Clone> LockTable<K> {
         &mut self,
         key: &K,
         request: &LockRequest,
-        conflict: Conflict,
+        obstacle: Obstacle,
         wait: bool,
         dirty: &mut BTreeSet<K>,
     ) -> LockOutcome {
@@ -175,7 +194,7 @@ impl<K: Ord + Clone> LockTable<K> {
             dirty.insert(key.clone());
         }
         if !wait {
-            return LockOutcome::Refused(LockError::WouldBlock(conflict));
+            return LockOutcome::Refused(LockError::WouldBlock(self.describe(key, request, obstacle)));
         }
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
@@ -188,7 +207,9 @@ impl<K: Ord + Clone> LockTable<K> {
     /// Somebody may now wait for more owners than before, through `owner` and its waiting request `ticket`. Requests of
     /// those owners may have become free to pass: their files are looked at again.
     fn dirty_behind(&self, owner: LockOwner, ticket: Ticket, dirty: &mut BTreeSet<K>) {
-        if !self.index.holds_any(owner) {
+        let stands_in_the_way =
+            |key: &K| self.resources.get(key).is_some_and(|resource| resource.blocks(owner));
+        if !self.index.holds_of(owner).any(stands_in_the_way) {
             return;
         }
         let awaited = self.awaited_by(ticket);
@@ -212,8 +233,8 @@ impl<K: Ord + Clone> LockTable<K> {
         held.put(request, grant);
         change.added += 1;
         self.index.note_held(key, owner, change, true);
-        let conflict = resource.conflicts(request).next();
-        assert!(conflict.is_none(), "two locks conflict: {request:?} was granted beside {conflict:?}");
+        let other = resource.blockers(request).next();
+        assert!(other.is_none(), "two locks conflict: {request:?} was granted beside one of {other:?}");
         Ok(grant)
     }
 

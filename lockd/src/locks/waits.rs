@@ -12,23 +12,42 @@ impl<K: Ord + Clone> LockTable<K> {
     /// the requests ahead of it want, and so on through what those owners wait for themselves.
     pub(super) fn awaited_by(&self, ticket: Ticket) -> BTreeSet<LockOwner> {
         let mut owners = BTreeSet::new();
+        self.follow(ticket, &mut owners, |_| false);
+        owners
+    }
+
+    /// Whether `owner` is among those that the waiting request `ticket` waits for.
+    pub(super) fn waits_for(&self, ticket: Ticket, owner: LockOwner) -> bool {
+        self.follow(ticket, &mut BTreeSet::new(), |awaited| awaited == owner)
+    }
+
+    /// Collects whom `ticket` waits for, until `stop` says yes to one of them; tells whether it did.
+    fn follow(
+        &self,
+        ticket: Ticket,
+        owners: &mut BTreeSet<LockOwner>,
+        stop: impl Fn(LockOwner) -> bool,
+    ) -> bool {
         let mut seen = BTreeSet::from([ticket]);
         let mut work = vec![ticket];
         while let Some(ticket) = work.pop() {
             let Some((resource, request)) = self.waiting(ticket) else { continue };
-            for conflict in resource.conflicts(request) {
-                if owners.insert(conflict.owner) {
-                    work.extend(self.index.waits_of(conflict.owner).filter(|next| seen.insert(*next)));
+            for owner in resource.blockers(request) {
+                if stop(owner) {
+                    return true;
+                }
+                if owners.insert(owner) {
+                    work.extend(self.index.waits_of(owner).filter(|next| seen.insert(*next)));
                 }
             }
             let ahead = resource.ahead(Some(ticket), request).map(|(ahead, _)| ahead);
             work.extend(ahead.filter(|next| seen.insert(*next)));
         }
-        owners
+        false
     }
 
     /// Whether `request`, if it waited, would wait for its own owner. Only what is held counts, not the order of the
-    /// queue: that gives way ([`LockTable::awaited_by`]). Only POSIX owners are processes, which wait with all they
+    /// queue: that gives way ([`LockTable::waits_for`]). Only POSIX owners are processes, which wait with all they
     /// hold; the owners of the other kinds are open files.
     pub(super) fn would_deadlock(&self, resource: &ResourceLocks, request: &LockRequest) -> bool {
         if request.owner.kind != LockKind::Posix || !self.index.holds_any(request.owner) {
@@ -50,5 +69,5 @@ impl<K: Ord + Clone> LockTable<K> {
 
 /// The processes that hold what `request` wants.
 fn posix_holders(resource: &ResourceLocks, request: &LockRequest) -> impl Iterator<Item = LockOwner> {
-    resource.conflicts(request).map(|conflict| conflict.owner).filter(|owner| owner.kind == LockKind::Posix)
+    resource.blockers(request).filter(|owner| owner.kind == LockKind::Posix)
 }

@@ -160,6 +160,10 @@ impl Lun for FileLun {
         self.ring.target.lock.prove_ended(self.opened())
     }
 
+    fn prove_alone(&self) -> Proof {
+        self.ring.target.lock.prove_ended(self.opened())
+    }
+
     fn describe(&self) -> String {
         let opened = self.opened();
         let kind = if opened.is_device { "block device" } else { "file" };

@@ -1,16 +1,21 @@
 //! The submission and the completion queue of one LUN.
 //!
-//! A caller's thread puts its request into a free slot, pushes the submission and enters the kernel itself. One thread,
-//! the reaper, waits for completions. Requests that are started on the reaper (by what it calls) never wait, or nobody
-//! would free a slot: they go to a backlog, which is at most as long as the number of requests that have just ended.
+//! A caller's thread puts its request into a free slot, pushes the submission and enters the kernel itself. When it comes
+//! back and finds completions (its own, if the kernel had the data at hand), it ends these requests on the way. All
+//! other completions are awaited by one thread, the reaper. As long as every request is completed on the way, the reaper
+//! sleeps apart from the kernel's queue, so that it is not woken for nothing; whoever leaves a request in flight wakes
+//! it.
+//!
+//! What a completion calls may submit again. It never waits for a slot, or nobody might be left to free one: such
+//! requests go to a backlog, which is at most as long as what such calls submit while all slots are taken.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, ThreadId};
+use std::thread;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue};
@@ -24,12 +29,35 @@ const WAKE: u64 = u64::MAX;
 /// How often an `io_uring_enter` that the kernel has no memory for is repeated, a millisecond apart.
 const ENTER_RETRIES_MAX: u32 = 5000;
 
+/// Completions that are taken at once.
+const BATCH_MAX: usize = 32;
+/// After so many more requests that were completed on the way than others, the reaper sleeps apart.
+const INLINE_MIN: u32 = 32;
+const INLINE_MAX: u32 = 64;
+
+thread_local! {
+    /// Whether this thread runs what a completion calls.
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+}
+
 #[derive(Default)]
 struct Queue {
     free: Vec<u16>,
     backlog: VecDeque<Request>,
     /// Threads that wait for a slot.
     waiting: usize,
+    /// Requests that were completed on the way, against others: from 0 to `INLINE_MAX`.
+    inline: u32,
+    /// The reaper sleeps apart from the kernel's queue; nothing is in flight, or somebody is about to wake it.
+    parked: bool,
+}
+
+/// What a look at the completion queue found.
+struct Completed {
+    /// How many completions were taken.
+    count: usize,
+    /// Whether the one that the caller hoped for was among them.
+    awaited: bool,
 }
 
 /// The queues, and the requests in flight.
@@ -39,8 +67,10 @@ pub struct Ring {
     slots: Box<[Mutex<Option<Request>>]>,
     /// Guards the submission queue as well.
     queue: Mutex<Queue>,
+    /// Guards the completion queue.
+    completions: Mutex<()>,
     room: Condvar,
-    reaper: OnceLock<ThreadId>,
+    unparked: Condvar,
     closing: AtomicBool,
     broken: AtomicBool,
     ghosts: Mutex<Vec<Range<u64>>>,
@@ -64,8 +94,9 @@ impl Ring {
             target,
             slots: (0..depth).map(|_| Mutex::new(None)).collect(),
             queue: Mutex::new(queue),
+            completions: Mutex::new(()),
             room: Condvar::new(),
-            reaper: OnceLock::new(),
+            unparked: Condvar::new(),
             closing: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             ghosts: Mutex::new(Vec::new()),
@@ -74,10 +105,10 @@ impl Ring {
 
     /// Starts `request`. Waits while all slots are taken.
     pub fn submit(&self, request: Request) {
-        let on_reaper = self.is_reaper();
+        let in_callback = IN_CALLBACK.get();
         let mut queue = self.queue.lock();
         let slot = loop {
-            if self.broken.load(Ordering::Relaxed) {
+            if self.is_broken() {
                 drop(queue);
                 // It never reached the kernel.
                 return request.end(Outcome::Failed(libc::EIO));
@@ -85,9 +116,9 @@ impl Ring {
             if let Some(slot) = queue.free.pop() {
                 break slot;
             }
-            if on_reaper {
+            if in_callback {
                 queue.backlog.push_back(request);
-                return;
+                return self.unpark(&mut queue);
             }
             queue.waiting += 1;
             self.room.wait(&mut queue);
@@ -95,9 +126,22 @@ impl Ring {
         };
         self.occupy(slot, request);
         drop(queue);
-        // The reaper submits what it has started when it has run all that it had to call.
-        if !on_reaper && let Err(error) = self.enter(0) {
-            self.break_down(&error);
+        self.submit_pushed();
+        let done = !in_callback && self.end_completed(Some(slot)).awaited;
+        let mut queue = self.queue.lock();
+        if done {
+            queue.inline = (queue.inline + 1).min(INLINE_MAX);
+        } else {
+            queue.inline = queue.inline.saturating_sub(1);
+            self.unpark(&mut queue);
+        }
+    }
+
+    /// Wakes the reaper if it sleeps apart and something is in flight.
+    fn unpark(&self, queue: &mut Queue) {
+        if queue.parked && queue.free.len() < self.slots.len() {
+            queue.parked = false;
+            self.unparked.notify_one();
         }
     }
 
@@ -131,79 +175,114 @@ impl Ring {
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
-    fn is_reaper(&self) -> bool {
-        self.reaper.get().is_some_and(|reaper| *reaper == thread::current().id())
+    /// Submits what has been pushed.
+    fn submit_pushed(&self) {
+        if let Err(error) = self.enter(0) {
+            self.break_down(&error);
+        }
     }
 
     /// Ends the reaper as soon as nothing is in flight. To be called when nobody submits any more.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
         let wake = opcode::Nop::new().build().user_data(WAKE);
-        let queue = self.queue.lock();
+        let mut queue = self.queue.lock();
         self.push(&wake);
+        queue.parked = false;
+        self.unparked.notify_one();
         drop(queue);
-        if !self.is_reaper()
-            && let Err(error) = self.enter(0)
-        {
-            self.break_down(&error);
-        }
+        self.submit_pushed();
     }
 
-    /// Receives completions until the ring is closed and nothing is in flight.
+    /// The reaper: receives completions until the ring is closed and nothing is in flight.
     pub fn reap(&self) {
-        let _ = self.reaper.set(thread::current().id());
-        let mut completions: Vec<(u64, i32)> = Vec::with_capacity(self.slots.len() + 1);
-        let mut ended = Vec::with_capacity(self.slots.len());
-        loop {
-            // SAFETY: only the reaper looks at the completion queue, and this value dies at the end of the statement.
-            completions
-                .extend(unsafe { self.uring.completion_shared() }.map(|c| (c.user_data(), c.result())));
-            self.settle(&mut completions, &mut ended);
-            for (request, outcome) in ended.drain(..) {
-                Request::end(request, outcome);
+        while !self.is_broken() {
+            if self.end_completed(None).count > 0 {
+                continue;
             }
-            if self.closing.load(Ordering::Acquire) && self.is_idle() {
-                return;
+            let mut queue = self.queue.lock();
+            let idle = self.is_idle(&queue);
+            if self.closing.load(Ordering::Acquire) {
+                if idle {
+                    return;
+                }
+            } else if idle && queue.inline >= INLINE_MIN {
+                queue.parked = true;
+                while queue.parked {
+                    self.unparked.wait(&mut queue);
+                }
+                continue;
             }
-            // SAFETY: as above.
-            let want = usize::from(unsafe { self.uring.completion_shared() }.is_empty());
-            if self.is_broken() {
-                return;
-            }
-            if let Err(error) = self.enter(want) {
+            drop(queue);
+            if let Err(error) = self.enter(1) {
                 self.break_down(&error);
             }
         }
     }
 
-    /// Sorts `completions` into requests that have ended and such that go on, and gives free slots away.
-    fn settle(&self, completions: &mut Vec<(u64, i32)>, ended: &mut Vec<(Request, Outcome)>) {
-        if completions.is_empty() {
-            return;
+    /// Takes completions that are there (a batch of them at most), and ends their requests or lets them go on.
+    fn end_completed(&self, awaited: Option<u16>) -> Completed {
+        let mut batch = [(WAKE, 0); BATCH_MAX];
+        let mut count = 0;
+        {
+            let _guard = self.completions.lock();
+            // SAFETY: the lock of `completions` is held, so this is the only `CompletionQueue`.
+            let completions = unsafe { self.uring.completion_shared() };
+            for (place, completion) in batch.iter_mut().zip(completions) {
+                *place = (completion.user_data(), completion.result());
+                count += 1;
+            }
         }
+        if count == 0 {
+            return Completed { count, awaited: false };
+        }
+        let awaited =
+            awaited.is_some_and(|slot| batch[..count].iter().any(|(data, _)| *data == u64::from(slot)));
+        let ended = self.settle(&batch[..count]);
+        let outer = IN_CALLBACK.replace(true);
+        for (request, outcome) in ended {
+            request.end(outcome);
+        }
+        IN_CALLBACK.set(outer);
+        Completed { count, awaited }
+    }
+
+    /// Sorts completions into requests that have ended and such that go on, and gives free slots away.
+    fn settle(&self, completions: &[(u64, i32)]) -> Vec<(Request, Outcome)> {
+        let mut ended = Vec::with_capacity(completions.len());
+        let mut pushed = false;
         let mut queue = self.queue.lock();
-        for (slot, result) in completions.drain(..).filter(|(slot, _)| *slot != WAKE) {
-            let number = u16::try_from(slot).expect("user data is the slot that was submitted");
+        for (slot, result) in completions.iter().filter(|(slot, _)| *slot != WAKE) {
+            let number = u16::try_from(*slot).expect("user data is the slot that was submitted");
             // Given up meanwhile, if the ring broke.
             let Some(mut request) = self.slots[usize::from(number)].lock().take() else { continue };
-            match request.advance(result, &self.target) {
-                None => self.occupy(number, request),
+            let next = match request.advance(*result, &self.target) {
+                None => Some(request),
                 Some(outcome) => {
                     ended.push((request, outcome));
-                    match queue.backlog.pop_front() {
-                        Some(next) => self.occupy(number, next),
-                        None => queue.free.push(number),
-                    }
+                    queue.backlog.pop_front()
                 }
+            };
+            match next {
+                Some(request) => {
+                    self.occupy(number, request);
+                    pushed = true;
+                }
+                None => queue.free.push(number),
             }
         }
         for _ in 0..queue.waiting.min(queue.free.len()) {
             self.room.notify_one();
         }
+        if pushed {
+            self.unpark(&mut queue);
+            drop(queue);
+            self.submit_pushed();
+        }
+        ended
     }
 
-    fn is_idle(&self) -> bool {
-        let queue = self.queue.lock();
+    fn is_idle(&self, queue: &Queue) -> bool {
         queue.free.len() == self.slots.len() && queue.backlog.is_empty()
     }
 
@@ -221,6 +300,8 @@ impl Ring {
         {
             let mut queue = self.queue.lock();
             self.room.notify_all();
+            queue.parked = false;
+            self.unparked.notify_one();
             abandoned.extend(self.slots.iter().filter_map(|slot| slot.lock().take()));
             self.ghosts.lock().extend(abandoned.iter().filter_map(Request::changes));
             abandoned.extend(queue.backlog.drain(..));

@@ -171,6 +171,29 @@ fn a_full_queue_makes_submission_wait_and_completions_may_submit() {
 }
 
 #[test]
+fn threads_share_a_short_queue() {
+    let directory = disk_directory();
+    let path = image(&directory, 4 << 20);
+    let pool = Pool::default();
+    let lun = FileLun::open(&path, Options { depth: 3, ..Options::default() }).unwrap();
+    blocking::write(&lun, 0, data(&pool, 1 << 20, 7), false).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let (lun, pool) = (&lun, &pool);
+            scope.spawn(move || {
+                for i in 0..1500_u64 {
+                    // Long stretches of holes, which the kernel reads at once, between data, for which it waits.
+                    let in_hole = (i / 100 + thread).is_multiple_of(2);
+                    let offset = if in_hole { 2 << 20 } else { 0 } + i % 256 * 4096;
+                    let read = blocking::read(lun, offset, pool.take(4096)).unwrap();
+                    assert_eq!(read[..], [if in_hole { 0 } else { 7 }; 4096]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn requests_of_a_thread_that_ended_are_executed() {
     let directory = TempDir::new_in("/dev/shm").unwrap();
     let path = image(&directory, 4 << 20);
@@ -196,25 +219,26 @@ fn requests_of_a_thread_that_ended_are_executed() {
 fn a_lun_may_be_dropped_by_a_completion() {
     let directory = disk_directory();
     let path = image(&directory, 1 << 20);
-    let pool = Pool::default();
-    let lun = Arc::new(FileLun::open(&path, Options::default()).unwrap());
-    let (sender, receiver) = mpsc::channel();
-    let last = Arc::new(OnceLock::new());
-    let handed = Arc::clone(&last);
-    lun.read(
-        0,
-        pool.take(4096),
-        Box::new(move |_, _| {
-            while handed.get().is_none() {
+    // A completion may come while the submitting thread is still in the LUN, which is then not dropped by it.
+    let dropped_by_completion = || {
+        let lun = Arc::new(FileLun::open(&path, Options::default()).unwrap());
+        let (sender, receiver) = mpsc::channel();
+        let last = Arc::new(OnceLock::new());
+        let handed = Arc::clone(&last);
+        let on_done = Box::new(move |_| {
+            let on_reaper = std::thread::current().name() == Some("lun-reaper");
+            while on_reaper && handed.get().is_none() {
                 std::thread::yield_now();
             }
             drop(handed);
-            sender.send(()).unwrap();
-        }),
-    );
-    assert!(last.set(lun).is_ok());
-    drop(last);
-    wait(&receiver);
+            sender.send(on_reaper).unwrap();
+        });
+        lun.zero(0..1 << 20, on_done);
+        assert!(last.set(lun).is_ok());
+        drop(last);
+        wait(&receiver)
+    };
+    assert!((0..1000).any(|_| dropped_by_completion()));
     let again = FileLun::open(&path, Options::default()).unwrap();
     assert!(matches!(again.prove_ended(ClientId(1)), Proof::Ended(_)), "the lock has been given up");
 }
@@ -288,6 +312,48 @@ fn a_full_file_system_fails_the_write() {
     lun.trim(0..4 << 20, Box::new(move |outcome| sender.send(outcome).unwrap()));
     assert_eq!(wait(&receiver), Outcome::Done);
     assert_eq!(blocking::write(&lun, 0, data(&pool, 4096, 1), false), Ok(()));
+}
+
+/// A block device on an image file; needs root and the kernel's loop driver.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn attach(image: &Path) -> Option<Self> {
+        let attached = Command::new("losetup").args(["--find", "--show"]).arg(image).output();
+        let Some(output) = attached.ok().filter(|output| output.status.success()) else {
+            eprintln!("not tested: loop devices need root");
+            return None;
+        };
+        Some(Self(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        assert!(detached.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn a_block_device_is_a_lun() {
+    let directory = disk_directory();
+    let path = image(&directory, 8 << 20);
+    let Some(device) = LoopDevice::attach(&path) else { return };
+    let pool = Pool::default();
+    let lun = FileLun::open(&device.0, Options::default()).unwrap();
+    let geometry = lun.geometry();
+    assert_eq!((geometry.size, geometry.trim), (8 << 20, true));
+    assert!(lun.describe().starts_with("block device"), "{}", lun.describe());
+    assert_eq!(lun.prove_ended(ClientId(1)), Proof::Unprovable, "another host may have it open");
+    blocking::write(&lun, 0, data(&pool, 1 << 20, 5), true).unwrap();
+    blocking::zero(&lun, 4096..8192).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    lun.trim(65536..131_072, Box::new(move |outcome| sender.send(outcome).unwrap()));
+    assert_eq!(wait(&receiver), Outcome::Done);
+    blocking::flush(&lun).unwrap();
+    let read = blocking::read(&lun, 0, pool.take(65536)).unwrap();
+    assert!(read[..4096] == [5; 4096] && read[4096..8192] == [0; 4096] && read[8192..] == [5; 57344]);
 }
 
 #[derive(Clone, Debug)]

@@ -3,60 +3,21 @@
 use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result, bail};
+use csvfs::fuse::MountOptions;
 
-/// The options of one mount.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MountOptions {
-    pub read_only: bool,
-    pub suid: bool,
-    pub dev: bool,
-    pub exec: bool,
-    pub atime: bool,
-    pub allow_other: bool,
-    pub discard: bool,
-}
-
-impl Default for MountOptions {
-    fn default() -> Self {
-        Self { read_only: false, suid: true, dev: true, exec: true, atime: true, allow_other: true, discard: true }
-    }
-}
-
-impl MountOptions {
-    /// Reads comma-separated options; later ones win. Options of other programs (`x-...`, `_netdev`, `auto`, ...) are
-    /// accepted and mean nothing here.
-    pub fn parse(texts: &[String]) -> Result<Self> {
-        let mut options = Self::default();
-        for word in texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty()) {
-            match word {
-                "ro" => options.read_only = true,
-                "rw" => options.read_only = false,
-                "suid" => options.suid = true,
-                "nosuid" => options.suid = false,
-                "dev" => options.dev = true,
-                "nodev" => options.dev = false,
-                "exec" => options.exec = true,
-                "noexec" => options.exec = false,
-                "atime" | "relatime" => options.atime = true,
-                "noatime" => options.atime = false,
-                "discard" => options.discard = true,
-                "nodiscard" => options.discard = false,
-                "allow_other" => options.allow_other = true,
-                "private" => options.allow_other = false,
-                "defaults" => options = Self::default(),
-                "auto" | "noauto" | "user" | "nouser" | "users" | "nofail" | "_netdev" | "async" | "diratime"
-                | "nodiratime" | "strictatime" | "lazytime" | "nolazytime" => {}
-                word if word.starts_with("x-") || word.starts_with("comment=") => {}
-                "remount" => bail!("remounting is not possible; unmount and mount again"),
-                "sync" | "dirsync" | "mand" => bail!("the mount option {word:?} is not supported"),
-                word => bail!(
-                    "unknown mount option {word:?}; known: ro rw nosuid nodev noexec noatime nodiscard private, \
-                     and those of mount(8) that need nothing from the file system"
-                ),
-            }
+/// The options of one mount: those of the front end, and whether freed blocks are discarded.
+pub fn parse(texts: &[String]) -> Result<(MountOptions, bool)> {
+    let mut options = MountOptions::default();
+    let mut discard = true;
+    for word in texts.iter().flat_map(|text| text.split(',')).map(str::trim) {
+        match word {
+            "discard" => discard = true,
+            "nodiscard" => discard = false,
+            "remount" => bail!("remounting is not possible; unmount and mount again"),
+            word => options.apply(word)?,
         }
-        Ok(options)
     }
+    Ok((options, discard))
 }
 
 /// The words of `csvfs mount` for those of `mount.csvfs LUN DIR [-fnsv] [-o OPTIONS] [-t TYPE]`.
@@ -90,17 +51,13 @@ pub fn helper_arguments(words: &[OsString]) -> Result<Vec<OsString>> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<MountOptions> {
-        MountOptions::parse(&[text.to_owned()])
-    }
-
     #[test]
     fn options_of_mount_are_read() {
-        let options = parse("ro,nosuid,_netdev,x-systemd.automount").unwrap();
-        assert!(options.read_only && !options.suid && options.exec);
-        assert!(!parse("ro,rw").unwrap().read_only);
-        assert!(parse("suchlike").unwrap_err().to_string().contains("suchlike"));
-        assert!(parse("remount,ro").unwrap_err().to_string().contains("unmount"));
+        let (options, discard) = parse(&["ro,nosuid,_netdev".to_owned(), "nodiscard,x-systemd.automount".to_owned()]).unwrap();
+        assert!(options.read_only && !options.set_id && options.programs && !discard);
+        assert!(!parse(&["ro,rw".to_owned()]).unwrap().0.read_only);
+        assert!(parse(&["suchlike".to_owned()]).unwrap_err().to_string().contains("suchlike"));
+        assert!(parse(&["remount,ro".to_owned()]).unwrap_err().to_string().contains("unmount"));
     }
 
     #[test]

@@ -1,0 +1,239 @@
+//! What the threads of a coordinator share.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockd::authority::Authority;
+use lockd::clock::{BootTime, Clock};
+use lockd::ids::{Epoch, ResourceId, VolumeId};
+use lockd::rules::{Rule, Rules};
+use parking_lot::{Condvar, Mutex};
+use redb::Database;
+use redirector::lun::Lun;
+
+use super::opens::Opens;
+use super::queue::{Internal, Queue, Work};
+use crate::disk::MetadataSpace;
+use crate::proto::{Head, Operation, Owned};
+use crate::refusal::Refusal;
+use crate::store::cookie::HashKey;
+use crate::store::{Result, Snapshot};
+
+/// What a coordinator is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The store, opened by rule V2.
+    pub database: Arc<Database>,
+    /// The metadata area's need for room.
+    pub space: Arc<dyn MetadataSpace>,
+    /// The LUN, for trims and ghosts.
+    pub lun: Arc<dyn Lun>,
+    /// Sessions, holdings, epochs.
+    pub authority: Arc<dyn Authority>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The rules that are kept.
+    pub rules: Rules,
+    /// The key of names, from the volume's label.
+    pub key: HashKey,
+    /// The epoch in which this coordinator serves.
+    pub epoch: Epoch,
+    /// Which volume it is.
+    pub volume: VolumeId,
+    /// Nothing is changed.
+    pub read_only: bool,
+    /// Freed blocks are trimmed.
+    pub discard: bool,
+    /// For so long after the start, writes that earlier incarnations sent may still land: nothing that is freed is
+    /// given out again before. Zero where they are proved to be over.
+    pub settle: Duration,
+}
+
+/// When the reclaimer is to run.
+#[derive(Debug, Default)]
+pub struct Call {
+    /// Something was freed.
+    pub wanted: bool,
+    /// Somebody waits for it.
+    pub urgent: bool,
+    /// Who is told what the next whole pass did.
+    pub told: Vec<Sender<Result<u64, Refusal>>>,
+    /// It is to end.
+    pub stop: bool,
+}
+
+/// The shared state.
+#[derive(Debug)]
+pub struct Core {
+    /// As given at the start.
+    pub parts: Parts,
+    /// Work for the writer.
+    pub queue: Queue,
+    /// Who has what open.
+    pub opens: Mutex<Opens>,
+    /// The last committed state, once somebody has asked for it.
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// Why nothing is changed any more.
+    broken: OnceLock<String>,
+    /// Work for the reclaimer.
+    pub call: Mutex<Call>,
+    /// Wakes it.
+    pub called: Condvar,
+    /// When the coordinator started.
+    pub started: BootTime,
+}
+
+impl Core {
+    /// The state around `parts`.
+    pub fn new(parts: Parts) -> Self {
+        let started = parts.clock.boot();
+        Self {
+            parts,
+            queue: Queue::default(),
+            opens: Mutex::default(),
+            snapshot: Mutex::default(),
+            broken: OnceLock::new(),
+            call: Mutex::default(),
+            called: Condvar::new(),
+            started,
+        }
+    }
+
+    /// The last committed state.
+    pub fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        let mut current = self.snapshot.lock();
+        if let Some(snapshot) = &*current {
+            return Ok(Arc::clone(snapshot));
+        }
+        let snapshot = Arc::new(Snapshot::take(&self.parts.database)?);
+        *current = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+
+    /// A commit has made the last state old.
+    pub fn outdate(&self) {
+        let old = self.snapshot.lock().take();
+        drop(old);
+    }
+
+    /// Nothing is changed from now on, because of `cause`.
+    pub fn break_down(&self, cause: &str) {
+        if self.broken.set(cause.to_owned()).is_ok() {
+            tracing::error!(cause, "the coordinator stops changing the volume");
+        }
+    }
+
+    /// Refuses when nothing may be changed.
+    pub fn may_change(&self) -> Result<(), Refusal> {
+        if self.parts.read_only {
+            return Err(Refusal::ReadOnly);
+        }
+        match self.broken.get() {
+            Some(cause) => Err(Refusal::Io(format!("the volume cannot be changed any more: {cause}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses who asks under an old session or knows an old coordinator.
+    pub fn check_head(&self, head: &Head) -> Result<(), Refusal> {
+        // V3: switched off, anybody may ask.
+        if !self.parts.rules.keeps(Rule::V3) {
+            return Ok(());
+        }
+        if head.session != self.parts.authority.session() {
+            return Err(Refusal::Stale(format!("session {} is over", head.session)));
+        }
+        if head.coordinator != self.parts.epoch {
+            let (named, epoch) = (head.coordinator, self.parts.epoch);
+            return Err(Refusal::Stale(format!("the coordinator serves in {epoch}, not in {named}")));
+        }
+        if self.opens.lock().is_over(head.client) {
+            return Err(Refusal::Stale(format!("client {} is over", head.client)));
+        }
+        Ok(())
+    }
+
+    /// Whether this is still the coordinator (invariant 3).
+    pub fn holds_role(&self) -> Result<(), Refusal> {
+        if !self.parts.rules.keeps(Rule::V3) {
+            return Ok(());
+        }
+        let role = ResourceId::Coordinator(self.parts.volume);
+        match self.parts.authority.holder(&role) {
+            Some(holding) if holding.epoch == self.parts.epoch => Ok(()),
+            _ => Err(Refusal::Stale(format!(
+                "this is not the volume's coordinator in {} any more",
+                self.parts.epoch
+            ))),
+        }
+    }
+
+    /// Checks the file epochs that an operation names (V3, and V8 where the owner must have stopped the file).
+    pub fn check_owned(&self, head: &Head, operation: &Operation) -> Result<(), Refusal> {
+        let (rule, files): (Rule, [Option<&Owned>; 2]) = match operation {
+            Operation::Commit { file, .. } => (Rule::V3, [Some(file), None]),
+            Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => {
+                (Rule::V8, [Some(file), None])
+            }
+            Operation::Clone { source, target, .. } => (Rule::V8, [Some(source), Some(target)]),
+            _ => return Ok(()),
+        };
+        if !self.parts.rules.keeps(rule) {
+            return Ok(());
+        }
+        for file in files.into_iter().flatten() {
+            self.check_owner(head, file)?;
+        }
+        Ok(())
+    }
+
+    /// A file is its owner's, in the ownership's epoch; one that nobody owns is the coordinator's, in its epoch.
+    fn check_owner(&self, head: &Head, file: &Owned) -> Result<(), Refusal> {
+        let resource = ResourceId::File(self.parts.volume, file.ino.0);
+        let holding = match self.parts.authority.holder(&resource) {
+            Some(holding) => Some(holding),
+            None => self.parts.authority.holder(&ResourceId::Coordinator(self.parts.volume)),
+        };
+        match holding {
+            Some(holding) if holding.client == head.client && holding.epoch == file.epoch => Ok(()),
+            _ => {
+                Err(Refusal::Stale(format!("{} is not owned by {} in {}", file.ino, head.client, file.epoch)))
+            }
+        }
+    }
+
+    /// Lets the reclaimer run.
+    pub fn call_reclaimer(&self, urgent: bool) {
+        let mut call = self.call.lock();
+        call.wanted = true;
+        call.urgent |= urgent;
+        drop(call);
+        self.called.notify_all();
+    }
+
+    /// Has the reclaimer do a whole pass, and tells how many blocks it freed. There is one pass at a time: a trim of one
+    /// must not meet blocks that another has made free.
+    pub fn reclaim(&self) -> Result<u64, Refusal> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut call = self.call.lock();
+        if !call.stop {
+            call.told.push(sender);
+            (call.wanted, call.urgent) = (true, true);
+        }
+        drop(call);
+        self.called.notify_all();
+        receiver.recv().map_err(|_| Refusal::Io("the coordinator has stopped".to_owned()))?
+    }
+
+    /// Has the writer do `work` and waits for the commit.
+    pub fn run(&self, work: Internal) -> Result<Option<u64>, Refusal> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let done = Box::new(move |result| {
+            let _ = sender.send(result);
+        });
+        let stopped = || Refusal::Io("the coordinator has stopped".to_owned());
+        self.queue.push(Work::Internal(work, done)).map_err(|_| stopped())?;
+        receiver.recv().map_err(|_| stopped())?
+    }
+}

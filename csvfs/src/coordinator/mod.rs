@@ -1,0 +1,202 @@
+//! The coordinator: the one client that changes a volume's metadata.
+//!
+//! Frames come in by [`lockd::network::Service`]. Questions are answered at once, on the asking thread, from the last
+//! committed state. Changes go into a queue; one writer takes all that waits, applies it in one transaction, commits it
+//! and answers (V3); while one group commits the next one gathers. A reclaimer makes freed blocks free (V7).
+//!
+//! A failure of the store ends all changing: what is not committed is never acknowledged, and what follows is refused
+//! with the cause.
+
+pub mod acl;
+mod apply;
+mod attributes;
+mod change;
+mod core;
+mod data;
+mod mapping;
+mod names;
+mod opens;
+mod question;
+mod queue;
+mod reclaim;
+mod rename;
+mod reserve;
+mod slots;
+mod space;
+mod stop;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use lockd::ids::ClientId;
+use lockd::network::{CarrierError, OnReply, Service};
+use parking_lot::Mutex;
+
+use self::core::Core;
+pub use self::core::Parts;
+use self::queue::{Internal, NotTaken, Pending, Work};
+pub use self::slots::SLOTS_MAX;
+use self::stop::Stop;
+use self::writer::{Writer, frame};
+use crate::proto::codec::decode;
+use crate::proto::{Answer, Operation, Reply, Request};
+use crate::refusal::Refusal;
+use crate::store::StoreError;
+use crate::types::Run;
+
+/// Why a coordinator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be read, or is damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The chunks of the metadata area could not be recorded.
+    #[error(transparent)]
+    Space(#[from] crate::disk::SpaceError),
+    /// The system has no room for a thread.
+    #[error("the coordinator's threads could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A volume's coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    core: Arc<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Coordinator {
+    /// Starts on an opened store: ends the clients of earlier sessions, gives the metadata area again what is recorded
+    /// as given, and serves.
+    pub fn start(parts: Parts) -> Result<Arc<Self>, StartError> {
+        let core = Arc::new(Core::new(parts));
+        let mut threads = Vec::new();
+        core.snapshot()?;
+        if !core.parts.read_only {
+            writer::end_earlier_clients(&core)?;
+            let mut chunks = Vec::new();
+            for row in core.snapshot()?.chunks.range::<u64>(..).map_err(StoreError::from)? {
+                let (start, len) = row.map_err(StoreError::from)?;
+                chunks.push(Run { start: crate::types::LunBlock(start.value()), len: len.value() });
+            }
+            if !chunks.is_empty() {
+                core.parts.space.offer(&chunks)?;
+            }
+            let writer = Writer::new(Arc::clone(&core))?;
+            threads.push(spawn("csvfs-writer", move || writer.serve())?);
+            let reclaimer = Arc::clone(&core);
+            threads.push(spawn("csvfs-reclaim", move || reclaim::serve(&reclaimer))?);
+            // What an earlier coordinator left.
+            core.call_reclaimer(false);
+        }
+        Ok(Arc::new(Self { core, threads: Mutex::new(threads) }))
+    }
+
+    /// A client is over (L10): its reserve returns and its slots refuse, in one transaction (V6); what it held open is
+    /// closed.
+    pub fn end_client(&self, client: ClientId) -> Result<(), Refusal> {
+        self.core.may_change()?;
+        self.core.run(Internal::EndClient(client))?;
+        self.core.call_reclaimer(false);
+        Ok(())
+    }
+
+    /// Makes free now what can be: trims are awaited. Tells how many blocks.
+    pub fn reclaim(&self) -> Result<u64, Refusal> {
+        self.core.may_change()?;
+        self.core.reclaim()
+    }
+
+    /// Takes no more changes, finishes those that wait, and ends the threads. Whoever waits for space is told that the
+    /// coordinator has closed.
+    pub fn stop(&self) {
+        self.core.queue.stop();
+        {
+            let mut call = self.core.call.lock();
+            call.stop = true;
+            call.told.clear();
+        }
+        self.core.called.notify_all();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    /// Opens and closes change nothing on the LUN: they are answered at once.
+    fn open_or_close(&self, request: &Request) -> Option<Reply> {
+        let client = request.head.client;
+        match request.operation {
+            Operation::Open { ino } => {
+                if !self.core.opens.lock().open(ino, client) {
+                    return Some(Err(Refusal::NotFound));
+                }
+                let reply = self.ask(&Operation::GetAttr { ino });
+                if reply.is_err() {
+                    self.core.opens.lock().close(ino, client);
+                }
+                Some(reply)
+            }
+            Operation::Close { ino } => {
+                if self.core.opens.lock().close(ino, client) {
+                    self.core.call_reclaimer(false);
+                }
+                Some(Ok(Answer::Done))
+            }
+            _ => None,
+        }
+    }
+
+    fn ask(&self, operation: &Operation) -> Reply {
+        let snapshot = self.core.snapshot().map_err(|error| Refusal::Io(error.to_string()))?;
+        question::answer(&snapshot, &self.core.parts.key, operation).map_err(Stop::refusal)
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Service for Coordinator {
+    fn serve(&self, bytes: Vec<u8>, on_reply: OnReply) {
+        let request: Request = match decode(&bytes) {
+            Ok(request) => request,
+            Err(error) => return on_reply(Ok(frame(&Err(Refusal::Invalid(error.to_string()))))),
+        };
+        if let Err(refusal) = self.core.check_head(&request.head) {
+            return on_reply(Ok(frame(&Err(refusal))));
+        }
+        if !request.operation.changes() {
+            return on_reply(Ok(frame(&self.ask(&request.operation))));
+        }
+        if let Some(reply) = self.open_or_close(&request) {
+            return on_reply(Ok(frame(&reply)));
+        }
+        if let Err(refusal) = self.core.may_change() {
+            return on_reply(Ok(frame(&Err(refusal))));
+        }
+        let work = Work::Request(Pending { request, on_reply, mark: 0, last_try: false });
+        match self.core.queue.push(work) {
+            Ok(()) => {}
+            Err(NotTaken::Full(Work::Request(pending))) => {
+                let full = Refusal::Busy("the coordinator's queue is full; try again".to_owned());
+                (pending.on_reply)(Ok(frame(&Err(full))));
+            }
+            Err(NotTaken::Stopped(Work::Request(pending))) => {
+                (pending.on_reply)(Err(CarrierError::Closed("the coordinator has stopped".to_owned())));
+            }
+            Err(NotTaken::Full(Work::Internal(..)) | NotTaken::Stopped(Work::Internal(..))) => {}
+        }
+    }
+}

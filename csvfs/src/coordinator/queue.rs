@@ -1,0 +1,134 @@
+//! The queue between those who ask and the one writer.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use lockd::ids::ClientId;
+use lockd::network::OnReply;
+use parking_lot::{Condvar, Mutex};
+
+use crate::proto::Request;
+use crate::refusal::Refusal;
+use crate::types::Run;
+
+/// Operations that may wait. Each client has at most [`super::slots::SLOTS_MAX`] under way.
+const QUEUE_MAX: usize = 16 << 10;
+/// Operations that one transaction takes.
+pub const GROUP_MAX: usize = 256;
+
+/// What is called when a piece of internal work is committed or refused.
+pub type OnInternal = Box<dyn FnOnce(Result<Option<u64>, Refusal>) + Send>;
+
+/// A request on its way through the writer.
+pub struct Pending {
+    /// What is asked.
+    pub request: Request,
+    /// Who waits for it.
+    pub on_reply: OnReply,
+    /// How far an operation of several steps has come.
+    pub mark: u64,
+    /// Space was waited for; it is not waited for again.
+    pub last_try: bool,
+}
+
+/// Work of the coordinator itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Internal {
+    /// A client is over.
+    EndClient(ClientId),
+    /// A step at orphans, from this inode number on.
+    Reclaim(u64),
+    /// Held-back runs become free, or go to quarantine.
+    Release {
+        /// Free.
+        free: Vec<Run>,
+        /// Under a ghost.
+        ghosts: Vec<Run>,
+    },
+    /// Quarantined runs become free.
+    ReleaseQuarantine(Vec<Run>),
+    /// A pass of the reclaimer is over; those who wait for space try again.
+    Passed {
+        /// Whether it freed anything.
+        progress: bool,
+    },
+}
+
+/// A piece of work for the writer.
+pub enum Work {
+    /// An operation.
+    Request(Pending),
+    /// The coordinator's own.
+    Internal(Internal, OnInternal),
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request(pending) => f.debug_tuple("Request").field(&pending.request).finish(),
+            Self::Internal(internal, _) => f.debug_tuple("Internal").field(internal).finish(),
+        }
+    }
+}
+
+/// Why work was not taken. It comes back.
+#[derive(Debug)]
+pub enum NotTaken {
+    /// The queue is full.
+    Full(Work),
+    /// The coordinator has stopped.
+    Stopped(Work),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    work: VecDeque<Work>,
+    stopped: bool,
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+impl Queue {
+    /// Puts work at the end. The coordinator's own always fits: there is one piece at a time of each thread.
+    pub fn push(&self, work: Work) -> Result<(), NotTaken> {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return Err(NotTaken::Stopped(work));
+        }
+        if matches!(work, Work::Request(_)) && state.work.len() >= QUEUE_MAX {
+            return Err(NotTaken::Full(work));
+        }
+        state.work.push_back(work);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// All that waits, up to a group; waits for the first unless `more` is at hand. `None` when stopped and empty.
+    pub fn take(&self, more: bool) -> Option<Vec<Work>> {
+        let mut state = self.state.lock();
+        while state.work.is_empty() && !more {
+            if state.stopped {
+                return None;
+            }
+            self.arrived.wait(&mut state);
+        }
+        let count = state.work.len().min(GROUP_MAX);
+        Some(state.work.drain(..count).collect())
+    }
+
+    /// Takes no more work; what is queued is still done.
+    pub fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.arrived.notify_all();
+    }
+
+    /// Whether [`Queue::stop`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
+    }
+}

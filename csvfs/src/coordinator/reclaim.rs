@@ -1,0 +1,215 @@
+//! The reclaimer: what is freed becomes free (V7), in bounded steps, in the background.
+//!
+//! Blocks that a transaction freed are held back in it. Here, after its commit: those that no ghost can reach are
+//! trimmed, and when the trims are done a later transaction makes them free. Those under a ghost go to quarantine (P6)
+//! until the ghost is dead. Inodes that have neither name nor opener lose their extents step by step.
+
+use std::ops::Range;
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+use lockd::rules::Rule;
+
+use super::core::Core;
+use super::queue::Internal;
+use crate::refusal::Refusal;
+use crate::store::record::HeldRecord;
+use crate::types::{LunBlock, Run};
+
+/// Held-back runs that one step looks at.
+const RUNS_AT_ONCE: usize = 1024;
+/// Trims in flight.
+const TRIMS_AT_ONCE: usize = 16;
+/// The time between two passes that nobody waits for.
+const REST: Duration = Duration::from_millis(200);
+/// The time between two looks at the ghosts over quarantined blocks.
+const GHOST_LOOK: Duration = Duration::from_millis(500);
+
+/// Runs passes until the coordinator stops.
+pub fn serve(core: &Core) {
+    let mut quarantined = false;
+    while let Some(told) = wait(core, quarantined) {
+        let result = pass(core);
+        let progress = match &result {
+            Ok(passed) => {
+                quarantined = passed.quarantined;
+                if let Some(left) = passed.unsettled {
+                    again_after(core, left, told);
+                    continue;
+                }
+                passed.freed > 0
+            }
+            Err(refusal) => {
+                tracing::warn!(%refusal, "freed blocks stay held back");
+                false
+            }
+        };
+        let passed = core.run(Internal::Passed { progress });
+        for sender in told {
+            let _ = sender.send(result.as_ref().map(|passed| passed.freed).map_err(Clone::clone));
+        }
+        if passed.is_err() {
+            break;
+        }
+    }
+    // Nobody is to wait for a pass that will not be.
+    let mut call = core.call.lock();
+    call.stop = true;
+    call.told.clear();
+}
+
+/// Waits until a pass is wanted. Returns who wants to hear of it, or nothing when the coordinator stops.
+fn wait(core: &Core, quarantined: bool) -> Option<Vec<Sender<Result<u64, Refusal>>>> {
+    let mut call = core.call.lock();
+    while !call.wanted && !call.stop {
+        if quarantined {
+            core.called.wait_for(&mut call, GHOST_LOOK);
+            break;
+        }
+        core.called.wait(&mut call);
+    }
+    // Frees come in series; a pass for each would double the commits.
+    if !call.urgent && !call.stop {
+        core.called.wait_for(&mut call, REST);
+    }
+    if call.stop {
+        return None;
+    }
+    (call.wanted, call.urgent) = (false, false);
+    Some(std::mem::take(&mut call.told))
+}
+
+/// Lets the next pass come when writes of earlier incarnations cannot land any more.
+fn again_after(core: &Core, left: Duration, told: Vec<Sender<Result<u64, Refusal>>>) {
+    let mut call = core.call.lock();
+    call.told.extend(told);
+    if !call.stop {
+        core.called.wait_for(&mut call, left);
+    }
+    (call.wanted, call.urgent) = (true, true);
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Passed {
+    /// Blocks made free.
+    freed: u64,
+    /// Whether blocks stay in quarantine.
+    quarantined: bool,
+    /// Writes of earlier incarnations may land for so long; nothing was freed.
+    unsettled: Option<Duration>,
+}
+
+/// One pass over all that is to be reclaimed.
+fn pass(core: &Core) -> Result<Passed, Refusal> {
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = core.run(Internal::Reclaim(from))?;
+    }
+    let mut passed = Passed::default();
+    let since = core.parts.clock.boot().since(core.started);
+    if let Some(left) = core.parts.settle.checked_sub(since).filter(|left| !left.is_zero()) {
+        let held = snapshot(core)?.counters.pending.get() > 0;
+        passed.unsettled = held.then_some(left);
+        return Ok(passed);
+    }
+    loop {
+        let runs = held(core, false)?;
+        if runs.is_empty() {
+            break;
+        }
+        let (free, ghosts) = trimmed(core, &runs);
+        passed.freed += free.iter().map(|run| run.len).sum::<u64>();
+        core.run(Internal::Release { free, ghosts })?;
+    }
+    let runs = held(core, true)?;
+    if !runs.is_empty() {
+        let (free, ghosts) = trimmed(core, &runs);
+        passed.quarantined = !ghosts.is_empty();
+        passed.freed += free.iter().map(|run| run.len).sum::<u64>();
+        if !free.is_empty() {
+            core.run(Internal::ReleaseQuarantine(free))?;
+        }
+    }
+    Ok(passed)
+}
+
+fn broken(error: &crate::store::StoreError) -> Refusal {
+    Refusal::Io(error.to_string())
+}
+
+fn snapshot(core: &Core) -> Result<std::sync::Arc<crate::store::Snapshot>, Refusal> {
+    core.snapshot().map_err(|error| broken(&error))
+}
+
+/// Runs that are held back: pending, or in quarantine and reached by no ghost now.
+fn held(core: &Core, quarantine: bool) -> Result<Vec<Run>, Refusal> {
+    let snapshot = snapshot(core)?;
+    let table = if quarantine { &snapshot.quarantine } else { &snapshot.pending };
+    let mut runs = Vec::new();
+    let rows = table.range::<u64>(..).map_err(|error| broken(&error.into()))?;
+    for row in rows {
+        let (start, record) = row.map_err(|error| broken(&error.into()))?;
+        let record: HeldRecord = record.value();
+        runs.push(Run { start: LunBlock(start.value()), len: record.len.get() });
+        if runs.len() == RUNS_AT_ONCE && !quarantine {
+            break;
+        }
+    }
+    Ok(runs)
+}
+
+/// Trims the runs that no ghost reaches and waits for it. Returns those, and the others.
+fn trimmed(core: &Core, runs: &[Run]) -> (Vec<Run>, Vec<Run>) {
+    let ghosts = if core.parts.rules.keeps(Rule::P6) { core.parts.lun.ghosts() } else { Vec::new() };
+    let haunted = |run: &Run, ghosts: &[Range<u64>]| {
+        let bytes = run.bytes();
+        ghosts.iter().any(|ghost| ghost.start < bytes.end && bytes.start < ghost.end)
+    };
+    let (mut under, clear): (Vec<Run>, Vec<Run>) = runs.iter().partition(|run| haunted(run, &ghosts));
+    if !core.parts.discard || !core.parts.lun.geometry().trim {
+        return (clear, under);
+    }
+    let mut lost = Vec::new();
+    let joined = join(&clear);
+    let (sender, receiver) = mpsc::channel();
+    let mut in_flight = 0;
+    let mut waiting = joined.into_iter();
+    loop {
+        while in_flight < TRIMS_AT_ONCE {
+            let Some(run) = waiting.next() else { break };
+            let sender = sender.clone();
+            let done = Box::new(move |outcome| {
+                let _ = sender.send((run, outcome));
+            });
+            core.parts.lun.trim(run.bytes(), done);
+            in_flight += 1;
+        }
+        if in_flight == 0 {
+            break;
+        }
+        let Ok((run, outcome)) = receiver.recv() else { break };
+        in_flight -= 1;
+        // A refused trim has not been and will not be executed: the blocks may be used. One of unknown outcome is a
+        // ghost now.
+        if outcome == redirector::lun::Outcome::Unknown {
+            lost.push(run);
+        }
+    }
+    let (more, clear): (Vec<Run>, Vec<Run>) =
+        clear.iter().partition(|run| lost.iter().any(|lost| lost.overlaps(**run)));
+    under.extend(more);
+    (clear, under)
+}
+
+/// Neighbouring runs as one.
+fn join(runs: &[Run]) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.end() == run.start => last.len += run.len,
+            _ => joined.push(*run),
+        }
+    }
+    joined
+}

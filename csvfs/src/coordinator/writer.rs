@@ -1,0 +1,448 @@
+//! The one writer: takes what waits, applies it in one transaction, commits, answers (V3).
+
+use std::sync::Arc;
+
+use lockd::network::{CarrierError, OnReply};
+use lockd::rules::Rule;
+use redb::{Durability, ReadableTable};
+use zerocopy::little_endian::{U32, U64};
+
+use super::apply::apply;
+use super::change::{Change, Hints, Scene, Verdict};
+use super::core::Core;
+use super::queue::{Internal, OnInternal, Pending, Work};
+use super::slots::{Cache, Decision, SLOTS_MAX, decide};
+use super::stop::Stop;
+use crate::proto::codec::encode;
+use crate::proto::{Operation, Reply};
+use crate::refusal::Refusal;
+use crate::store::record::{ClientRecord, Counters, ENDED, SlotRecord};
+use crate::store::{Snapshot, StoreError, Tables, pair};
+use crate::types::{Ino, Run};
+
+/// The frame of a reply.
+pub fn frame(reply: &Reply) -> Vec<u8> {
+    encode(reply).unwrap_or_else(|error| {
+        let refused: Reply = Err(Refusal::Io(format!("the answer cannot be sent: {error}")));
+        encode(&refused).unwrap_or_default()
+    })
+}
+
+/// An answer that waits for the commit.
+enum Answer {
+    Reply(OnReply, Vec<u8>),
+    Internal(OnInternal, Option<u64>),
+}
+
+impl Answer {
+    fn give(self) {
+        match self {
+            Self::Reply(on_reply, frame) => on_reply(Ok(frame)),
+            Self::Internal(done, value) => done(Ok(value)),
+        }
+    }
+
+    /// What it would have said did not become durable.
+    fn fail(self, refusal: &Refusal) {
+        match self {
+            Self::Reply(on_reply, _) => on_reply(Ok(frame(&Err(refusal.clone())))),
+            Self::Internal(done, _) => done(Err(refusal.clone())),
+        }
+    }
+}
+
+/// What a group leaves behind.
+#[derive(Default)]
+struct Outcome {
+    answers: Vec<Answer>,
+    continued: Vec<Work>,
+    chunks: Vec<Run>,
+    gone: Vec<Ino>,
+    ended: Vec<lockd::ids::ClientId>,
+    /// Something is to be reclaimed.
+    reclaim: bool,
+    /// Somebody waits for space.
+    urgent: bool,
+}
+
+/// The writer's own state.
+pub struct Writer {
+    core: Arc<Core>,
+    counters: Counters,
+    hints: Hints,
+    slots: Cache,
+    /// Clients that the store knows, of this session.
+    known: std::collections::HashSet<lockd::ids::ClientId>,
+    /// Steps of long operations, to be done with the next group.
+    continued: Vec<Work>,
+    /// Operations that wait for the reclaimer.
+    waiting: Vec<Pending>,
+}
+
+impl Writer {
+    /// A writer on the store as it is.
+    pub fn new(core: Arc<Core>) -> Result<Self, StoreError> {
+        let counters = Snapshot::take(&core.parts.database)?.counters;
+        Ok(Self {
+            core,
+            counters,
+            hints: Hints::default(),
+            slots: Cache::default(),
+            known: std::collections::HashSet::new(),
+            continued: Vec::new(),
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Serves until the queue is stopped.
+    pub fn serve(mut self) {
+        while let Some(arrived) = self.core.queue.take(!self.continued.is_empty()) {
+            let mut group = std::mem::take(&mut self.continued);
+            group.extend(arrived);
+            self.group(group);
+            if self.core.queue.is_stopped() {
+                self.close();
+            }
+        }
+        self.close();
+    }
+
+    fn close(&mut self) {
+        for pending in self.waiting.drain(..) {
+            (pending.on_reply)(Err(CarrierError::Closed("the coordinator stops".to_owned())));
+        }
+    }
+
+    /// One group: applied, committed, answered.
+    fn group(&mut self, group: Vec<Work>) {
+        if let Err(refusal) = self.core.may_change().and_then(|()| self.core.holds_role()) {
+            self.refuse_all(group, &refusal);
+            return;
+        }
+        let mut outcome = Outcome::default();
+        let result = self.transact(group, &mut outcome);
+        self.core.opens.lock().buried(&outcome.gone);
+        if let Err(error) = result {
+            self.core.break_down(&error.to_string());
+            let refusal = Refusal::Io(error.to_string());
+            outcome.answers.into_iter().for_each(|answer| answer.fail(&refusal));
+            self.refuse_all(std::mem::take(&mut outcome.continued), &refusal);
+            return;
+        }
+        for client in &outcome.ended {
+            self.slots.forget(*client);
+            self.known.remove(client);
+        }
+        self.continued = outcome.continued;
+        if !outcome.chunks.is_empty() {
+            if let Err(error) = self.core.parts.space.offer(&outcome.chunks) {
+                self.core.break_down(&error.to_string());
+            }
+        }
+        outcome.answers.into_iter().for_each(Answer::give);
+        if outcome.reclaim || outcome.urgent {
+            self.core.call_reclaimer(outcome.urgent);
+        }
+    }
+
+    fn refuse_all(&mut self, group: Vec<Work>, refusal: &Refusal) {
+        let bytes = frame(&Err(refusal.clone()));
+        for work in group {
+            match work {
+                Work::Request(pending) => (pending.on_reply)(Ok(bytes.clone())),
+                Work::Internal(_, done) => done(Err(refusal.clone())),
+            }
+        }
+        for pending in self.waiting.drain(..) {
+            (pending.on_reply)(Ok(bytes.clone()));
+        }
+    }
+
+    /// Applies `group` in one transaction and commits it.
+    fn transact(&mut self, group: Vec<Work>, outcome: &mut Outcome) -> Result<(), StoreError> {
+        let core = Arc::clone(&self.core);
+        let mut transaction = core.parts.database.begin_write()?;
+        transaction
+            .set_durability(Durability::Immediate)
+            .map_err(|error| StoreError::Damaged(error.to_string()))?;
+        // The allocator's state goes into each commit, so that opening after a crash is instant.
+        transaction.set_quick_repair(true);
+        let scene = Scene {
+            rules: core.parts.rules,
+            key: core.parts.key,
+            opens: &core.opens,
+            scarce: core.parts.space.is_scarce(),
+            now: core.parts.clock.wall().0,
+        };
+        let mut change = Change::new(Tables::open(&transaction)?, self.counters, self.hints, scene);
+        let applied = self.apply_group(&mut change, group, outcome);
+        outcome.gone.append(&mut change.dying);
+        applied?;
+        let dirty = change.finish()?;
+        let (counters, hints) = (change.counters, change.hints);
+        outcome.reclaim = counters.pending.get() > 0 || counters.orphans.get() > self.counters.orphans.get();
+        drop(change);
+        if !core.parts.rules.keeps(Rule::V3) {
+            // The mutant: acknowledged before it is durable.
+            outcome.answers.drain(..).for_each(Answer::give);
+        }
+        if dirty {
+            transaction.commit()?;
+            core.outdate();
+        } else {
+            transaction.abort()?;
+        }
+        self.counters = counters;
+        self.hints = hints;
+        Ok(())
+    }
+
+    fn apply_group(
+        &mut self,
+        change: &mut Change<'_, '_>,
+        group: Vec<Work>,
+        outcome: &mut Outcome,
+    ) -> Result<(), StoreError> {
+        let mut group = group.into_iter();
+        let wanted = self.core.parts.space.wanted();
+        let mut broken = None;
+        if wanted > 0 {
+            match change.take_chunks(wanted, self.core.parts.space.chunk_blocks()) {
+                Ok(chunks) => outcome.chunks = chunks,
+                Err(Stop::Broken(error)) => broken = Some(error),
+                Err(Stop::Refused(_)) => {}
+            }
+        }
+        while broken.is_none() {
+            let Some(work) = group.next() else { return Ok(()) };
+            broken = match work {
+                Work::Request(pending) => self.request(change, pending, outcome),
+                Work::Internal(internal, done) => self.internal(change, internal, done, outcome),
+            };
+        }
+        outcome.continued.extend(group);
+        broken.map_or(Ok(()), Err)
+    }
+
+    /// One operation. Returns the store's error, if it broke.
+    fn request(
+        &mut self,
+        change: &mut Change<'_, '_>,
+        mut pending: Pending,
+        outcome: &mut Outcome,
+    ) -> Option<StoreError> {
+        let result = self.execute(change, &pending);
+        let head = pending.request.head;
+        let reply = match result {
+            Ok(Executed::Repeated(reply)) => reply,
+            Ok(Executed::Now(Verdict::More(mark))) => {
+                pending.mark = mark;
+                outcome.continued.push(Work::Request(pending));
+                return None;
+            }
+            Ok(Executed::Now(Verdict::Done(answer))) => {
+                let reply = frame(&Ok(answer));
+                if let Err(error) = self.remember(change, &pending, &reply) {
+                    outcome.answers.push(Answer::Reply(pending.on_reply, reply));
+                    return Some(error);
+                }
+                reply
+            }
+            Err(Stop::Refused(Refusal::NoSpace)) if waits_for_space(change, &pending) => {
+                outcome.urgent = true;
+                self.waiting.push(pending);
+                return None;
+            }
+            Err(Stop::Refused(refusal)) => {
+                let reply = frame(&Err(refusal));
+                // Only in memory: whoever repeats it after a restart has it executed for the first time.
+                if let Some((slot, sequence)) = head.slot {
+                    if slot.0 < SLOTS_MAX
+                        && decide(self.slots.get(head.client, slot).map(|slot| slot.sequence), sequence)
+                            == Decision::Execute
+                    {
+                        self.slots.put(head.client, slot, sequence, reply.clone());
+                    }
+                }
+                reply
+            }
+            Err(Stop::Broken(error)) => {
+                let refusal = Refusal::Io(error.to_string());
+                outcome.answers.push(Answer::Reply(pending.on_reply, frame(&Err(refusal))));
+                return Some(error);
+            }
+        };
+        outcome.answers.push(Answer::Reply(pending.on_reply, reply));
+        None
+    }
+
+    /// Checks who asks and whether it was executed already; executes.
+    fn execute(&mut self, change: &mut Change<'_, '_>, pending: &Pending) -> Result<Executed, Stop> {
+        let head = &pending.request.head;
+        self.core.check_head(head)?;
+        let Some((slot, sequence)) = head.slot else {
+            return Err(Refusal::Invalid("a change needs a reply slot".to_owned()).into());
+        };
+        if slot.0 >= SLOTS_MAX {
+            return Err(Refusal::Invalid(format!("a client has {SLOTS_MAX} slots, and no {slot}")).into());
+        }
+        if !self.known.contains(&head.client) {
+            let record = change.tables.clients.get(head.client.0)?.map(|record| record.value());
+            if record.is_some_and(|record| record.flags.get() & ENDED != 0) {
+                self.core.opens.lock().end(head.client);
+                return Err(Refusal::Stale(format!("client {} is over", head.client)).into());
+            }
+        }
+        let rules = self.core.parts.rules;
+        if rules.keeps(Rule::L5) {
+            if self.slots.get(head.client, slot).is_none() {
+                // V4: what an earlier process executed is in the store.
+                let key = pair(head.client.0, u64::from(slot.0));
+                if let Some(value) = change.tables.slots.get(key)? {
+                    let (sequence, reply) = SlotRecord::parse(value.value())?;
+                    self.slots.put(head.client, slot, lockd::ids::Sequence(sequence), reply.to_vec());
+                }
+            }
+            let last = self.slots.get(head.client, slot);
+            match decide(last.map(|last| last.sequence), sequence) {
+                Decision::Execute => {}
+                Decision::Repeat => {
+                    return Ok(Executed::Repeated(last.map(|last| last.reply.clone()).unwrap_or_default()));
+                }
+                Decision::Stale => {
+                    return Err(Refusal::Stale(format!("{sequence} of {slot} is answered long since")).into());
+                }
+            }
+        }
+        self.core.check_owned(head, &pending.request.operation)?;
+        apply(change, &pending.request, pending.mark).map(Executed::Now)
+    }
+
+    /// Keeps the reply in its slot, in the transaction of the operation (V4), and the client itself.
+    fn remember(
+        &mut self,
+        change: &mut Change<'_, '_>,
+        pending: &Pending,
+        reply: &[u8],
+    ) -> Result<(), StoreError> {
+        let head = &pending.request.head;
+        let Some((slot, sequence)) = head.slot else { return Ok(()) };
+        if !self.known.contains(&head.client) {
+            let record =
+                ClientRecord { session: U64::new(head.session.0), flags: U32::ZERO, zero: U32::ZERO };
+            change.tables.clients.insert(head.client.0, record)?;
+            self.known.insert(head.client);
+        }
+        change.dirty = true;
+        if self.core.parts.rules.keeps(Rule::V4) {
+            let value = SlotRecord::value(sequence.0, reply);
+            change.tables.slots.insert(pair(head.client.0, u64::from(slot.0)), value.as_slice())?;
+        }
+        self.slots.put(head.client, slot, sequence, reply.to_vec());
+        Ok(())
+    }
+
+    /// One piece of the coordinator's own work.
+    fn internal(
+        &mut self,
+        change: &mut Change<'_, '_>,
+        internal: Internal,
+        done: OnInternal,
+        outcome: &mut Outcome,
+    ) -> Option<StoreError> {
+        let result = match internal {
+            Internal::EndClient(client) => {
+                outcome.ended.push(client);
+                self.end_client(change, client).map(|()| None)
+            }
+            Internal::Reclaim(from) => change.reclaim(from),
+            Internal::Release { free, ghosts } => change.release(&free, &ghosts).map(|()| None),
+            Internal::ReleaseQuarantine(free) => change.release_quarantine(&free).map(|()| None),
+            Internal::Passed { progress } => {
+                for mut pending in std::mem::take(&mut self.waiting) {
+                    pending.last_try = !progress;
+                    outcome.continued.push(Work::Request(pending));
+                }
+                Ok(None)
+            }
+        };
+        match result {
+            Ok(value) => {
+                outcome.answers.push(Answer::Internal(done, value));
+                None
+            }
+            Err(Stop::Refused(refusal)) => {
+                done(Err(refusal));
+                None
+            }
+            Err(Stop::Broken(error)) => {
+                done(Err(Refusal::Io(error.to_string())));
+                Some(error)
+            }
+        }
+    }
+
+    /// A client of this session is over: its reserve returns, its slots refuse from now on (V6, V4).
+    fn end_client(&mut self, change: &mut Change<'_, '_>, client: lockd::ids::ClientId) -> Result<(), Stop> {
+        self.core.opens.lock().end(client);
+        change.end_reserve(client)?;
+        change.dirty = true;
+        let session = U64::new(self.core.parts.authority.session().0);
+        let record = ClientRecord { session, flags: U32::new(ENDED), zero: U32::ZERO };
+        change.tables.clients.insert(client.0, record)?;
+        Ok(())
+    }
+}
+
+/// How an operation came to its end.
+enum Executed {
+    /// Executed now.
+    Now(Verdict),
+    /// It was executed before; its reply.
+    Repeated(Vec<u8>),
+}
+
+/// Whether an operation that found no space should wait for the reclaimer.
+fn waits_for_space(change: &Change<'_, '_>, pending: &Pending) -> bool {
+    let takes = matches!(pending.request.operation, Operation::Reserve { .. } | Operation::Allocate { .. });
+    takes && !pending.last_try && change.expects_space()
+}
+
+/// Ends the clients of earlier sessions: each one's reserve returns in the transaction of its end (V6).
+pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
+    let session = core.parts.authority.session().0;
+    let mut earlier = Vec::new();
+    for row in core.snapshot()?.clients.range::<u64>(..)? {
+        let (client, record) = row?;
+        if record.value().session.get() != session {
+            earlier.push(lockd::ids::ClientId(client.value()));
+        }
+    }
+    if earlier.is_empty() {
+        return Ok(());
+    }
+    let counters = core.snapshot()?.counters;
+    let mut transaction = core.parts.database.begin_write()?;
+    transaction.set_quick_repair(true);
+    let scene = Scene {
+        rules: core.parts.rules,
+        key: core.parts.key,
+        opens: &core.opens,
+        scarce: false,
+        now: core.parts.clock.wall().0,
+    };
+    let mut change = Change::new(Tables::open(&transaction)?, counters, Hints::default(), scene);
+    for client in earlier {
+        match change.end_reserve(client) {
+            Ok(()) => {}
+            Err(Stop::Broken(error)) => return Err(error),
+            Err(Stop::Refused(refusal)) => return Err(StoreError::Damaged(refusal.to_string())),
+        }
+        change.tables.clients.remove(client.0)?;
+    }
+    change.finish()?;
+    drop(change);
+    transaction.commit()?;
+    core.outdate();
+    Ok(())
+}

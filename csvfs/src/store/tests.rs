@@ -1,0 +1,89 @@
+use redb::Database;
+use redb::backends::InMemoryBackend;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
+
+use super::cookie::HashKey;
+use super::record::{
+    ClientRecord, EntryRecord, ExtentRecord, HeldRecord, InodeRecord, SharedRecord, SlotRecord, Why,
+};
+use super::*;
+use crate::types::{Extent, ExtentState, FileBlock, Ino, Kind, LunBlock, Run, Timestamp};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn records_are_these_bytes() {
+    let mut inode = InodeRecord::new(Kind::CharDevice, 0o4755, 1000, 100, Timestamp(0x1122_3344_5566_7788));
+    inode.rdev = U32::new(0x0105);
+    inode.size = U64::new(10);
+    inode.blocks = U64::new(3);
+    inode.version = U64::new(7);
+    inode.parent = U64::new(9);
+    inode.flags = U32::new(record::XATTRS);
+    let time = "8877665544332211";
+    assert_eq!(
+        hex(inode.as_bytes()),
+        format!(
+            "0600ed0901000000e80300006400000005010000040000000a000000000000000300000000000000{time}{time}{time}{time}\
+             070000000000000009000000000000000000000000000000"
+        )
+    );
+    assert_eq!(hex(&EntryRecord::value(Ino(258), Kind::File, b"ab")), "0201000000000000016162");
+    let extent =
+        Extent { file: FileBlock(1), lun: LunBlock(2), len: 3, state: ExtentState::Written, shared: true };
+    let record = ExtentRecord::of(&extent);
+    assert_eq!(hex(record.as_bytes()), "020000000000000003000000000000000300000000000000");
+    assert_eq!(record.at(FileBlock(1)), extent);
+    let shared = SharedRecord { len: U64::new(5), count: U64::new(2) };
+    assert_eq!(hex(shared.as_bytes()), "05000000000000000200000000000000");
+    assert_eq!(
+        hex(HeldRecord::new(5, Why::Ghost, 6).as_bytes()),
+        "050000000000000006000000000000000300000000000000"
+    );
+    let client = ClientRecord { session: U64::new(4), flags: U32::new(1), zero: U32::ZERO };
+    assert_eq!(hex(client.as_bytes()), "04000000000000000100000000000000");
+    assert_eq!(hex(&SlotRecord::value(3, b"x")), "030000000000000078");
+    assert_eq!(size_of::<Counters>(), 96);
+}
+
+#[test]
+fn cookies_are_positive_reserved_ones_are_left_out_and_the_key_matters() {
+    let key = HashKey([7; 16]);
+    let cookies = key.cookies(b"name");
+    assert_eq!(*cookies.end() - *cookies.start(), 255);
+    assert!(*cookies.start() > 2 && *cookies.end() <= i64::MAX as u64);
+    assert_eq!(*cookies.start(), HashKey([7; 16]).cookies(b"name").start().to_owned());
+    assert_ne!(cookies, HashKey([8; 16]).cookies(b"name"));
+}
+
+#[test]
+fn pairs_order_by_their_halves() {
+    assert!(pair(1, u64::MAX) < pair(2, 0));
+    assert_eq!((high(pair(3, 4)), low(pair(3, 4))), (3, 4));
+}
+
+#[test]
+fn a_new_store_has_a_root_and_its_blocks() {
+    let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+    let free = [Run { start: LunBlock(10), len: 90 }, Run { start: LunBlock(200), len: 10 }];
+    initialise(&database, &free, Timestamp(5)).unwrap();
+    let snapshot = Snapshot::take(&database).unwrap();
+    assert_eq!(snapshot.counters.free.get(), 100);
+    let value = snapshot.inodes.get(1).unwrap().unwrap();
+    let (root, tail) = InodeRecord::parse(Ino::ROOT, value.value()).unwrap();
+    assert_eq!((root.kind(), root.nlink.get(), root.permissions()), (Kind::Directory, 2, 0o755));
+    assert!(tail.is_empty());
+    assert_eq!(dump(&database).unwrap().len(), 4);
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_bytes_are_refused_or_read_without_a_panic(bytes: Vec<u8>) {
+        let _ = InodeRecord::parse(Ino(2), &bytes);
+        let _ = EntryRecord::parse(&bytes);
+        let _ = SlotRecord::parse(&bytes);
+    }
+}
