@@ -59,25 +59,6 @@ pub struct MountHandle {
     forwarder: Option<JoinHandle<()>>,
 }
 
-/// Unmounts a file system.
-#[derive(Clone, Debug)]
-pub struct Unmounter {
-    mountpoint: Arc<Mountpoint>,
-}
-
-impl Unmounter {
-    /// Unmounts; refused with EBUSY while a process uses the file system. [`MountHandle::wait`] tells when the last
-    /// request has been taken.
-    pub fn unmount(&self) -> io::Result<()> {
-        self.mountpoint.unmount(0)
-    }
-
-    /// Takes the file system out of the tree of names at once; it ends when its last user is gone.
-    pub fn detach(&self) -> io::Result<()> {
-        self.mountpoint.unmount(libc::MNT_DETACH)
-    }
-}
-
 /// Mounts `service` on the directory `path`; returns when the file system can be used. Its programs' locks are those of
 /// `client` in `locks`. The data of writes is put into buffers of `pool`.
 pub fn mount(
@@ -155,10 +136,21 @@ impl Unmounter {
 }
 
 impl MountHandle {
-    /// What unmounts, for another thread than the one that waits.
+    /// Unmounts; refused with EBUSY while a process uses the file system. [`MountHandle::wait`] tells when its last
+    /// request has been taken.
+    pub fn unmount(&self) -> io::Result<()> {
+        self.mountpoint.unmount(0)
+    }
+
+    /// Takes the file system out of the tree of names at once; it ends when its last user is gone.
+    pub fn detach(&self) -> io::Result<()> {
+        self.mountpoint.unmount(libc::MNT_DETACH)
+    }
+
+    /// A way to unmount from another thread.
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
-        Unmounter { mountpoint: Arc::clone(&self.mountpoint) }
+        Unmounter(Arc::clone(&self.mountpoint))
     }
 
     /// Waits until the file system has been unmounted, by whomever, and its threads have ended. Requests that the
