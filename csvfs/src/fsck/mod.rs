@@ -61,7 +61,8 @@ impl fmt::Display for Report {
 /// Checks the volume on `lun`: what is wrong with it, in words.
 pub fn check(lun: &Arc<dyn Lun>) -> Result<Vec<String>, VolumeError> {
     let survey = Survey::read(lun.as_ref())?;
-    let findings: Vec<String> = survey.findings.iter().filter(|finding| !finding.is_note()).map(ToString::to_string).collect();
+    let findings: Vec<String> =
+        survey.findings.iter().filter(|finding| !finding.is_note()).map(ToString::to_string).collect();
     let view = open_read_only(lun, survey, &ViewOptions { check: true, ..ViewOptions::default() })?;
     if let Some(writer) = view.writer {
         return Err(VolumeError::BeingWritten(writer));

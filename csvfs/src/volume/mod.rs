@@ -158,7 +158,11 @@ impl Volume {
     fn look(lun: &Arc<dyn Lun>, settings: &Settings) -> Result<Ground, VolumeError> {
         let start = settings.clock.boot();
         let survey = Survey::read(lun.as_ref())?;
-        let view = open_read_only(lun, survey, &ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() })?;
+        let view = open_read_only(
+            lun,
+            survey,
+            &ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() },
+        )?;
         if let Some(writer) = view.writer {
             return Err(VolumeError::BeingWritten(writer));
         }

@@ -22,8 +22,12 @@ pub struct Format {
 impl Format {
     pub fn run(self) -> Result<ExitCode> {
         let url = super::mount::absolute(&self.lun)?;
-        let settings =
-            FormatSettings { force: self.force, name: self.name, rules: super::rules(), ..FormatSettings::default() };
+        let settings = FormatSettings {
+            force: self.force,
+            name: self.name,
+            rules: super::rules(),
+            ..FormatSettings::default()
+        };
         let made = format_url(&url, &settings)?;
         println!("{made}");
         Ok(ExitCode::SUCCESS)

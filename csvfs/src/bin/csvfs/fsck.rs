@@ -22,7 +22,8 @@ pub struct Fsck {
 impl Fsck {
     pub fn run(self) -> Result<ExitCode> {
         let url = super::mount::absolute(&self.lun)?;
-        let report = if self.repair { repair_url(&url, super::rules())? } else { check_url(&url, super::rules())? };
+        let report =
+            if self.repair { repair_url(&url, super::rules())? } else { check_url(&url, super::rules())? };
         if self.json {
             println!("{}", report.json());
         } else {
