@@ -109,16 +109,3 @@ fn nothing_acknowledged_is_lost_in_any_crash_state() -> Result<()> {
     println!("{distinct} distinct crash states of {} workloads in {:?}", seed - 1, start.elapsed());
     Ok(())
 }
-
-/// V5: data is flushed before the metadata that makes it readable. Without it a crash shows a synced file without its
-/// data.
-#[test]
-fn v5_synced_data_is_there_in_every_crash_state() -> Result<()> {
-    try_states(77, 24, Rules::from_test_environment()).map(drop)
-}
-
-/// V3: what is answered has been committed.
-#[test]
-fn v3_what_was_answered_is_there_in_every_crash_state() -> Result<()> {
-    try_states(78, 12, Rules::from_test_environment()).map(drop)
-}
