@@ -21,8 +21,8 @@ pub type OnInternal = Box<dyn FnOnce(Result<Option<u64>, Refusal>) + Send>;
 
 /// A request on its way through the writer.
 pub struct Pending {
-    /// What is asked.
-    pub request: Request,
+    /// What is asked; boxed, as it goes from hand to hand.
+    pub request: Box<Request>,
     /// Who waits for it.
     pub on_reply: OnReply,
     /// How far an operation of several steps has come.

@@ -134,11 +134,10 @@ impl Writer {
             self.known.remove(client);
         }
         self.continued = outcome.continued;
-        if !outcome.chunks.is_empty() {
-            if let Err(error) = self.core.parts.space.offer(&outcome.chunks) {
+        if !outcome.chunks.is_empty()
+            && let Err(error) = self.core.parts.space.offer(&outcome.chunks) {
                 self.core.break_down(&error.to_string());
             }
-        }
         outcome.answers.into_iter().for_each(Answer::give);
         if outcome.reclaim || outcome.urgent {
             self.core.call_reclaimer(outcome.urgent);
@@ -256,14 +255,13 @@ impl Writer {
             Err(Stop::Refused(refusal)) => {
                 let reply = frame(&Err(refusal));
                 // Only in memory: whoever repeats it after a restart has it executed for the first time.
-                if let Some((slot, sequence)) = head.slot {
-                    if slot.0 < SLOTS_MAX
+                if let Some((slot, sequence)) = head.slot
+                    && slot.0 < SLOTS_MAX
                         && decide(self.slots.get(head.client, slot).map(|slot| slot.sequence), sequence)
                             == Decision::Execute
                     {
                         self.slots.put(head.client, slot, sequence, reply.clone());
                     }
-                }
                 reply
             }
             Err(Stop::Broken(error)) => {
