@@ -42,6 +42,17 @@ pub enum AuthorityError {
     /// The session has ended; nothing can be held under it any more.
     #[error("session {0} has ended; unmount and mount again")]
     SessionEnded(SessionId),
+    /// The client has ended, or was never registered.
+    #[error("{0} has ended; nothing can be held by it any more")]
+    ClientEnded(ClientId),
+    /// A table has reached its bound.
+    #[error("there are {limit} {what} and there cannot be more; end or release some")]
+    Full {
+        /// What is counted.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
 }
 
 /// The control plane as one session's clients see it.

@@ -3,6 +3,10 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+mod manual;
+
+pub use manual::ManualClock;
+
 /// A point on `CLOCK_BOOTTIME`, in nanoseconds since boot. It goes on while the machine sleeps and never goes
 /// backwards; it means nothing on another machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -39,6 +39,15 @@ number!(
     Sequence(u64), "#"
 );
 
+number!(
+    /// A grant of a file lock: raised with every grant, so that a late unlock does not end a newer one (L8).
+    GrantId(u64), "grant "
+);
+number!(
+    /// A lock request that waits; tickets rise in the order in which requests came.
+    Ticket(u64), "ticket "
+);
+
 /// The identity of a volume: the 16 bytes of its superblock's uuid.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Encode, Decode)]
 pub struct VolumeId(pub [u8; 16]);

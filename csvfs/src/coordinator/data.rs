@@ -108,7 +108,8 @@ impl Change<'_, '_> {
             record.mtime.set(mtime.0);
         }
         if cleared || written.mtime.is_some() || written.size.is_some() {
-            record.ctime.set(now.0);
+            // `now` is when the file was written; its inode may have been changed since.
+            record.ctime.set(record.ctime.get().max(now.0));
         }
         self.put(ino, &record)?;
         Ok(Answer::Version(record.version.get()))
@@ -396,7 +397,7 @@ impl Change<'_, '_> {
         let there = |file: FileBlock| to + (file - from);
         self.unmap(target, &mut record, &old, to + mark, there(end))?;
         // Within one file that may have cut an extent of the source.
-        let extents = self.extents(source, start, end, usize::MAX)?;
+        let extents = self.extents(source, start, end, STEP_EXTENTS + 1)?;
         for extent in extents.iter().filter(|extent| extent.state == ExtentState::Written) {
             let shared = part(extent, start, end);
             if !extent.shared {

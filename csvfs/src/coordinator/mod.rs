@@ -39,7 +39,6 @@ use parking_lot::Mutex;
 use self::core::Core;
 pub use self::core::Parts;
 use self::queue::{Internal, NotTaken, Pending, Work};
-pub use self::slots::SLOTS_MAX;
 use self::stop::Stop;
 use self::writer::{Writer, frame};
 use crate::proto::codec::decode;

@@ -11,7 +11,7 @@ use crate::proto::Request;
 use crate::refusal::Refusal;
 use crate::types::Run;
 
-/// Operations that may wait. Each client has at most [`super::slots::SLOTS_MAX`] under way.
+/// Operations that may wait. Each client has at most [`lockd::slots::SLOTS_PER_CLIENT`] under way.
 const QUEUE_MAX: usize = 16 << 10;
 /// Operations that one transaction takes.
 pub const GROUP_MAX: usize = 256;

@@ -155,13 +155,13 @@ fn writes_take_set_id_bits_away() {
         mtime: Some(Timestamp(3)),
         atime: Some(Timestamp(4)),
         clear_set_id: true,
-        now: Timestamp(5),
+        now: Timestamp(NOW.0 + 5),
     };
     volume.ask(write).unwrap();
     let attr = volume.attr(file);
     assert_eq!(
         (attr.mode, attr.mtime, attr.atime, attr.ctime),
-        (0o777, Timestamp(3), Timestamp(4), Timestamp(5))
+        (0o777, Timestamp(3), Timestamp(4), Timestamp(NOW.0 + 5))
     );
     volume.entry(set_mode(file, 0o6777));
     volume.ask(Operation::Truncate { file: owned(file), size: 0, clear_set_id: true, now: NOW }).unwrap();

@@ -121,7 +121,7 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
 #[test]
 fn a_group_of_one_slot_per_request_is_answered_whole() {
     let volume = Volume::new(1000);
-    let answers: Vec<_> = (0..200)
+    let answers: Vec<_> = (0..64)
         .map(|i| {
             let head = Head { slot: Some((SlotId(i), Sequence(1_000))), ..volume.head() };
             send(&*volume.coordinator, head, create(Ino::ROOT, &format!("f{i}"), Created::File))
@@ -131,6 +131,6 @@ fn a_group_of_one_slot_per_request_is_answered_whole() {
         assert!(matches!(answer.recv_timeout(Duration::from_secs(15)).unwrap(), Ok(Answer::Entry(_))));
     }
     let slots = Snapshot::take(&volume.database).unwrap().slots.len().unwrap();
-    assert_eq!(slots, 200);
+    assert_eq!(slots, 64);
     assert_clean(&volume, 1000);
 }

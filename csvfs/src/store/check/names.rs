@@ -93,9 +93,10 @@ fn fault(
         return Some(EntryFault::Twice);
     }
     if let Some(directory) = directory
-        && (ino == Ino::ROOT || directory.named_in != 0) {
-            return Some(EntryFault::SecondName);
-        }
+        && (ino == Ino::ROOT || directory.named_in != 0)
+    {
+        return Some(EntryFault::SecondName);
+    }
     if found != kind {
         return Some(EntryFault::OtherKind(found));
     }

@@ -133,7 +133,7 @@ fn find(database: &Database, path: &[&str]) -> Option<u64> {
     path.iter().try_fold(1, |parent, name| {
         let cookies = KEY.cookies(name.as_bytes());
         let range = pair(parent, *cookies.start())..=pair(parent, *cookies.end());
-        
+
         snapshot.entries.range(range).unwrap().find_map(|row| {
             let (ino, _, found) = EntryRecord::parse(row.as_ref().unwrap().1.value())
                 .map(|(a, b, c)| (a, b, c.to_vec()))

@@ -1,0 +1,263 @@
+//! The node: open files, their layouts, the reserve, and the data path between the front end and the LUN.
+//!
+//! Metadata is asked of the coordinator, in messages; file data goes from the front end's buffer to the LUN and back,
+//! decided here by the file's owner. Of the two, [`Node`] is the whole: it implements
+//! [`FileService`](crate::service::FileService).
+//!
+//! | module | what |
+//! |---|---|
+//! | `service` | the front end's words, given to the parts |
+//! | `names`, `open` | names and attributes; opening, closing, ownership |
+//! | `read`, `write` | the data path |
+//! | `commit` | flush, then tell the coordinator (V5) |
+//! | `resize`, `copy` | what the owner holds still for (V8) |
+//! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
+//! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
+//! | `task`, `turn` | steps that wait, without a thread of their own |
+//!
+//! # What a request costs here
+//!
+//! A read of one extent, and a write of whole blocks into one extent that is the file's own, with the lease unlimited:
+//!
+//! | | read | write |
+//! |---|---|---|
+//! | system calls, wake-ups, thread hand-overs | 0 | 0 |
+//! | copies of the data | 0 | 0 |
+//! | requests to the LUN, messages to the coordinator | 1, 0 | 1, 0 |
+//! | allocations | 3: the plan, the completion, the list of pieces (buffers are recycled) | 1: the completion |
+//! | shared locks held | handle table's shard and layout, for a look-up each | the same |
+//! | contended atomics | 2 of the gate, 2 counters | the same, and 2 for each 256 KiB of block locks |
+//!
+//! A limited lease adds a clock read to each; a write reads the clock for its time stamp. A write into a hole costs a
+//! task (about six small allocations) and the layout's lock for writing, and still one request to the LUN.
+//!
+//! # Bounds
+//!
+//! Requests in flight are bounded by the front end. A layout is held whole while its file is open (about 60 bytes for
+//! each extent), idle files (2048) are closed first. Uncommitted extents beyond `dirty_parts_max` start a commit. The
+//! reserve is at most `reserve_max` blocks, and a file's speculation an eighth of what is free of it.
+
+mod background;
+mod blocks;
+mod channel;
+mod commit;
+mod copy;
+mod counters;
+mod file;
+mod gate;
+mod layout;
+mod marks;
+mod media;
+mod names;
+mod open;
+mod read;
+mod reserve;
+mod resize;
+mod service;
+mod stock;
+mod table;
+mod task;
+#[cfg(test)]
+mod tests;
+mod turn;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use lockd::authority::Authority;
+use lockd::clock::Clock;
+use lockd::ids::{ClientId, Epoch, VolumeId};
+use lockd::network::Carrier;
+use lockd::rules::Rules;
+use parking_lot::Mutex;
+use redirector::buffer::Pool;
+use redirector::lun::Lun;
+
+use crate::refusal::Refusal;
+use crate::service::Done;
+use crate::types::{Ino, Timestamp};
+use background::Background;
+use channel::Channel;
+use counters::Counters;
+pub use counters::Figures;
+use file::File;
+use media::Media;
+use open::Handle;
+use reserve::Reserve;
+use table::Table;
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The way to the volume's coordinator.
+    pub carrier: Arc<dyn Carrier>,
+    /// The LUN.
+    pub lun: Arc<dyn Lun>,
+    /// Who grants ownership, and the lease.
+    pub authority: Arc<dyn Authority>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The rules that are kept.
+    pub rules: Rules,
+    /// Memory for reads.
+    pub pool: Pool,
+    /// The volume.
+    pub volume: VolumeId,
+    /// This process, as the authority has registered it.
+    pub client: ClientId,
+    /// The epoch in which the coordinator serves.
+    pub coordinator: Epoch,
+    /// How the node behaves.
+    pub options: Options,
+}
+
+/// How a node behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Half seconds between commits of what nobody syncs.
+    pub commit_rounds: u64,
+    /// Blocks of 4 KiB that the reserve starts with, and at most.
+    pub reserve_min: u64,
+    /// See `reserve_min`.
+    pub reserve_max: u64,
+    /// Uncommitted extents of a file that start a commit.
+    pub dirty_parts_max: usize,
+    /// Whether the time of the last read is kept (relatime).
+    pub atime: bool,
+    /// Whether the node has its own thread for what it does by itself; a simulation calls [`Node::round`].
+    pub background: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            commit_rounds: 10,
+            reserve_min: 4096,
+            reserve_max: 131_072,
+            dirty_parts_max: 4096,
+            atime: true,
+            background: true,
+        }
+    }
+}
+
+/// The state that all parts share.
+struct Core {
+    channel: Channel,
+    media: Arc<Media>,
+    authority: Arc<dyn Authority>,
+    clock: Arc<dyn Clock>,
+    rules: Rules,
+    volume: VolumeId,
+    client: ClientId,
+    options: Options,
+    files: Table<Ino, Arc<File>>,
+    handles: Table<u64, Arc<Handle>>,
+    next_handle: AtomicU64,
+    reserve: Reserve,
+    /// Files with something to commit.
+    dirty: Mutex<Vec<Arc<File>>>,
+    /// Open files that nobody uses.
+    idle: AtomicU64,
+    /// Rounds of the background.
+    ticks: AtomicU64,
+    /// The node is being shut down: nothing is opened any more.
+    ended: AtomicBool,
+    counters: Counters,
+}
+
+impl Core {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.clock.wall().0)
+    }
+}
+
+/// See the module.
+pub struct Node {
+    core: Arc<Core>,
+    _background: Option<Background>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("volume", &self.core.volume).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts a node.
+    ///
+    /// # Errors
+    /// If its thread cannot be started.
+    pub fn start(parts: Parts) -> std::io::Result<Self> {
+        let Parts { carrier, lun, authority, clock, rules, pool, volume, client, coordinator, options } =
+            parts;
+        let lease = Arc::clone(authority.lease());
+        let core = Arc::new(Core {
+            channel: Channel::new(carrier, authority.session(), client, coordinator),
+            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules)),
+            authority,
+            clock,
+            rules,
+            volume,
+            client,
+            options,
+            files: Table::new(),
+            handles: Table::new(),
+            next_handle: AtomicU64::new(1),
+            reserve: Reserve::new(options.reserve_min),
+            dirty: Mutex::default(),
+            idle: AtomicU64::new(0),
+            ticks: AtomicU64::new(1),
+            ended: AtomicBool::new(false),
+            counters: Counters::default(),
+        });
+        let background = if options.background { Some(Background::start(&core)?) } else { None };
+        Ok(Self { core, _background: background })
+    }
+
+    /// One round of what the node does by itself, for those who start it without its thread.
+    pub fn round(&self) {
+        self.core.media.tick();
+        self.core.round();
+    }
+
+    /// The node's state in figures.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let core = &self.core;
+        Figures {
+            in_flight: core.files.values().iter().map(|file| file.gate.in_flight()).sum(),
+            open: core.files.len() as u64,
+            handles: core.handles.len() as u64,
+            reserve_blocks: core.reserve.stock.lock().free(),
+            ..core.counters.figures()
+        }
+    }
+
+    /// Ends the node for a clean unmount: every file is stopped, drained, committed and closed, and the reserve given
+    /// back. Open handles are gone. `done` is told the first error; what could not be committed is lost.
+    pub fn shut_down(&self, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.shut_down().await) });
+    }
+}
+
+impl Core {
+    async fn shut_down(self: &Arc<Self>) -> Result<(), Refusal> {
+        self.ended.store(true, SeqCst);
+        for handle in self.handles.take_all() {
+            self.let_go(&handle.file);
+        }
+        self.close_idle(u64::MAX).await;
+        let left = self.files.len();
+        self.refill_ended().await;
+        self.give_up_reserve().await;
+        if left > 0 {
+            return Err(Refusal::Io(format!("{left} files could not be committed; see the log")));
+        }
+        Ok(())
+    }
+}

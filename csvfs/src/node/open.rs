@@ -1,0 +1,303 @@
+//! Opening and closing: the coordinator knows which inodes this node holds open, the authority which files it owns.
+//!
+//! A file whose last handle is closed stays open towards the coordinator for a short while: it is committed together
+//! with others, and opened again without a message. One that has lost its last name is closed at once, and what it
+//! had not committed is dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use lockd::ids::ResourceId;
+
+use super::Core;
+use super::channel::unexpected;
+use super::file::{File, Life, Phase};
+use super::task::{Sender, promise, run};
+use crate::proto::{Answer, Operation, Owned};
+use crate::refusal::Refusal;
+use crate::service::{HandleId, Opened};
+use crate::types::{Attr, FileBlock, Ino, Kind};
+
+/// Files that are kept open without a user at most; more are closed at once.
+const IDLE_MAX: u64 = 2048;
+
+/// A handle of a front end.
+pub(super) struct Handle {
+    pub(super) file: Arc<File>,
+    /// Failed write-backs of the file that this handle has been told about.
+    pub(super) failures: AtomicU64,
+}
+
+fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
+    life.phase = phase;
+    std::mem::take(&mut life.waiting)
+}
+
+impl Core {
+    /// Opens an inode, or joins those who have it open. Ended by [`Core::let_go`].
+    pub(super) async fn hold(self: &Arc<Self>, ino: Ino) -> Result<Arc<File>, Refusal> {
+        self.hold_with(ino, None).await.map(|(file, _)| file)
+    }
+
+    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked. `attr`: what the coordinator has answered
+    /// to a creation that has also opened the inode.
+    pub(super) async fn hold_with(
+        self: &Arc<Self>,
+        ino: Ino,
+        attr: Option<Attr>,
+    ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
+        loop {
+            if self.ended.load(SeqCst) {
+                return Err(Refusal::Stale("the volume is being unmounted".to_owned()));
+            }
+            let (file, is_new) = self.files.get_or_insert(ino, || Arc::new(File::new(ino)));
+            if is_new {
+                return self.begin(file, attr).await.map(|(file, attr)| (file, Some(attr)));
+            }
+            let waits = {
+                let mut life = file.life.lock();
+                match life.phase {
+                    Phase::Open => {
+                        if life.uses == 0 {
+                            self.idle.fetch_sub(1, SeqCst);
+                        }
+                        life.uses += 1;
+                        return Ok((Arc::clone(&file), attr));
+                    }
+                    Phase::Opening | Phase::Closing => {
+                        let (sender, receiver) = promise();
+                        life.waiting.push(sender);
+                        Some(receiver)
+                    }
+                    Phase::Gone => None,
+                }
+            };
+            if let Some(waits) = waits {
+                waits.await;
+                // The closing that was awaited may have come after the creation that opened it.
+                if attr.is_some() {
+                    return Box::pin(self.hold_with(ino, None)).await;
+                }
+            }
+        }
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        file: Arc<File>,
+        attr: Option<Attr>,
+    ) -> Result<(Arc<File>, Attr), Refusal> {
+        let opened = match attr {
+            Some(attr) => Ok(attr),
+            None => match self.channel.call(Operation::Open { ino: file.ino }).await {
+                Ok(Answer::Entry(attr)) => Ok(attr),
+                Ok(other) => Err(unexpected(&other)),
+                Err(error) => Err(error),
+            },
+        };
+        let owned = opened.and_then(|attr| match attr.kind {
+            Kind::File => self.acquire(file.ino).map(|owned| (attr, Some(owned))),
+            _ => Ok((attr, None)),
+        });
+        let result = match owned {
+            Ok((attr, owned)) => {
+                file.begin(&attr, owned);
+                Ok((Arc::clone(&file), attr))
+            }
+            Err(error) => {
+                self.files.remove(file.ino);
+                Err(error)
+            }
+        };
+        let waiting = {
+            let mut life = file.life.lock();
+            life.uses = 1;
+            change(&mut life, if result.is_ok() { Phase::Open } else { Phase::Gone })
+        };
+        waiting.into_iter().for_each(|waiter| waiter.send(()));
+        result
+    }
+
+    fn acquire(&self, ino: Ino) -> Result<Owned, Refusal> {
+        let resource = ResourceId::File(self.volume, ino.0);
+        match self.authority.acquire(&resource, self.client) {
+            Ok(holding) => Ok(Owned { ino, epoch: holding.epoch }),
+            Err(error) => Err(Refusal::Busy(error.to_string())),
+        }
+    }
+
+    /// One user less. After the last the file is closed later, or at once if it has no name.
+    pub(super) fn let_go(self: &Arc<Self>, file: &Arc<File>) {
+        let is_last = {
+            let mut life = file.life.lock();
+            life.uses -= 1;
+            life.idle_since = self.ticks.load(SeqCst);
+            life.uses == 0
+        };
+        if !is_last {
+            return;
+        }
+        let idle = self.idle.fetch_add(1, SeqCst);
+        if idle >= IDLE_MAX || file.nameless.load(SeqCst) {
+            let (core, file) = (Arc::clone(self), Arc::clone(file));
+            run(async move { core.close(&file, u64::MAX).await });
+        }
+    }
+
+    /// Closes the files that nobody has used since tick `before`, and waits for it.
+    pub(super) async fn close_idle(self: &Arc<Self>, before: u64) {
+        let mut closing = Vec::new();
+        for file in self.files.values() {
+            let is_idle = {
+                let life = file.life.lock();
+                life.phase == Phase::Open && life.uses == 0 && life.idle_since < before
+                    // Already on its way out: wait for it as well.
+                    || life.phase == Phase::Closing
+            };
+            if is_idle {
+                let (sender, receiver) = promise();
+                let core = Arc::clone(self);
+                run(async move {
+                    core.close(&file, before).await;
+                    sender.send(());
+                });
+                closing.push(receiver);
+            }
+        }
+        for closed in closing {
+            closed.await;
+        }
+    }
+
+    /// Closes the file unless somebody uses it, or has since tick `before`; waits if another closes it.
+    pub(super) async fn close(self: &Arc<Self>, file: &Arc<File>, before: u64) {
+        let waits = {
+            let mut life = file.life.lock();
+            match life.phase {
+                Phase::Open if life.uses == 0 && life.idle_since < before => {
+                    life.phase = Phase::Closing;
+                    None
+                }
+                Phase::Closing => {
+                    let (sender, receiver) = promise();
+                    life.waiting.push(sender);
+                    Some(receiver)
+                }
+                Phase::Open | Phase::Opening | Phase::Gone => return,
+            }
+        };
+        if let Some(waits) = waits {
+            waits.await;
+            return;
+        }
+        self.idle.fetch_sub(1, SeqCst);
+        if !self.finish(file).await {
+            return;
+        }
+        // Out of the table first: whoever sees `Gone` finds or makes another.
+        self.files.remove(file.ino);
+        let waiting = change(&mut file.life.lock(), Phase::Gone);
+        waiting.into_iter().for_each(|waiter| waiter.send(()));
+    }
+
+    /// The last steps of an owner. Whether the file is closed; if its data could not be committed it stays.
+    async fn finish(self: &Arc<Self>, file: &Arc<File>) -> bool {
+        let turn = file.turn.take().await;
+        let _stop = file.gate.stop();
+        file.gate.drain().await;
+        if file.is_regular() {
+            let drops = file.nameless.load(SeqCst) && self.has_no_name(file.ino).await;
+            if !drops && let Err(error) = self.commit_now(file, &turn).await {
+                tracing::error!(ino = file.ino.0, %error, "a closed file could not be committed; it is kept and tried again");
+                let waiting = {
+                    let mut life = file.life.lock();
+                    life.idle_since = self.ticks.load(SeqCst);
+                    change(&mut life, Phase::Open)
+                };
+                self.idle.fetch_add(1, SeqCst);
+                waiting.into_iter().for_each(|waiter| waiter.send(()));
+                return false;
+            }
+            // P7: the coordinator may give the blocks of a nameless file to another at once.
+            self.media.wait_for_ghosts(|| file.runs()).await;
+            let all = FileBlock(0)..FileBlock(u64::MAX);
+            let unused = {
+                let mut layout = file.layout.write();
+                if drops { layout.cut(&all) } else { layout.cut_fresh(&all) }
+            };
+            self.put_back(unused, false).await;
+        }
+        if let Err(error) = self.channel.call(Operation::Close { ino: file.ino }).await {
+            tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
+        }
+        if let Some((_, Some(owned))) = file.opened.get() {
+            let resource = ResourceId::File(self.volume, file.ino.0);
+            if let Err(error) = self.authority.release(&resource, self.client, owned.epoch) {
+                tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
+            }
+        }
+        true
+    }
+
+    /// Asks the coordinator: what this node remembers of names may come from answers in another order.
+    async fn has_no_name(&self, ino: Ino) -> bool {
+        match self.channel.call(Operation::GetAttr { ino }).await {
+            Ok(Answer::Entry(attr)) => attr.nlink == 0,
+            Ok(_) => false,
+            Err(error) => error == Refusal::NotFound,
+        }
+    }
+
+    /// A handle for a file that is held.
+    pub(super) fn handle(&self, file: &Arc<File>) -> HandleId {
+        let id = self.next_handle.fetch_add(1, SeqCst);
+        let failures = AtomicU64::new(file.failures.load(SeqCst));
+        self.handles.insert(id, Arc::new(Handle { file: Arc::clone(file), failures }));
+        HandleId(id)
+    }
+
+    pub(super) fn find(&self, handle: HandleId) -> Result<Arc<Handle>, Refusal> {
+        self.handles.get(handle.0).ok_or_else(|| Refusal::Stale(format!("handle {} is not open", handle.0)))
+    }
+
+    /// Opens for a front end. `attr` as in [`Core::hold_with`].
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        ino: Ino,
+        attr: Option<Attr>,
+        truncate: bool,
+        clear_set_id: bool,
+    ) -> Result<Opened, Refusal> {
+        let (file, asked) = self.hold_with(ino, attr).await?;
+        let attr = self.opened(&file, asked, truncate, clear_set_id).await;
+        match attr {
+            Ok(attr) => {
+                // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
+                // has done to its own pages; those of a truncation by opening it drops when told.
+                Ok(Opened { handle: self.handle(&file), attr, keep_cache: !truncate })
+            }
+            Err(error) => {
+                self.let_go(&file);
+                Err(error)
+            }
+        }
+    }
+
+    async fn opened(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        asked: Option<Attr>,
+        truncate: bool,
+        clear_set_id: bool,
+    ) -> Result<Attr, Refusal> {
+        if truncate && file.is_regular() {
+            return self.resize(file, 0, clear_set_id).await;
+        }
+        let mut attr = match asked {
+            Some(attr) => attr,
+            None => self.entry(Operation::GetAttr { ino: file.ino }).await?,
+        };
+        file.apply(&mut attr);
+        Ok(attr)
+    }
+}

@@ -1,0 +1,8 @@
+//! The node on the real coordinator and a LUN that holds, fails and loses what tests say.
+
+mod data;
+mod model;
+mod platter;
+mod rules;
+mod threads;
+mod world;
