@@ -148,7 +148,8 @@ impl Core {
             let (named, epoch) = (head.coordinator, self.parts.epoch);
             return Err(Refusal::Stale(format!("the coordinator serves in {epoch}, not in {named}")));
         }
-        if self.opens.lock().is_over(head.client) {
+        // V4: whoever is over gets no answer any more.
+        if self.parts.rules.keeps(Rule::V4) && self.opens.lock().is_over(head.client) {
             return Err(Refusal::Stale(format!("client {} is over", head.client)));
         }
         Ok(())

@@ -155,13 +155,13 @@ fn writes_take_set_id_bits_away() {
         mtime: Some(Timestamp(3)),
         atime: Some(Timestamp(4)),
         clear_set_id: true,
-        now: Timestamp(5),
+        now: Timestamp(NOW.0 + 5),
     };
     volume.ask(write).unwrap();
     let attr = volume.attr(file);
     assert_eq!(
         (attr.mode, attr.mtime, attr.atime, attr.ctime),
-        (0o777, Timestamp(3), Timestamp(4), Timestamp(5))
+        (0o777, Timestamp(3), Timestamp(4), Timestamp(NOW.0 + 5))
     );
     volume.entry(set_mode(file, 0o6777));
     volume.ask(Operation::Truncate { file: owned(file), size: 0, clear_set_id: true, now: NOW }).unwrap();
@@ -215,6 +215,16 @@ fn clones_of_clones_and_within_one_file() {
         volume.unlink(Ino::ROOT, name).unwrap();
         assert_clean(&volume, BLOCKS);
     }
+}
+
+#[test]
+fn a_clone_within_one_file_over_a_part_of_the_extent_that_is_cloned() {
+    let volume = Volume::new(BLOCKS);
+    let file = volume.file("a");
+    volume.write(file, 3, 8);
+    volume.ask(clone(file, 10, file, 2, 2)).unwrap();
+    assert_eq!(shape(&volume, file), [(2, 1, true, true), (4, 6, true, false), (10, 1, true, true)]);
+    assert_clean(&volume, BLOCKS);
 }
 
 /// A file of `extents` extents of one block each.

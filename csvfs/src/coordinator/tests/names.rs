@@ -45,7 +45,9 @@ fn a_file_is_made_found_listed_written_and_removed() {
 fn a_large_directory_is_listed_in_parts() {
     let volume = Volume::new(100);
     let mut made: Vec<String> = (0..500).map(|i| format!("name {i}")).collect();
-    made.iter().for_each(|name| drop(volume.file(name)));
+    for name in &made {
+        volume.file(name);
+    }
     made.sort();
     assert_eq!(list(&volume, Ino::ROOT, 3000), made);
     assert_eq!(list(&volume, Ino::ROOT, 0), made, "a budget too small for one entry still gets on");

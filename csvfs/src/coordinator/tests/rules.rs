@@ -156,7 +156,7 @@ fn l5_a_repeated_command_is_executed_once() {
     volume.ask_as(other, Operation::Unlink { parent: Ino::ROOT, name: b"a".to_vec(), now: NOW }).unwrap();
     assert_eq!(volume.ask_as(refused, create(Ino::ROOT, "a", Created::File)), Err(Refusal::Exists));
     assert!(matches!(volume.ask_as(head, create(Ino::ROOT, "z", Created::File)), Err(Refusal::Stale(_))));
-    let beyond = Head { slot: Some((SlotId(super::super::SLOTS_MAX), Sequence(1))), ..head };
+    let beyond = Head { slot: Some((SlotId(lockd::slots::SLOTS_PER_CLIENT), Sequence(1))), ..head };
     assert!(matches!(volume.ask_as(beyond, create(Ino::ROOT, "z", Created::File)), Err(Refusal::Invalid(_))));
     let none = Head { slot: None, ..head };
     assert!(matches!(volume.ask_as(none, create(Ino::ROOT, "z", Created::File)), Err(Refusal::Invalid(_))));

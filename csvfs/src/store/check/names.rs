@@ -92,10 +92,10 @@ fn fault(
     if twice {
         return Some(EntryFault::Twice);
     }
-    if let Some(directory) = directory {
-        if ino == Ino::ROOT || directory.named_in != 0 {
-            return Some(EntryFault::SecondName);
-        }
+    if let Some(directory) = directory
+        && (ino == Ino::ROOT || directory.named_in != 0)
+    {
+        return Some(EntryFault::SecondName);
     }
     if found != kind {
         return Some(EntryFault::OtherKind(found));

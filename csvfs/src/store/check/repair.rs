@@ -180,10 +180,10 @@ impl<'t> Mender<'t> {
         {
             let (key, value) = row?;
             let cookie = low(key.value());
-            if let Ok((ino, _, found)) = EntryRecord::parse(value.value()) {
-                if found == name {
-                    return Ok(Ok(ino));
-                }
+            if let Ok((ino, _, found)) = EntryRecord::parse(value.value())
+                && found == name
+            {
+                return Ok(Ok(ino));
             }
             if free == Some(cookie) {
                 free = Some(cookie + 1);
