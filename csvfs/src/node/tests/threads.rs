@@ -116,19 +116,19 @@ fn whole_blocks_and_parts_of_them_mix() {
 #[test]
 fn a_completion_asks_nothing_that_it_would_have_to_wait_for() {
     let world = world(9);
-    let file = world.file("a");
-    world.write(file.handle, 0, &[1; 65_536]);
-    world.node.release(file.handle);
+    let (source, target) = (world.file("a"), world.file("b"));
+    for file in [source, target] {
+        world.write(file.handle, 0, &[1; 65_536]);
+        world.node.release(file.handle);
+    }
     super::world::until("the closing", || world.node.figures().open == 0);
+    let (source, target) = (world.open_file(source.attr.ino), world.open_file(target.attr.ino));
     world.platter.hold(What::Reads);
-    let file = world.open_file(file.attr.ino);
-    let read = start(|done| world.node.read(file.handle, 0, 4096, done));
+    let read = start(|done| world.node.read(source.handle, 0, 4096, done));
     super::world::until("the read", || world.platter.held() == 1);
-    let len = 1 << 20;
-    let zeroed = start(|done| world.node.allocate(file.handle, 0, len, Allocation::Allocate, false, done));
-    // What follows the drained gate follows this completion: among it, questions about the layout.
+    let copied = start(|done| world.node.copy_range(source.handle, 0, target.handle, 0, 65_536, done));
+    // That the source is drained follows this completion, and the question about the target's layout follows that.
     world.platter.let_go();
     read.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
-    zeroed.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
-    assert_eq!(world.attr(file.attr.ino).size, len);
+    assert_eq!(copied.recv_timeout(Duration::from_secs(10)).unwrap(), Ok(65_536));
 }
