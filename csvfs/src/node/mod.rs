@@ -167,6 +167,8 @@ struct Core {
     idle: AtomicU64,
     /// How many files have been closed, counted before each leaves the table.
     closed: AtomicU64,
+    /// The background closes idle files: one sweep at a time, so that a coordinator that hangs gathers none.
+    sweeps: AtomicBool,
     /// Rounds of the background.
     ticks: AtomicU64,
     /// The node is being shut down: nothing is opened any more.
@@ -219,6 +221,7 @@ impl Node {
             dirty: Mutex::default(),
             idle: AtomicU64::new(0),
             closed: AtomicU64::new(0),
+            sweeps: AtomicBool::new(false),
             ticks: AtomicU64::new(1),
             ended: AtomicBool::new(false),
             counters: Counters::default(),
