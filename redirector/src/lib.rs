@@ -6,4 +6,13 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod file;
+pub mod ghosts;
 pub mod lun;
+pub mod memory;
+pub mod nbd;
+pub mod open;
+pub mod paths;
+pub mod recording;
+pub mod target;
+pub mod uri;

@@ -63,6 +63,15 @@ pub enum Proof {
     Unprovable,
 }
 
+/// The bytes by which a LUN is known: the part of the volume's label that holds its uuid (P3).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Where they lie, in bytes.
+    pub offset: u64,
+    /// What must be there, at most 4096 bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// A shared block device: asynchronous, many requests in flight, in no order.
 ///
 /// Requests that overlap and are in flight together end in either order. Every method returns at once but for
@@ -92,6 +101,23 @@ pub trait Lun: Send + Sync + Debug {
 
     /// Proves that requests of `earlier`, a client that used this LUN before, have ended for good.
     fn prove_ended(&self, earlier: ClientId) -> Proof;
+
+    /// What must be read at a place of the LUN whenever it is reached anew, known once the volume's label has been read
+    /// (P3). Ways that never reconnect need not look.
+    fn expect(&self, identity: Identity) {
+        let _ = identity;
+    }
+
+    /// Proves, without ending anybody, that no other writer can have this LUN open at all, now and as long as it is open
+    /// here: a local image file whose lock is held. Such a LUN needs no wait before it is used (V1). Most cannot tell.
+    fn prove_alone(&self) -> Proof {
+        Proof::Unprovable
+    }
+
+    /// Whether the LUN can be reached now; if not, requests are held (P2).
+    fn is_working(&self) -> bool {
+        true
+    }
 
     /// A sentence for status: the path, its state, and what is assumed of the target.
     fn describe(&self) -> String;

@@ -159,6 +159,17 @@ impl Core {
         self.dirty.lock().push(file.ino);
     }
 
+    /// Commits every file, and tells the first failure.
+    pub(super) async fn sync_all(self: &Arc<Self>) -> Result<(), Refusal> {
+        let mut result = Ok(());
+        for file in self.files.values() {
+            if file.is_regular() && !file.nameless.load(SeqCst) {
+                result = result.and(self.commit(&file).await);
+            }
+        }
+        result.and(self.flush().await)
+    }
+
     /// Commits all dirty files, in the background. They share their flushes, and the coordinator's transactions.
     pub(super) fn commit_dirty(self: &Arc<Self>) {
         let dirty = std::mem::take(&mut *self.dirty.lock());

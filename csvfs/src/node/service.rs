@@ -222,6 +222,10 @@ impl FileService for Node {
         });
     }
 
+    fn sync_all(&self, done: Done<()>) {
+        self.answer(done, |core| async move { core.sync_all().await });
+    }
+
     fn allocate(
         &self,
         handle: HandleId,

@@ -109,7 +109,8 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
         settle: Duration::ZERO,
     })
     .unwrap();
-    let asked = ask(&*coordinator, volume.head(), Operation::Lookup { parent: Ino::ROOT, name: b"a".to_vec() });
+    let asked =
+        ask(&*coordinator, volume.head(), Operation::Lookup { parent: Ino::ROOT, name: b"a".to_vec() });
     assert!(asked.is_ok());
     let refused = ask(&*coordinator, volume.head(), create(Ino::ROOT, "b", Created::File));
     assert_eq!(refused, Err(Refusal::ReadOnly));

@@ -263,7 +263,9 @@ fn v8_a_truncation_in_an_old_ownership_is_refused() {
     assert_eq!(volume.attr(file).blocks, 10);
     let current = Owned { ino: file, epoch: Epoch(41) };
     assert!(volume.ask(clone(current, owned(other))).is_ok());
-    assert!(volume.ask(Operation::Truncate { file: current, size: 0, clear_set_id: false, now: NOW }).is_ok());
+    assert!(
+        volume.ask(Operation::Truncate { file: current, size: 0, clear_set_id: false, now: NOW }).is_ok()
+    );
 }
 
 #[test]

@@ -52,7 +52,8 @@ pub fn check_entries(
         if let Some(fault) = fault(facts, key, Ino(parent), cookie, (ino, kind, name), twice) {
             find(name, Some(ino), fault);
             // A wrong type or place is mended where it is; the name counts.
-            if !matches!(fault, EntryFault::OtherKind(_) | EntryFault::Misplaced | EntryFault::OtherParent(_)) {
+            if !matches!(fault, EntryFault::OtherKind(_) | EntryFault::Misplaced | EntryFault::OtherParent(_))
+            {
                 continue;
             }
         }
@@ -79,7 +80,12 @@ fn fault(
 ) -> Option<EntryFault> {
     let found = facts.inode(ino.0).map(|fact| fact.kind);
     let directory = facts.directory(ino.0).copied();
-    if name.is_empty() || name.len() > NAME_MAX || name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, b'/' | 0)) {
+    if name.is_empty()
+        || name.len() > NAME_MAX
+        || name == b"."
+        || name == b".."
+        || name.iter().any(|byte| matches!(byte, b'/' | 0))
+    {
         return Some(EntryFault::BadName);
     }
     let Some(found) = found else { return Some(EntryFault::NoInode) };

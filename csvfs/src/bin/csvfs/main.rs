@@ -1,0 +1,99 @@
+//! `csvfs`: format, mount, check and ask a volume.
+
+mod clone;
+mod format;
+mod fsck;
+mod mount;
+mod options;
+mod status;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// A shared-disk file system for virtual machine hosts.
+#[derive(Debug, Parser)]
+#[command(name = "csvfs", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Logs as text or as one JSON document a line; which ones is chosen by RUST_LOG.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an empty volume on a LUN.
+    Format(format::Format),
+    /// Mount a volume on a folder.
+    Mount(mount::MountCommand),
+    /// Show the mounted volumes of this node: path, state, why, and what to do.
+    Status(status::Status),
+    /// Check a volume that is not mounted, and repair it if asked to.
+    Fsck(fsck::Fsck),
+    /// Copy a file within a volume by sharing its blocks.
+    Clone(clone::Clone),
+}
+
+/// Where sockets are kept.
+const RUN_DIR: &str = "/run/csvfs";
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let as_helper =
+        words.first().is_some_and(|name| PathBuf::from(name).file_name() == Some("mount.csvfs".as_ref()));
+    let arguments = if as_helper {
+        match options::helper_arguments(&words[1..]) {
+            Ok(words) => Arguments::parse_from(words),
+            Err(error) => {
+                eprintln!("mount.csvfs: {error}");
+                return ExitCode::from(2);
+            }
+        }
+    } else {
+        Arguments::parse_from(words)
+    };
+    start_log(arguments.log_format);
+    let done = match arguments.command {
+        Command::Format(command) => command.run(),
+        Command::Mount(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Fsck(command) => command.run(),
+        Command::Clone(command) => command.run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("csvfs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// The rules in force: all, unless a test switches one off, which is said loudly.
+fn rules() -> lockd::rules::Rules {
+    let rules = lockd::rules::Rules::from_test_environment();
+    for rule in rules.switched_off() {
+        eprintln!("csvfs: rule {rule} is SWITCHED OFF by CSV_MUTANT; this is for tests and loses data");
+    }
+    rules
+}

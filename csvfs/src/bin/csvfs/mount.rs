@@ -1,0 +1,186 @@
+//! `csvfs mount`: serves a volume on a folder, in the foreground or as a process of its own.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use csvfs::fuse;
+use csvfs::status::StatusSocket;
+use csvfs::volume::{Settings, Volume};
+use redirector::uri::LunUri;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::options;
+
+#[derive(Debug, Args)]
+pub struct MountCommand {
+    /// The LUN: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH, /dev/...
+    #[arg(long, value_name = "URL")]
+    lun: String,
+    /// Where to mount it.
+    folder: PathBuf,
+    /// Options of mount(8): ro, nosuid, nodev, noexec, noatime, nodiscard, ...
+    #[arg(short, long, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground; prints one line when the mount is ready.
+    #[arg(short, long)]
+    foreground: bool,
+    /// Do everything but mount, as mount(8) asks with -f.
+    #[arg(long, hide = true)]
+    fake: bool,
+    /// This node's name, shown to whoever finds the volume in use.
+    #[arg(long, env = "CSV_NODE", value_name = "NAME")]
+    node: Option<String>,
+    /// How long I/O waits for a LUN that is gone, in seconds.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    hold: u64,
+    /// Where a mount in the background writes what it has to say.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Where the status socket is put.
+    #[arg(long, default_value = super::RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+impl MountCommand {
+    pub fn run(self) -> Result<ExitCode> {
+        let url = absolute(&self.lun)?;
+        let folder =
+            self.folder.canonicalize().with_context(|| format!("the folder {}", self.folder.display()))?;
+        if !folder.is_dir() {
+            bail!("{} is not a folder", folder.display());
+        }
+        let (mut options, discard) = options::parse(&self.options)?;
+        if self.fake {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !self.foreground {
+            return self.in_background(&url, &folder);
+        }
+        let node = match self.node {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        let settings = Settings {
+            rules: super::rules(),
+            read_only: options.read_only,
+            discard,
+            hold: Duration::from_secs(self.hold),
+            ..Settings::local(&node)
+        };
+        let volume = Volume::open_url(&url, settings)?;
+        options.source = url.to_string();
+        let served = serve(&volume, &url, &folder, &options, &self.run_dir);
+        let closed = volume.close().context("closing the volume");
+        served?;
+        closed?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Starts this program again as a process of its own and waits until that is ready.
+    fn in_background(&self, url: &LunUri, folder: &Path) -> Result<ExitCode> {
+        let log = self
+            .log
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join(format!("mount-{}.log", std::process::id())));
+        if let Some(parent) = log.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        }
+        let errors = File::create(&log).with_context(|| format!("creating the log {}", log.display()))?;
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command.args(["mount", "--foreground", "--lun", &url.to_string()]).arg(folder);
+        command.args(["--hold", &self.hold.to_string()]).arg("--run-dir").arg(&self.run_dir);
+        for list in &self.options {
+            command.args(["-o", list]);
+        }
+        if let Some(node) = &self.node {
+            command.args(["--node", node]);
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .current_dir("/")
+            // So that a Ctrl-C at the terminal does not reach it.
+            .process_group(0)
+            .spawn()
+            .context("starting the process of the mount")?;
+        let mut line = String::new();
+        if let Some(output) = child.stdout.take() {
+            BufReader::new(output).read_line(&mut line).context("waiting for the mount")?;
+        }
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        eprint!("{said}");
+        if line.is_empty() {
+            let status = child.wait().context("waiting for the mount")?;
+            let _ = std::fs::remove_file(&log);
+            if said.is_empty() {
+                bail!("the process of the mount ended ({status})");
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn serve(
+    volume: &Volume,
+    url: &LunUri,
+    folder: &Path,
+    options: &fuse::MountOptions,
+    run_dir: &Path,
+) -> Result<()> {
+    let mount =
+        fuse::mount(folder, options, volume.service(), volume.locks(), volume.client(), volume.pool())?;
+    let reporter = volume.reporter(url.to_string(), folder.display().to_string());
+    // A mount without its status socket works; it is only not seen by `csvfs status`.
+    let status = StatusSocket::serve(run_dir, move || reporter.status())
+        .inspect_err(|error| tracing::warn!("csvfs status will not see this mount: {error}"));
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("catching signals")?;
+    let ending = signals.handle();
+    let unmounter = mount.unmounter();
+    let at = folder.to_owned();
+    let catcher = std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for _ in signals.forever() {
+                if let Err(error) = unmounter.unmount() {
+                    eprintln!(
+                        "csvfs: {} is in use ({error}); it ends when its last user is gone",
+                        at.display()
+                    );
+                    if let Err(error) = unmounter.detach() {
+                        eprintln!("csvfs: {} cannot be detached: {error}", at.display());
+                    }
+                }
+            }
+        })
+        .context("starting a thread")?;
+    println!("{url} is mounted on {}", folder.display());
+    mount.wait();
+    drop(status);
+    ending.close();
+    let _ = catcher.join();
+    Ok(())
+}
+
+/// The URL with a file's path made absolute, so that it means the same to a process elsewhere.
+pub fn absolute(text: &str) -> Result<LunUri> {
+    let url = LunUri::from_str(text)?;
+    Ok(match url {
+        LunUri::File(path) => LunUri::File(std::path::absolute(&path).unwrap_or(path)),
+        other => other,
+    })
+}
+
+fn host_name() -> Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading this machine's name")?;
+    Ok(name.trim().to_owned())
+}

@@ -1,0 +1,596 @@
+//! Opening a volume for writing (V1, V2), and closing it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lockd::clock::{BootTime, Clock, SystemClock};
+use lockd::ids::{ClientId, Epoch, SessionId};
+use lockd::lease::Lease;
+use lockd::rules::{Rule, Rules};
+use redirector::buffer::Pool;
+use redirector::lun::{Lun, Proof};
+
+use super::area::{Area, AreaBackend, AreaError, Surroundings};
+use super::blocks::write_block;
+use super::claim::{Claim, ClaimState};
+use super::contest::{Contest, ContestError, Identity, Won, is_closed, write_claim};
+use super::copy::{Kept, Move, copy};
+use super::heart::{Chest, Heart};
+use super::label::Label;
+use super::layout;
+use super::map::ChunkUse;
+use super::superblock::{Side, Superblock};
+use super::survey::{Survey, open_claims, read_claims};
+
+/// How a volume is to be opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Who opens it.
+    pub who: Identity,
+    /// The window of claims, if not the label's. Shorter than that of other writers is refused by nobody, and wrong.
+    pub window: Option<Duration>,
+    /// How long a write may be under way when its sender is gone, if not what the label says.
+    pub quiesce: Option<Duration>,
+    /// The memory that the store may use as its cache, in bytes.
+    pub cache_bytes: usize,
+    /// The most bytes of the store that a copy keeps in memory until it is checked; what is beyond is read again.
+    pub copy_memory_max: u64,
+    /// The lease of the session, if a cluster keeps it. Otherwise the heartbeat makes and extends one.
+    pub lease: Option<Arc<Lease>>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The rules that are kept.
+    pub rules: Rules,
+    /// Where buffers come from.
+    pub pool: Pool,
+}
+
+impl OpenOptions {
+    /// The defaults, for `client` on host `host`.
+    #[must_use]
+    pub fn new(client: ClientId, host: &str) -> Self {
+        Self {
+            who: Identity { client, host: host.to_owned(), pid: std::process::id() },
+            window: None,
+            quiesce: None,
+            cache_bytes: 64 << 20,
+            copy_memory_max: 512 << 20,
+            lease: None,
+            clock: Arc::new(SystemClock),
+            rules: Rules::all(),
+            pool: Pool::default(),
+        }
+    }
+}
+
+/// Why a volume could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is not a volume, it is damaged, or somebody else has it.
+    #[error(transparent)]
+    Contest(#[from] ContestError),
+    /// Features that forbid writing.
+    #[error(
+        "the volume uses features {0:#x} that this program can only read: mount it read-only, or use a newer csvfs"
+    )]
+    ReadOnlyFeatures(u64),
+    /// There is no room for a copy.
+    #[error(
+        "the store must be copied before it is opened (an earlier writer did not close it), which takes {needed} \
+         chunks, but only {free} are reserved; `csvfs fsck --repair` can give it more"
+    )]
+    NoReserve {
+        /// How many chunks the store occupies.
+        needed: usize,
+        /// How many are reserved.
+        free: usize,
+    },
+    /// The chunk map knows of no store.
+    #[error(
+        "the chunk map says that the metadata store is empty: the volume was never whole; run csvfs fsck"
+    )]
+    NoStore,
+    /// The LUN failed.
+    #[error("cannot {what} (errno {errno})")]
+    Lun {
+        /// What was tried.
+        what: &'static str,
+        /// What the LUN said.
+        errno: i32,
+    },
+    /// The area failed.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    /// The store is damaged or could not be read.
+    #[error("the metadata store cannot be opened: {0}; run csvfs fsck")]
+    Store(#[source] Box<redb::Error>),
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+pub(super) fn store_error(error: impl Into<redb::Error>) -> OpenError {
+    OpenError::Store(Box::new(error.into()))
+}
+
+/// How a store was opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Opened {
+    /// Where it was; why that was safe.
+    InPlace(String),
+    /// After a copy to a fresh area.
+    Copied {
+        /// How much was copied.
+        bytes: u64,
+        /// How long copying took.
+        copying: Duration,
+        /// How long the check of all checksums took after that.
+        checking: Duration,
+    },
+}
+
+impl fmt::Display for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InPlace(why) => write!(f, "in place: {why}"),
+            Self::Copied { bytes, copying, checking } => write!(
+                f,
+                "by copy of {} MiB in {:.2} s, checked in {:.2} s",
+                bytes >> 20,
+                copying.as_secs_f64(),
+                checking.as_secs_f64()
+            ),
+        }
+    }
+}
+
+/// A volume that is open for writing.
+#[derive(Debug)]
+pub struct OpenVolume {
+    /// What it is.
+    pub label: Label,
+    /// The epoch of this opening.
+    pub epoch: Epoch,
+    /// The session of a mount without a cluster: the epoch's number.
+    pub session: SessionId,
+    /// The client that has it open.
+    pub client: ClientId,
+    /// The size of the volume in bytes.
+    pub size: u64,
+    /// The metadata store.
+    pub database: redb::Database,
+    /// Where the store lies.
+    pub area: Arc<Area>,
+    /// The lease that every writer to the LUN looks at (L3).
+    pub lease: Arc<Lease>,
+    /// How it was opened.
+    pub opened: Opened,
+    /// How long others were given to show themselves (V1).
+    pub waited: Duration,
+    /// How long the rest of the opening took.
+    pub took: Duration,
+    /// What was wrong, but could be coped with.
+    pub warnings: Vec<String>,
+    /// The claim and the heartbeat: as long as it lives, the volume is held.
+    pub hold: Hold,
+}
+
+/// The claim on a volume: held until it is closed. Dropped without that, the volume is left as a crash would leave it.
+#[derive(Debug)]
+pub struct Hold {
+    around: Surroundings,
+    heart: Arc<Heart>,
+    area: Arc<Area>,
+    superblock: Superblock,
+    keeps_lease: bool,
+    beat: Option<JoinHandle<()>>,
+    settle: Option<JoinHandle<()>>,
+}
+
+impl OpenVolume {
+    /// Closes the volume: the next opening needs no wait and no copy.
+    pub fn close(self) -> Result<(), OpenError> {
+        self.hold.close(self.database)
+    }
+}
+
+impl Hold {
+    /// Closes the volume: first the store, then the superblock, then the claim. Every other write to the LUN must be
+    /// done by then.
+    pub fn close(mut self, database: redb::Database) -> Result<(), OpenError> {
+        database.close().map_err(store_error)?;
+        self.heart.settle_no_more();
+        if let Some(settle) = self.settle.take() {
+            let _ = settle.join();
+        }
+        self.area.sync()?;
+        self.area.end(AreaError::Closed);
+        // The heart goes on until the last write has started.
+        self.around.await_lease()?;
+        let closed = Superblock { clean: true, written: self.around.clock.wall(), ..self.superblock.clone() };
+        write_superblock(&self.around, &closed)?;
+        self.stop();
+        let errno = |errno| OpenError::Lun { what: "close the claim", errno };
+        self.heart.close().map_err(errno)
+    }
+
+    /// Why this session is over, if another one has taken the volume.
+    #[must_use]
+    pub fn fenced(&self) -> Option<String> {
+        self.heart.fenced()
+    }
+
+    /// The claim as last written.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        self.heart.claim()
+    }
+
+    fn stop(&mut self) {
+        self.heart.stop();
+        for thread in [self.settle.take(), self.beat.take()].into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+
+    /// One beat, out of turn.
+    #[cfg(test)]
+    pub(super) fn beat(&self) -> Result<(), super::heart::BeatError> {
+        self.heart.round()
+    }
+
+    pub(super) fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
+    pub(super) fn area(&self) -> &Area {
+        &self.area
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.area.end(AreaError::Closed);
+        self.stop();
+        if self.keeps_lease {
+            self.around.lease.end();
+        }
+    }
+}
+
+fn write_superblock(around: &Surroundings, superblock: &Superblock) -> Result<(), OpenError> {
+    let block = layout::SLOTS_AT + Superblock::slot(superblock.epoch) as u64;
+    write_block(around.lun.as_ref(), &around.pool, block, &superblock.encode(around.label.uuid))
+        .map_err(|errno| OpenError::Lun { what: "write the superblock", errno })
+}
+
+/// Why every write of earlier incarnations is known to be done; nothing if it is not known. Refuses when one of them is
+/// alive, however still its claim is.
+fn all_done(lun: &dyn Lun, won: &Won, rules: Rules) -> Result<Option<String>, ContestError> {
+    if let Some(how) = &won.alone {
+        return Ok(Some(how.clone()));
+    }
+    let last = &won.survey.superblock;
+    let mut writers: Vec<ClientId> = Vec::new();
+    if !is_closed(&won.survey) {
+        writers.push(last.client);
+    }
+    // Whoever wrote in an earlier epoch than the superblock's has been dealt with when that was opened.
+    let later = won.still.iter().filter(|(_, claim)| claim.epoch >= last.epoch);
+    writers
+        .extend(later.filter(|(_, claim)| claim.state == ClaimState::Writing).map(|(_, claim)| claim.client));
+    // A damaged claim may be that of another writer.
+    let damaged = won
+        .survey
+        .claims
+        .iter()
+        .any(|claim| claim.as_ref().is_err_and(|damage| *damage != super::frame::Damage::Blank));
+    let mut known = !damaged || is_closed(&won.survey);
+    let mut reasons = Vec::new();
+    for client in writers {
+        match lun.prove_ended(client) {
+            Proof::Ended(how) => reasons.push(how),
+            Proof::Alive(who) => return Err(ContestError::InUse(who)),
+            Proof::Unprovable => known = false,
+        }
+    }
+    if !known && rules.keeps(Rule::V2) {
+        return Ok(None);
+    }
+    reasons.dedup();
+    let closed = || "it was closed by its last writer".to_owned();
+    Ok(Some(if reasons.is_empty() { closed() } else { reasons.join("; ") }))
+}
+
+/// Opens the volume on `lun` for writing.
+pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenError> {
+    let contest = Contest {
+        lun: Arc::clone(&lun),
+        pool: options.pool.clone(),
+        clock: Arc::clone(&options.clock),
+        rules: options.rules,
+        who: options.who.clone(),
+        window: options.window,
+    };
+    let survey = Survey::read(lun.as_ref()).map_err(ContestError::from)?;
+    let unwritable = survey.features().unwritable();
+    if unwritable != 0 {
+        return Err(OpenError::ReadOnlyFeatures(unwritable));
+    }
+    // redb would make an empty store there.
+    if survey.store_len() == 0 {
+        return Err(OpenError::NoStore);
+    }
+    let asked = options.clock.boot();
+    let won = contest.win()?;
+    let begun = options.clock.boot();
+    let opening = match all_done(lun.as_ref(), &won, options.rules) {
+        Ok(reason) => Opening::new(lun, options, &won, [asked, begun], reason),
+        Err(error) => {
+            contest.give_up(&won.survey.label, won.block, won.claim.clone());
+            return Err(error.into());
+        }
+    };
+    let mut hold = opening.hold(&won)?;
+    match opening.proceed(&won, &contest, &hold) {
+        Ok((database, opened)) => opening.finish(won, hold, database, opened),
+        Err(error) => {
+            hold.stop();
+            // What was sent has ended, unless its outcome is unknown: only then may the claim not be closed.
+            let unknown =
+                matches!(hold.area.broken(), Some(AreaError::Unknown { .. } | AreaError::LeaseEnded));
+            if !unknown && hold.heart.fenced().is_none() {
+                contest.give_up(&won.survey.label, won.block, hold.heart.claim());
+            }
+            Err(error)
+        }
+    }
+}
+
+/// An opening that has won its contest.
+struct Opening {
+    around: Surroundings,
+    /// Why the store can be opened in place, if it can (V2).
+    in_place: Option<String>,
+    options: OpenOptions,
+    keeps_lease: bool,
+    /// How long the contest took.
+    waited: Duration,
+    /// When it was won.
+    begun: BootTime,
+    quiesce: Duration,
+}
+
+impl Opening {
+    fn new(
+        lun: Arc<dyn Lun>,
+        options: OpenOptions,
+        won: &Won,
+        [asked, begun]: [BootTime; 2],
+        in_place: Option<String>,
+    ) -> Self {
+        let keeps_lease = options.lease.is_none();
+        let lease = options.lease.clone().unwrap_or_else(|| Arc::new(Lease::lapsed()));
+        if keeps_lease && won.alone.is_some() {
+            lease.extend(BootTime(u64::MAX));
+        }
+        let label = won.survey.label.clone();
+        let quiesce = options.quiesce.unwrap_or(label.quiesce);
+        let (clock, rules, pool) = (Arc::clone(&options.clock), options.rules, options.pool.clone());
+        let around = Surroundings { lun, pool, label, lease, clock, rules };
+        Self { around, in_place, options, keeps_lease, waited: begun.since(asked), begun, quiesce }
+    }
+
+    /// The area to open, its chunk map not changed yet, and the heart that keeps the claim on it.
+    fn hold(&self, won: &Won) -> Result<Hold, OpenError> {
+        let survey = &won.survey;
+        let current = survey.superblock.side;
+        let side = if self.in_place.is_some() { current } else { current.other() };
+        let mut map = survey.map.clone();
+        map.epoch = won.claim.epoch;
+        map.sealed = survey.superblock.clone();
+        let area = Arc::new(Area::new(self.around.clone(), map, side));
+        let fenced = Arc::downgrade(&area);
+        let heart = Arc::new(Heart::new(Chest {
+            lun: Arc::clone(&self.around.lun),
+            pool: self.around.pool.clone(),
+            label: self.around.label.clone(),
+            block: won.block,
+            claim: won.claim.clone(),
+            beaten: won.beaten,
+            clock: Arc::clone(&self.around.clock),
+            rules: self.around.rules,
+            lease: Arc::clone(&self.around.lease),
+            keeps_lease: self.keeps_lease,
+            on_fenced: Box::new(move |_| {
+                if let Some(area) = fenced.upgrade() {
+                    area.end(AreaError::LeaseEnded);
+                }
+            }),
+        }));
+        let superblock = Superblock {
+            epoch: won.claim.epoch,
+            side,
+            clean: false,
+            features: survey.superblock.features,
+            size: survey.superblock.size,
+            written: self.around.clock.wall(),
+            client: won.claim.client,
+        };
+        let beat = Some(heart.start().map_err(OpenError::Thread)?);
+        let (around, keeps_lease) = (self.around.clone(), self.keeps_lease);
+        Ok(Hold { around, heart, area, superblock, keeps_lease, beat, settle: None })
+    }
+
+    fn proceed(
+        &self,
+        won: &Won,
+        contest: &Contest,
+        hold: &Hold,
+    ) -> Result<(redb::Database, Opened), OpenError> {
+        if let Some(why) = &self.in_place {
+            hold.area.change_map(|_| {})?;
+            self.take_over(contest, won, hold)?;
+            let database = self.database(&hold.area, false)?;
+            return Ok((database, Opened::InPlace(why.clone())));
+        }
+        let from = won.survey.superblock.side;
+        let (database, opened) = self.copy_store(from, hold)?;
+        self.take_over(contest, won, hold)?;
+        Ok((database, opened))
+    }
+
+    /// Makes the new epoch's superblock the one in force.
+    fn take_over(&self, contest: &Contest, won: &Won, hold: &Hold) -> Result<(), OpenError> {
+        self.around.await_lease()?;
+        write_superblock(&self.around, &hold.superblock)?;
+        // Whoever chose the same claim block at the same time is seen here, by one of the two (V1).
+        let now = Survey::read(self.around.lun.as_ref()).map_err(ContestError::from)?;
+        let own = |claim: &Claim| claim.client == won.claim.client;
+        let mine = now.claims[won.block].as_ref().is_ok_and(own);
+        if self.around.rules.keeps(Rule::V1) && (!mine || now.superblock.client != contest.who.client) {
+            return Err(ContestError::Overtaken(now.superblock.epoch).into());
+        }
+        let (sealed, side) = (hold.superblock.clone(), hold.superblock.side);
+        hold.area.change_map(|map| {
+            map.sealed = sealed;
+            let earlier: Vec<u32> = map.area(side.other()).map(|(_, chunk)| chunk).collect();
+            earlier.into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Spent));
+            map.lens[side.other().index()] = 0;
+        })?;
+        Ok(())
+    }
+
+    /// Copies the store from area `from` to the other one, and checks it.
+    fn copy_store(&self, from: Side, hold: &Hold) -> Result<(redb::Database, Opened), OpenError> {
+        let started = Instant::now();
+        let to = from.other();
+        let (moves, len) = self.plan(from, hold)?;
+        let plan = moves.clone();
+        // Durable before the first write of the copy: should this opening fail, the next one must not take these
+        // chunks for fresh.
+        hold.area.change_map(move |map| {
+            let left: Vec<u32> = map.area(to).map(|(_, chunk)| chunk).collect();
+            left.into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Spent));
+            for chunk in plan {
+                map.assign(chunk.to, ChunkUse::Store(to, chunk.index));
+            }
+            map.lens[to.index()] = len;
+        })?;
+        let copied = copy(&self.around, &moves, len, self.options.copy_memory_max)?;
+        let (copying, checked) = (started.elapsed(), Instant::now());
+        hold.area.keep(copied.kept);
+        let database = self.database(&hold.area, true)?;
+        // So that a crash before the first commit needs no repair.
+        let mut transaction = database.begin_write().map_err(store_error)?;
+        transaction.set_quick_repair(true);
+        transaction.commit().map_err(store_error)?;
+        hold.area.keep(Kept::new());
+        let opened = Opened::Copied { bytes: copied.bytes, copying, checking: checked.elapsed() };
+        Ok((database, opened))
+    }
+
+    /// Which chunks go where.
+    fn plan(&self, from: Side, hold: &Hold) -> Result<(Vec<Move>, u64), OpenError> {
+        let map = hold.area.map();
+        let len = map.lens[from.index()];
+        let in_use = |index: u32| u64::from(index) * self.around.label.chunk_size < len;
+        let used: Vec<(u32, u32)> = map.area(from).filter(|(index, _)| in_use(*index)).collect();
+        let mut free: Vec<u32> = map.reserve().iter().copied().collect();
+        if free.len() < used.len() {
+            // What earlier areas and copies left is fresh again when nothing sent to it can be under way.
+            let due = self.begun.after(self.quiesce);
+            tracing::info!("waiting until writes of earlier writers cannot be under way any more");
+            self.around.clock.sleep(due.since(self.around.clock.boot()));
+            let left = map.area(from.other()).map(|(_, chunk)| chunk);
+            free.extend(map.spent().into_iter().chain(left));
+            free.extend(map.spare());
+        }
+        if free.len() < used.len() {
+            return Err(OpenError::NoReserve { needed: used.len(), free: free.len() });
+        }
+        let moves = used.into_iter().zip(free).map(|((index, from), to)| Move { index, from, to });
+        Ok((moves.collect(), len))
+    }
+
+    fn database(&self, area: &Arc<Area>, check: bool) -> Result<redb::Database, OpenError> {
+        redb::Builder::new()
+            .set_cache_size(self.options.cache_bytes)
+            .set_check_integrity_on_open(check)
+            .create_with_backend(AreaBackend(Arc::clone(area)))
+            .map_err(store_error)
+    }
+
+    fn finish(
+        self,
+        won: Won,
+        mut hold: Hold,
+        database: redb::Database,
+        opened: Opened,
+    ) -> Result<OpenVolume, OpenError> {
+        hold.settle = Some(self.settle(&won, &hold)?);
+        let warnings: Vec<String> = won.survey.findings.iter().map(ToString::to_string).collect();
+        for warning in &warnings {
+            tracing::warn!(volume = %self.around.label.uuid, "{warning}");
+        }
+        let volume = OpenVolume {
+            label: self.around.label.clone(),
+            epoch: won.claim.epoch,
+            session: SessionId(won.claim.epoch.0),
+            client: won.claim.client,
+            size: hold.superblock.size,
+            database,
+            area: Arc::clone(&hold.area),
+            lease: Arc::clone(&self.around.lease),
+            opened,
+            waited: self.waited,
+            took: self.around.clock.boot().since(self.begun),
+            warnings,
+            hold,
+        };
+        tracing::info!(volume = %volume.label.uuid, epoch = %volume.epoch, opened = %volume.opened, "opened");
+        Ok(volume)
+    }
+
+    /// When no write of earlier incarnations can be under way any more: makes the chunks of earlier areas reserve, and
+    /// closes the claims of the dead.
+    fn settle(&self, won: &Won, hold: &Hold) -> Result<JoinHandle<()>, OpenError> {
+        let (heart, area, around) = (Arc::clone(&hold.heart), Arc::clone(&hold.area), self.around.clone());
+        let dead = won.still.clone();
+        let due = self.begun.after(self.quiesce);
+        let work = move || {
+            if !heart.sleep_until(due) {
+                return;
+            }
+            let changed = area.change_map(|map| {
+                map.spent().into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
+            });
+            if let Err(error) = changed {
+                tracing::warn!(%error, "the chunks of an earlier area could not be made reserve");
+                return;
+            }
+            close_dead(&around, &area, &dead);
+        };
+        let builder = std::thread::Builder::new().name("csvfs-settle".to_owned());
+        builder.spawn(work).map_err(OpenError::Thread)
+    }
+}
+
+/// Closes claims that have not moved since they were watched.
+fn close_dead(around: &Surroundings, area: &Area, dead: &[(usize, Claim)]) {
+    if dead.is_empty() {
+        return;
+    }
+    let Ok(claims) = read_claims(around.lun.as_ref(), &around.pool, &around.label) else { return };
+    for (block, claim) in open_claims(&claims) {
+        if !dead.iter().any(|(at, seen)| *at == block && seen == claim) || area.await_lease().is_err() {
+            continue;
+        }
+        let closed = Claim { state: ClaimState::Closed, ..claim.clone() };
+        if let Err(errno) = write_claim(around.lun.as_ref(), &around.pool, &around.label, block, &closed) {
+            tracing::warn!(errno, %claim, "the claim of a dead writer could not be closed");
+        }
+    }
+}

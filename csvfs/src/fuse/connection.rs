@@ -1,0 +1,58 @@
+//! What all threads of one mount share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::InitFlags;
+
+use super::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES};
+use super::caching::Validity;
+use super::locks::Locks;
+use crate::service::{FileService, OpenMode, Opened};
+
+/// One mount: the file system behind it, and what the kernel was promised.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) service: Arc<dyn FileService>,
+    pub(super) locks: Arc<Locks>,
+    pub(super) validity: Validity,
+    extended_setxattr: AtomicBool,
+}
+
+impl Connection {
+    pub(super) fn new(service: Arc<dyn FileService>, locks: Locks, validity: Validity) -> Self {
+        Self { service, locks: Arc::new(locks), validity, extended_setxattr: AtomicBool::new(false) }
+    }
+
+    /// Remembers which capabilities the kernel and we have agreed on, as far as they change the requests' form.
+    pub(super) fn agreed(&self, capabilities: InitFlags) {
+        let extended = capabilities.contains(InitFlags::FUSE_SETXATTR_EXT);
+        self.extended_setxattr.store(extended, Ordering::Release);
+    }
+
+    /// Whether SETXATTR has its long form.
+    pub(super) fn has_extended_setxattr(&self) -> bool {
+        self.extended_setxattr.load(Ordering::Acquire)
+    }
+
+    /// A file has been opened: the flags that the kernel is told.
+    pub(super) fn opened(&self, opened: &Opened, mode: OpenMode) -> u32 {
+        self.validity.opened(opened, mode);
+        let cache = if opened.keep_cache { FOPEN_KEEP_CACHE } else { 0 };
+        if mode.direct { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { cache }
+    }
+}
+
+/// How the flags of open(2) ask for a file to be opened.
+pub(super) fn open_mode(flags: u32, kills_set_id: bool) -> OpenMode {
+    let flags = flags.cast_signed();
+    let access = flags & libc::O_ACCMODE;
+    OpenMode {
+        read: access != libc::O_WRONLY,
+        write: access != libc::O_RDONLY,
+        direct: flags & libc::O_DIRECT != 0,
+        clear_set_id: kills_set_id,
+        truncate: flags & libc::O_TRUNC != 0,
+        exclusive: flags & libc::O_EXCL != 0,
+    }
+}

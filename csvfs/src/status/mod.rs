@@ -1,0 +1,83 @@
+//! What a mount says of itself: a document that anybody on the node can ask for, on a socket under `/run/csvfs`.
+//!
+//! A mount without a cluster answers on `/run/csvfs/local/PID.sock`: who connects gets one JSON document and the end of
+//! the stream. `csvfs status` asks every socket there.
+
+mod socket;
+
+pub use socket::{StatusError, StatusSocket, ask_all};
+
+use serde::{Deserialize, Serialize};
+
+/// The state of one mounted volume on one node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// The volume's uuid.
+    pub volume: String,
+    /// The volume's name, given when it was formatted.
+    pub name: String,
+    /// The LUN's URL.
+    pub lun: String,
+    /// Where it is mounted.
+    pub mountpoint: String,
+    /// This node.
+    pub node: String,
+    /// The process that serves the mount.
+    pub pid: u32,
+    /// The node that may change metadata.
+    pub coordinator: String,
+    /// The session, which is the superblock's epoch for a mount without a cluster.
+    pub session: u64,
+    /// Whether the mount is read-only.
+    pub read_only: bool,
+    /// `direct`, or `paused` when no path to the LUN works.
+    pub state: String,
+    /// The LUN as the redirector describes it: path, state, since when, why, and what is assumed of the target.
+    pub path: String,
+    /// How the node is kept from writing when it should not, and what that guarantees.
+    pub fence: String,
+    /// How the volume was opened.
+    pub opening: Opening,
+    /// What the mount has done since it started.
+    pub counters: Counters,
+    /// Blocks of 4 KiB: all, and free.
+    pub blocks: u64,
+    /// Free blocks of 4 KiB.
+    pub blocks_free: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+}
+
+/// How a volume was opened, and how long it took.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Opening {
+    /// `clean`, `in place` or `by copy` (rule V2).
+    pub how: String,
+    /// Seconds spent waiting for other writers to show themselves (rule V1).
+    pub wait_s: f64,
+    /// Seconds of opening, that wait left out.
+    pub open_s: f64,
+    /// Seconds of copying the store, which are part of `open_s`.
+    pub copy_s: f64,
+    /// Bytes that were copied.
+    pub copied_bytes: f64,
+    /// What was found damaged and could be tolerated.
+    pub warnings: Vec<String>,
+}
+
+/// Requests since the mount started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Reads of file data.
+    pub reads: u64,
+    /// Writes of file data.
+    pub writes: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Requests being served now.
+    pub in_flight: u64,
+}

@@ -1,0 +1,247 @@
+//! A volume on a LUN, with all of its layers: the one place that puts them together.
+//!
+//! LUN (redirector) -> label, claim, metadata area (`disk`) -> authority (lockd) -> coordinator -> node -> a front end.
+
+mod error;
+mod format;
+mod reporter;
+mod settings;
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use lockd::authority::Authority;
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
+use lockd::lease::Lease;
+use lockd::locks::FileLocks;
+use lockd::network::InProcess;
+use lockd::standalone::Standalone;
+use redirector::lun::{Identity, Lun};
+use redirector::uri::LunUri;
+
+pub use error::VolumeError;
+pub use format::{FormatSettings, Made, format, format_url};
+pub use reporter::Reporter;
+pub use settings::Settings;
+
+use crate::coordinator::{self, Coordinator};
+use crate::disk::area::Area;
+use crate::disk::label::Label;
+use crate::disk::open::{self, Hold, OpenVolume, Opened};
+use crate::disk::survey::Survey;
+use crate::disk::view::{ViewOptions, open_read_only};
+use crate::disk::{MetadataSpace, SpaceError};
+use crate::node::{self, Node};
+use crate::service::FileService;
+use crate::status::Opening;
+use crate::store::cookie::HashKey;
+use crate::types::Run;
+
+/// An open volume and everything that serves it.
+#[derive(Debug)]
+pub struct Volume {
+    label: Label,
+    lun: Arc<dyn Lun>,
+    authority: Arc<Standalone>,
+    client: ClientId,
+    coordinator: Arc<Coordinator>,
+    node: Arc<Node>,
+    database: Arc<redb::Database>,
+    /// The claim; none on a volume that is only read.
+    hold: Option<Hold>,
+    opening: Opening,
+    settings: Settings,
+}
+
+/// What opening gave, for reading or for writing.
+struct Ground {
+    label: Label,
+    epoch: Epoch,
+    session: SessionId,
+    lease: Arc<Lease>,
+    database: redb::Database,
+    space: Arc<dyn MetadataSpace>,
+    hold: Option<Hold>,
+    settle: Duration,
+    opening: Opening,
+}
+
+/// The metadata area of a volume that is only read: it never needs room.
+#[derive(Debug)]
+struct NoSpace;
+
+impl MetadataSpace for NoSpace {
+    fn chunk_blocks(&self) -> u64 {
+        1
+    }
+
+    fn wanted(&self) -> u64 {
+        0
+    }
+
+    fn is_scarce(&self) -> bool {
+        true
+    }
+
+    fn offer(&self, _chunks: &[Run]) -> Result<(), SpaceError> {
+        Err(SpaceError(libc::EROFS))
+    }
+}
+
+impl Volume {
+    /// Opens the LUN at `url` and the volume on it.
+    pub fn open_url(url: &LunUri, settings: Settings) -> Result<Self, VolumeError> {
+        let lun = redirector::open::open(url, &settings.lun_options())?;
+        Self::open(lun, settings)
+    }
+
+    /// Opens the volume on `lun`.
+    pub fn open(lun: Arc<dyn Lun>, settings: Settings) -> Result<Self, VolumeError> {
+        let ground =
+            if settings.read_only { Self::look(&lun, &settings)? } else { Self::take(&lun, &settings)? };
+        let Ground { label, epoch, session, lease, database, space, hold, settle, opening } = ground;
+        // From now on only this volume is accepted when the LUN is reached anew (P3).
+        lun.expect(Identity { offset: 0, bytes: label.encode().to_vec() });
+        // Epochs of files start far above those of earlier sessions: each session has a range of its own.
+        let first_epoch = Epoch(epoch.0 << 32);
+        let authority = Arc::new(Standalone::new(session, lease, settings.client, first_epoch));
+        let client = authority.add_client()?;
+        let role = authority.acquire(&ResourceId::Coordinator(label.uuid), client)?.epoch;
+        let database = Arc::new(database);
+        let coordinator = Coordinator::start(coordinator::Parts {
+            database: Arc::clone(&database),
+            space,
+            lun: Arc::clone(&lun),
+            authority: Arc::clone(&authority) as Arc<dyn Authority>,
+            clock: Arc::clone(&settings.clock),
+            rules: settings.rules,
+            key: HashKey(label.hash_key),
+            epoch: role,
+            volume: label.uuid,
+            read_only: settings.read_only,
+            discard: settings.discard,
+            settle,
+        })?;
+        let node = Node::start(node::Parts {
+            carrier: Arc::new(InProcess(Arc::clone(&coordinator))),
+            lun: Arc::clone(&lun),
+            authority: Arc::clone(&authority) as Arc<dyn Authority>,
+            clock: Arc::clone(&settings.clock),
+            rules: settings.rules,
+            pool: settings.pool.clone(),
+            volume: label.uuid,
+            client,
+            coordinator: role,
+            options: settings.node_options(),
+        })
+        .map_err(VolumeError::Thread)?;
+        let node = Arc::new(node);
+        Ok(Self { label, lun, authority, client, coordinator, node, database, hold, opening, settings })
+    }
+
+    /// Opens for writing: claims the volume (V1) and opens its store (V2).
+    fn take(lun: &Arc<dyn Lun>, settings: &Settings) -> Result<Ground, VolumeError> {
+        let opened = open::open(Arc::clone(lun), settings.open_options())?;
+        let opening = settings.describe_opening(&opened);
+        // A store that was copied had a writer whose last writes may still land; one opened in place has not.
+        let settle = match &opened.opened {
+            Opened::InPlace(_) => Duration::ZERO,
+            Opened::Copied { .. } => opened.label.quiesce,
+        };
+        let OpenVolume { label, epoch, session, database, area, lease, hold, .. } = opened;
+        let space: Arc<Area> = area;
+        Ok(Ground { label, epoch, session, lease, database, space, hold: Some(hold), settle, opening })
+    }
+
+    /// Opens for reading: claims nothing, and writes nothing.
+    fn look(lun: &Arc<dyn Lun>, settings: &Settings) -> Result<Ground, VolumeError> {
+        let start = settings.clock.boot();
+        let survey = Survey::read(lun.as_ref())?;
+        let view = open_read_only(
+            lun,
+            survey,
+            &ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() },
+        )?;
+        if let Some(writer) = view.writer {
+            return Err(VolumeError::BeingWritten(writer));
+        }
+        let epoch = view.survey.superblock.epoch;
+        let mut warnings: Vec<String> = view.survey.findings.iter().map(ToString::to_string).collect();
+        warnings.push("read-only".to_owned());
+        Ok(Ground {
+            label: view.survey.label,
+            epoch,
+            session: SessionId(epoch.0),
+            lease: Arc::new(Lease::unlimited()),
+            database: view.database,
+            space: Arc::new(NoSpace),
+            hold: None,
+            settle: Duration::ZERO,
+            opening: Opening {
+                how: "read-only".to_owned(),
+                open_s: settings.clock.boot().since(start).as_secs_f64(),
+                warnings,
+                ..Opening::default()
+            },
+        })
+    }
+
+    /// What a front end asks.
+    #[must_use]
+    pub fn service(&self) -> Arc<dyn FileService> {
+        Arc::clone(&self.node) as Arc<dyn FileService>
+    }
+
+    /// The locks of this node's programs.
+    #[must_use]
+    pub fn locks(&self) -> Arc<FileLocks> {
+        Arc::clone(self.authority.locks())
+    }
+
+    /// This process, as the control plane knows it.
+    #[must_use]
+    pub fn client(&self) -> ClientId {
+        self.client
+    }
+
+    /// Memory for requests.
+    #[must_use]
+    pub fn pool(&self) -> &redirector::buffer::Pool {
+        &self.settings.pool
+    }
+
+    /// Tells the state of the volume, for as long as it is open.
+    #[must_use]
+    pub fn reporter(&self, lun: String, mountpoint: String) -> Reporter {
+        Reporter::new(self, lun, mountpoint)
+    }
+
+    /// Closes the volume: everything is committed, the reserve returns, the claim is released. The next opening needs no
+    /// wait and no copy.
+    pub fn close(mut self) -> Result<(), VolumeError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.node.shut_down(Box::new(move |result| {
+            let _ = sender.send(result);
+        }));
+        let drained = receiver.recv().unwrap_or(Ok(()));
+        let Some(hold) = self.hold.take() else { return Ok(()) };
+        // What could not be committed leaves a volume that was not closed: the next opening cleans up after it.
+        drained.map_err(VolumeError::Commit)?;
+        self.coordinator.end_client(self.client).map_err(VolumeError::Commit)?;
+        self.coordinator.stop();
+        self.authority.end_client(self.client);
+        let Self { database, coordinator, node, lun, .. } = self;
+        drop((coordinator, node));
+        redirector::blocking::flush(lun.as_ref()).map_err(VolumeError::Flush)?;
+        let database = Arc::try_unwrap(database).map_err(|_| VolumeError::StillUsed)?;
+        hold.close(database)?;
+        Ok(())
+    }
+
+    /// Leaves the volume as a crash of this process would.
+    pub fn abandon(self) {
+        self.authority.end_session();
+        self.coordinator.stop();
+    }
+}

@@ -1,0 +1,137 @@
+//! A byte stream to the server, plain or by TLS: whole messages out, any number of bytes in.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use rustls::{ClientConfig, ClientConnection};
+use rustls_pki_types::ServerName;
+
+use crate::nbd::socket::Socket;
+
+/// Bytes of a write that are encrypted at a time.
+const TLS_STEP: usize = 64 << 10;
+
+/// The receiver's own memory for encrypted bytes that have not been decrypted yet.
+#[derive(Debug, Default)]
+pub struct Cipher {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// A stream whose one sender at a time holds its [`Sending`] and whose one receiver has a [`Channel::receive`] of its
+/// own; neither waits for the other.
+#[derive(Debug)]
+pub struct Channel {
+    socket: Socket,
+    sending: Mutex<Vec<u8>>,
+    tls: Option<Mutex<ClientConnection>>,
+}
+
+/// The right to send.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    channel: &'a Channel,
+    cipher: MutexGuard<'a, Vec<u8>>,
+}
+
+impl Channel {
+    /// A stream without TLS.
+    #[must_use]
+    pub fn plain(socket: Socket) -> Self {
+        Self { socket, sending: Mutex::new(Vec::new()), tls: None }
+    }
+
+    /// Shakes hands for TLS on a plain stream.
+    pub fn secure(self, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Self> {
+        let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        // What is written is taken out at once, see `Sending::send`.
+        connection.set_buffer_limit(None);
+        while connection.is_handshaking() {
+            let mut io = Blocking(&self.socket);
+            connection.complete_io(&mut io)?;
+        }
+        Ok(Self { tls: Some(Mutex::new(connection)), ..self })
+    }
+
+    /// The socket below.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Waits for the right to send.
+    pub fn sending(&self) -> Sending<'_> {
+        Sending { channel: self, cipher: self.sending.lock() }
+    }
+
+    /// The right to send, if nobody has it.
+    pub fn try_sending(&self) -> Option<Sending<'_>> {
+        self.sending.try_lock().map(|cipher| Sending { channel: self, cipher })
+    }
+
+    /// Receives some bytes into `first`, then `second` (TLS: into `first` only); zero at the end.
+    pub fn receive(&self, first: &mut [u8], second: &mut [u8], cipher: &mut Cipher) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return self.socket.receive(first, second) };
+        loop {
+            {
+                let mut tls = tls.lock();
+                match tls.reader().read(first) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return result,
+                }
+                if cipher.start < cipher.end {
+                    cipher.start += tls.read_tls(&mut &cipher.bytes[cipher.start..cipher.end])?;
+                    tls.process_new_packets().map_err(io::Error::other)?;
+                    continue;
+                }
+            }
+            cipher.bytes.resize(TLS_STEP, 0);
+            cipher.start = 0;
+            cipher.end = self.socket.receive(&mut cipher.bytes, &mut [])?;
+            if cipher.end == 0 {
+                return Ok(0);
+            }
+        }
+    }
+}
+
+impl Sending<'_> {
+    /// Sends `head` and `tail` whole.
+    pub fn send(&mut self, head: &[u8], tail: &[u8]) -> io::Result<()> {
+        let Some(tls) = &self.channel.tls else { return self.channel.socket.send(head, tail) };
+        for plain in std::iter::once(head).chain(tail.chunks(TLS_STEP)) {
+            self.cipher.clear();
+            {
+                let mut tls = tls.lock();
+                tls.writer().write_all(plain)?;
+                while tls.wants_write() {
+                    tls.write_tls(&mut *self.cipher)?;
+                }
+            }
+            // The receiver may use the connection while this waits for room.
+            self.channel.socket.send(&self.cipher, &[])?;
+        }
+        Ok(())
+    }
+}
+
+struct Blocking<'a>(&'a Socket);
+
+impl Read for Blocking<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.receive(buffer, &mut [])
+    }
+}
+
+impl Write for Blocking<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send(bytes, &[])?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! One connection in its transmission phase: the sending half. The submitting thread itself sends, by one system call;
+//! the receiving half is in [`super::receiver`].
+
+use lockd::clock::BootTime;
+use parking_lot::{Condvar, Mutex};
+use zerocopy::IntoBytes;
+
+use crate::nbd::channel::{Channel, Sending};
+use crate::nbd::flight::Flight;
+use crate::nbd::wire::{self, cmd, cmd_flag};
+use crate::paths::latency::Latency;
+use crate::paths::request::{Command, Request};
+
+/// A connection and the requests in flight on it.
+#[derive(Debug)]
+pub struct Connection {
+    /// The stream.
+    pub channel: Channel,
+    /// Whether replies may be structured.
+    pub structured: bool,
+    /// How long requests took.
+    pub latency: Latency,
+    flight: Mutex<Flight>,
+    room: Condvar,
+}
+
+impl Connection {
+    /// A connection with nothing in flight.
+    #[must_use]
+    pub fn new(channel: Channel, structured: bool) -> Self {
+        let (flight, room) = (Mutex::default(), Condvar::new());
+        Self { channel, structured, latency: Latency::default(), flight, room }
+    }
+
+    /// The requests in flight.
+    pub fn flight(&self) -> parking_lot::MutexGuard<'_, Flight> {
+        self.flight.lock()
+    }
+
+    /// Tells waiting submitters that there is room, or that the connection is closed.
+    pub fn notify(&self) {
+        self.room.notify_all();
+    }
+
+    /// Sends `request` by the right to send; waits for room. It comes back if the connection is closed and nothing of
+    /// it has been sent.
+    pub fn submit(
+        &self,
+        sending: &mut Sending<'_>,
+        request: Request,
+        now: BootTime,
+    ) -> Result<(), Box<Request>> {
+        let (mut header, data) = header(&request);
+        {
+            let mut flight = self.flight.lock();
+            while !flight.has_room() && !flight.is_closed() {
+                flight.waiting += 1;
+                self.room.wait(&mut flight);
+                flight.waiting -= 1;
+            }
+            if flight.is_closed() {
+                return Err(Box::new(request));
+            }
+            header.cookie = flight.insert(request, now).into();
+        }
+        if sending.send(header.as_bytes(), data.as_deref().unwrap_or_default()).is_err() {
+            // The receiver sees the end of the stream and reports what is in flight, this request too.
+            self.channel.socket().shutdown();
+        }
+        Ok(())
+    }
+
+    /// Says good-bye, if nobody is sending.
+    pub fn disconnect(&self) {
+        let Some(mut sending) = self.channel.try_sending() else { return };
+        self.channel.socket().deliver_on_close();
+        let header = command(cmd::DISC, 0, 0, 0);
+        // The server sees the end of the stream anyway.
+        let _ = sending.send(header.as_bytes(), &[]);
+    }
+}
+
+fn command(command: u16, flags: u16, offset: u64, length: u64) -> wire::RequestHeader {
+    wire::RequestHeader {
+        magic: wire::REQUEST_MAGIC.into(),
+        flags: flags.into(),
+        command: command.into(),
+        cookie: 0.into(),
+        offset: offset.into(),
+        // Requests are split before they come here.
+        length: u32::try_from(length).unwrap_or(u32::MAX).into(),
+    }
+}
+
+fn header(request: &Request) -> (wire::RequestHeader, Option<crate::buffer::Slice>) {
+    match &request.command {
+        Command::Read(offset, buffer, _) => (command(cmd::READ, 0, *offset, buffer.len() as u64), None),
+        Command::Write(offset, data, fua, _) => {
+            let flags = if *fua { cmd_flag::FUA } else { 0 };
+            (command(cmd::WRITE, flags, *offset, data.len() as u64), Some(data.clone()))
+        }
+        Command::Flush(_) => (command(cmd::FLUSH, 0, 0, 0), None),
+        Command::Zero(range, _) => {
+            (command(cmd::WRITE_ZEROES, 0, range.start, range.end - range.start), None)
+        }
+        Command::Trim(range, _) => (command(cmd::TRIM, 0, range.start, range.end - range.start), None),
+    }
+}

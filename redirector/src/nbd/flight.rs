@@ -1,0 +1,104 @@
+//! The requests of one connection that wait for their replies, found by cookie.
+
+use lockd::clock::BootTime;
+
+use crate::nbd::reply::ProtocolError;
+use crate::paths::request::Request;
+
+/// Requests in flight at most, on one connection.
+pub const WINDOW: usize = 128;
+/// Bits of a cookie that name the place; the others tell its users apart.
+const INDEX_BITS: u32 = 16;
+
+/// A request in flight.
+#[derive(Debug)]
+pub struct Entry {
+    /// The request itself.
+    pub request: Request,
+    /// When it was sent.
+    pub sent: BootTime,
+    /// Bytes of a read that have come.
+    pub received: u64,
+    /// The first error that has come.
+    pub error: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    generation: u64,
+    entry: Option<Entry>,
+}
+
+/// The places of one connection.
+#[derive(Debug, Default)]
+pub struct Flight {
+    places: Vec<Place>,
+    free: Vec<usize>,
+    closed: bool,
+    /// How many submitters wait for room.
+    pub waiting: usize,
+}
+
+impl Flight {
+    /// Whether a request finds room.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty() || self.places.len() < WINDOW
+    }
+
+    /// Whether the connection is broken: nothing is taken in any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes a request in, and returns its cookie. There must be room.
+    pub fn insert(&mut self, request: Request, sent: BootTime) -> u64 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            self.places.len() - 1
+        });
+        let place = &mut self.places[index];
+        place.generation += 1;
+        place.entry = Some(Entry { request, sent, received: 0, error: None });
+        place.generation << INDEX_BITS | index as u64
+    }
+
+    /// Takes out the request of a reply. Its place is free when `last`, otherwise it comes back by
+    /// [`Flight::put_back`].
+    pub fn take(&mut self, cookie: u64, last: bool) -> Result<Entry, ProtocolError> {
+        let index = usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX);
+        let place = self.places.get_mut(index).filter(|place| place.generation == cookie >> INDEX_BITS);
+        let entry = place.and_then(|place| place.entry.take()).ok_or(ProtocolError::Cookie(cookie))?;
+        if last {
+            self.free.push(index);
+        }
+        Ok(entry)
+    }
+
+    /// Puts a request back to wait for the rest of its reply. If the connection was closed meanwhile, it returns.
+    pub fn put_back(&mut self, cookie: u64, entry: Entry) -> Result<(), Box<Entry>> {
+        let index = usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX);
+        match self.places.get_mut(index) {
+            Some(place) if !self.closed => {
+                place.entry = Some(entry);
+                Ok(())
+            }
+            _ => Err(Box::new(entry)),
+        }
+    }
+
+    /// When the oldest request was sent.
+    #[must_use]
+    pub fn oldest(&self) -> Option<BootTime> {
+        self.places.iter().filter_map(|place| place.entry.as_ref().map(|entry| entry.sent)).min()
+    }
+
+    /// Takes nothing in any more, and returns all that is in flight, oldest first.
+    pub fn close(&mut self) -> Vec<Request> {
+        self.closed = true;
+        let mut entries: Vec<_> = self.places.iter_mut().filter_map(|place| place.entry.take()).collect();
+        entries.sort_by_key(|entry| entry.sent);
+        entries.into_iter().map(|entry| entry.request).collect()
+    }
+}

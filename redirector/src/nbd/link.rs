@@ -1,0 +1,204 @@
+//! Several connections to one export, used as one.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use lockd::clock::{BootTime, Clock};
+use parking_lot::{Condvar, Mutex};
+
+use crate::nbd::connection::Connection;
+use crate::nbd::handshake::Agreement;
+use crate::nbd::receiver::Receiver;
+use crate::paths::latency::Latency;
+use crate::paths::request::Request;
+use crate::paths::way::{self, Abilities, Drained, Events, Link};
+
+/// The connections of one client to one export. When one of them breaks, all are closed.
+pub struct NbdLink {
+    connections: Vec<Arc<Connection>>,
+    next: AtomicUsize,
+    broken: AtomicBool,
+    deferred: Mutex<VecDeque<Request>>,
+    deferral: Condvar,
+    sender_runs: AtomicBool,
+    abilities: Abilities,
+    drained: Drained,
+    events: Arc<dyn Events>,
+    clock: Arc<dyn Clock>,
+    this: std::sync::Weak<Self>,
+}
+
+impl fmt::Debug for NbdLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NbdLink")
+            .field("connections", &self.connections.len())
+            .field("broken", &self.broken)
+            .field("abilities", &self.abilities)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NbdLink {
+    /// Starts the receivers of `agreements`, of which there is at least one; the first tells what the target can do.
+    pub fn start(
+        agreements: Vec<Agreement>,
+        abilities: Abilities,
+        drained: Drained,
+        events: Arc<dyn Events>,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<Arc<Self>> {
+        let (connections, ciphers): (Vec<_>, Vec<_>) = agreements
+            .into_iter()
+            .map(|agreed| (Arc::new(Connection::new(agreed.channel, agreed.structured)), agreed.cipher))
+            .unzip();
+        let link = Arc::new_cyclic(|this| Self {
+            connections,
+            next: AtomicUsize::new(0),
+            broken: AtomicBool::new(false),
+            deferred: Mutex::default(),
+            deferral: Condvar::new(),
+            sender_runs: AtomicBool::new(false),
+            abilities,
+            drained,
+            events,
+            clock,
+            this: this.clone(),
+        });
+        for (connection, cipher) in link.connections.iter().zip(ciphers) {
+            connection.channel.socket().set_timeout(None)?;
+            let of = Arc::clone(&link);
+            let receiver = Receiver::new(
+                Arc::clone(connection),
+                Arc::clone(&link.events),
+                Arc::clone(&link.clock),
+                cipher,
+            );
+            let started = thread::Builder::new().name("nbd-receive".to_owned()).spawn(move || {
+                way::mark_completing();
+                let (why, current) = receiver.run();
+                of.break_with(&why.to_string(), current);
+            });
+            if let Err(error) = started {
+                link.break_with("no thread", None);
+                return Err(error);
+            }
+        }
+        Ok(link)
+    }
+
+    fn break_with(&self, why: &str, current: Option<Request>) {
+        let mut sent: Vec<_> = current.into_iter().collect();
+        let mut unsent = VecDeque::new();
+        if !self.broken.swap(true, Ordering::AcqRel) {
+            for connection in &self.connections {
+                connection.channel.socket().shutdown();
+            }
+            for connection in &self.connections {
+                sent.extend(connection.flight().close());
+                connection.notify();
+            }
+            unsent = std::mem::take(&mut *self.deferred.lock());
+            self.deferral.notify_all();
+        } else if sent.is_empty() {
+            return;
+        }
+        self.events.lost(why, sent, unsent.into());
+    }
+
+    fn send(&self, request: Request) -> Result<(), Box<Request>> {
+        let now = self.clock.boot();
+        let count = self.connections.len();
+        let first = if count == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % count };
+        // A connection on which somebody is sending is passed over, once round.
+        for step in 0..count {
+            let connection = &self.connections[(first + step) % count];
+            if let Some(mut sending) = connection.channel.try_sending() {
+                return connection.submit(&mut sending, request, now);
+            }
+        }
+        let connection = &self.connections[first];
+        connection.submit(&mut connection.channel.sending(), request, now)
+    }
+
+    /// Hands a request to the sender thread, so that the submitting thread does not wait.
+    fn defer(&self, request: Request) -> Result<(), Box<Request>> {
+        {
+            let mut deferred = self.deferred.lock();
+            if self.broken.load(Ordering::Acquire) {
+                return Err(Box::new(request));
+            }
+            deferred.push_back(request);
+        }
+        if !self.sender_runs.swap(true, Ordering::AcqRel)
+            && let Some(link) = self.this.upgrade()
+        {
+            let started =
+                thread::Builder::new().name("nbd-send".to_owned()).spawn(move || link.send_deferred());
+            if let Err(error) = started {
+                self.break_with(&format!("no thread to send with: {error}"), None);
+            }
+            return Ok(());
+        }
+        self.deferral.notify_one();
+        Ok(())
+    }
+
+    fn send_deferred(&self) {
+        loop {
+            let request = {
+                let mut deferred = self.deferred.lock();
+                loop {
+                    if let Some(request) = deferred.pop_front() {
+                        break request;
+                    }
+                    if self.broken.load(Ordering::Acquire) {
+                        return;
+                    }
+                    self.deferral.wait(&mut deferred);
+                }
+            };
+            if let Err(request) = self.send(request) {
+                self.events.lost("the connection is closed", Vec::new(), vec![*request]);
+            }
+        }
+    }
+}
+
+impl Link for NbdLink {
+    fn submit(&self, request: Request) -> Result<(), Box<Request>> {
+        if way::completing() { self.defer(request) } else { self.send(request) }
+    }
+
+    fn abilities(&self) -> &Abilities {
+        &self.abilities
+    }
+
+    fn drained(&self) -> Drained {
+        self.drained
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    fn oldest(&self) -> Option<BootTime> {
+        self.connections.iter().filter_map(|connection| connection.flight().oldest()).min()
+    }
+
+    fn p999(&self) -> Option<Duration> {
+        Latency::p999(self.connections.iter().map(|connection| &connection.latency))
+    }
+
+    fn close(&self, why: &str) {
+        if self.oldest().is_none() {
+            for connection in &self.connections {
+                connection.disconnect();
+            }
+        }
+        self.break_with(why, None);
+    }
+}

@@ -1,0 +1,344 @@
+//! The traffic of one path: requests on their way to the link, held ones, ghosts, and what is kept for a restart.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use lockd::clock::{BootTime, Clock};
+use lockd::rules::{Rule, Rules};
+use parking_lot::{Condvar, Mutex};
+
+use crate::ghosts::{Ghost, GhostTable};
+use crate::lun::{Identity, OnDone, Outcome};
+use crate::paths::kept::{Change, Kept};
+use crate::paths::request::{Command, Request};
+use crate::paths::state::{Condition, PathState};
+use crate::paths::way::{self, Abilities, Events, Instance, Link, Way};
+
+/// Held requests at which submission waits; as many may wait for ghosts.
+const HELD_MAX: usize = 4096;
+
+/// Set in the tokens of replayed changes.
+pub(super) const REPLAYED: u64 = 1 << 63;
+
+/// The link in use.
+#[derive(Debug)]
+pub struct Live {
+    /// The link.
+    pub link: Arc<dyn Link>,
+    /// Its number among the links of this path.
+    pub generation: u64,
+}
+
+/// What changes only when something goes wrong.
+#[derive(Debug)]
+pub struct Trouble {
+    /// The path's state.
+    pub state: PathState,
+    /// Ghosts that may live.
+    pub ghosts: GhostTable,
+    /// Requests that wait for the path.
+    pub held: VecDeque<Request>,
+    /// Changes that wait for ghosts to die.
+    pub waiting: Vec<Request>,
+    /// The last token given to a request.
+    pub last_token: u64,
+    /// The number of the link in use, or of the last one.
+    pub generation: u64,
+    /// The process of the target that the link in use, or the last one, leads to.
+    pub instance: Option<Instance>,
+    /// How the LUN is known.
+    pub identity: Option<Identity>,
+    /// The mismatch that has been logged (P3).
+    pub warned: Option<String>,
+}
+
+/// Everything that the callers, the link's threads and the supervisor share.
+pub struct Traffic {
+    pub(super) way: Arc<dyn Way>,
+    pub(super) rules: Rules,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) hold: Duration,
+    pub(super) target_quiesce: Duration,
+    pub(super) abilities: Abilities,
+    pub(super) live: ArcSwapOption<Live>,
+    /// A link is in use and there are no ghosts: requests go straight to it.
+    pub(super) calm: AtomicBool,
+    /// Completed changes are kept (P9).
+    pub(super) keeps: AtomicBool,
+    pub(super) kept: Mutex<Kept>,
+    /// The next flush fails: something may have been lost that was not kept.
+    pub(super) flush_fails: AtomicBool,
+    pub(super) flush_wanted: AtomicBool,
+    pub(super) stopped: AtomicBool,
+    pub(super) trouble: Mutex<Trouble>,
+    /// Wakes the supervisor.
+    pub(super) news: Condvar,
+    /// Tells submitters that there is room among the held requests.
+    pub(super) room: Condvar,
+}
+
+enum Route {
+    /// To this link.
+    Link(Arc<Live>, Request),
+    /// It is held, or waits for a ghost.
+    Stays,
+    /// Nowhere.
+    Refused(Request),
+}
+
+impl Traffic {
+    /// Sends `request`, or holds it.
+    pub fn dispatch(&self, mut request: Request) {
+        if self.calm.load(Ordering::Acquire)
+            && let Some(live) = &*self.live.load()
+        {
+            match live.link.submit(request) {
+                Ok(()) => return,
+                Err(back) => request = *back,
+            }
+        }
+        loop {
+            // The lock is not held while something is sent.
+            let route = self.route(request);
+            match route {
+                Route::Stays => return self.wake(),
+                Route::Refused(request) => return request.give_up(),
+                Route::Link(live, routed) => match live.link.submit(routed) {
+                    Ok(()) => return,
+                    Err(back) => match self.hold_for(live.generation, *back) {
+                        Some(back) => request = back,
+                        None => return self.wake(),
+                    },
+                },
+            }
+        }
+    }
+
+    /// Holds a request that the broken link `generation` did not take. It comes back if that link has been replaced.
+    ///
+    /// The path is taken down by the link's own report only, together with the ghosts that the report makes: a new link
+    /// must not be in use before these are known.
+    fn hold_for(&self, generation: u64, request: Request) -> Option<Request> {
+        let mut trouble = self.trouble.lock();
+        if trouble.generation != generation || !self.rules.keeps(Rule::P2) {
+            return Some(request);
+        }
+        trouble.held.push_back(request);
+        None
+    }
+
+    fn wake(&self) {
+        self.news.notify_one();
+    }
+
+    /// Decides where a request goes.
+    fn route(&self, request: Request) -> Route {
+        let mut trouble = self.trouble.lock();
+        loop {
+            if self.stopped.load(Ordering::Acquire) {
+                return Route::Refused(request);
+            }
+            if let Some(live) = self.live.load_full() {
+                // P4: what overlaps a ghost waits until the ghost is dead.
+                let waits = self.rules.keeps(Rule::P4)
+                    && request.changes().is_some_and(|range| trouble.ghosts.blocks(&range, request.token));
+                if !waits {
+                    return Route::Link(live, request);
+                }
+                if trouble.waiting.len() < HELD_MAX || way::completing() {
+                    trouble.waiting.push(request);
+                    return Route::Stays;
+                }
+                self.room.wait(&mut trouble);
+                continue;
+            }
+            // P2: while no path works, I/O is held.
+            if !self.rules.keeps(Rule::P2) {
+                return Route::Refused(request);
+            }
+            if trouble.held.len() < HELD_MAX || way::completing() {
+                trouble.held.push_back(request);
+                return Route::Stays;
+            }
+            self.room.wait(&mut trouble);
+        }
+    }
+
+    /// The link `generation` is broken: nothing goes to it any more.
+    pub fn take_down(&self, trouble: &mut Trouble, generation: u64, why: &str) {
+        if trouble.generation == generation && trouble.state.condition() != Condition::Down {
+            tracing::warn!(lun = self.way.name(), why, "the path is down; I/O is held");
+            self.calm.store(false, Ordering::Release);
+            self.live.store(None);
+            trouble.state.lost(why, self.clock.boot());
+        }
+    }
+
+    /// Remembers that copies of these requests may still land, and names them.
+    fn haunt(&self, trouble: &mut Trouble, sent: &mut [Request], instance: Option<Instance>, trial: bool) {
+        let dead_at = self.clock.boot().after(self.target_quiesce);
+        for request in sent {
+            // P6: trims and zeroes count like writes.
+            let counts = matches!(request.command, Command::Write(..)) || self.rules.keeps(Rule::P6);
+            let Some(range) = request.changes().filter(|_| counts) else { continue };
+            if request.token == 0 {
+                trouble.last_token += 1;
+                request.token = trouble.last_token | if trial { REPLAYED } else { 0 };
+            }
+            trouble.ghosts.add(Ghost { token: request.token, range, dead_at, instance });
+        }
+        if !trouble.ghosts.is_empty() {
+            self.calm.store(false, Ordering::Release);
+        }
+    }
+
+    /// P7: drained means that no ghosts are left.
+    pub fn ghosts(&self) -> Vec<Range<u64>> {
+        if !self.rules.keeps(Rule::P7) {
+            return Vec::new();
+        }
+        self.trouble.lock().ghosts.ranges()
+    }
+
+    /// The caller's flush.
+    pub fn flush(&self, on_done: OnDone) {
+        // P9: what could not be kept is reported once.
+        if self.flush_fails.swap(false, Ordering::AcqRel) {
+            return on_done(Outcome::Failed(libc::EIO));
+        }
+        self.send_flush(on_done, false);
+    }
+
+    /// A flush by which kept changes need not be kept any more.
+    pub fn flush_kept(&self) {
+        self.send_flush(Box::new(|_| {}), true);
+    }
+
+    fn send_flush(&self, on_done: OnDone, background: bool) {
+        let mut request = Request::new(Command::Flush(on_done), self.clock.boot());
+        request.background = background;
+        if self.keeps.load(Ordering::Acquire) {
+            request.covers = self.kept.lock().last();
+        }
+        self.dispatch(request);
+    }
+
+    /// Keeps what a restart of the target may lose (P9).
+    fn note(&self, request: &Request, outcome: Outcome) {
+        if let Command::Flush(_) = request.command {
+            let mut kept = self.kept.lock();
+            if outcome == Outcome::Done {
+                kept.flushed(request.covers)
+            } else {
+                kept.not_flushed()
+            }
+            return;
+        }
+        if outcome != Outcome::Done {
+            return;
+        }
+        let change = match &request.command {
+            // A write with FUA is kept too: replaying an older one over it would undo it.
+            Command::Write(offset, data, ..) => Change::Write(*offset, data.clone()),
+            Command::Zero(range, _) => Change::Zero(range.clone()),
+            Command::Read(..) | Command::Flush(_) | Command::Trim(..) => return,
+        };
+        if self.kept.lock().keep(change) {
+            self.flush_wanted.store(true, Ordering::Release);
+            self.news.notify_one();
+        }
+    }
+
+    /// Ends all that is held; nothing is taken any more.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.calm.store(false, Ordering::Release);
+        let live = self.live.swap(None);
+        if let Some(live) = live {
+            live.link.close("the LUN is closed");
+        }
+        let left: Vec<_> = {
+            let mut trouble = self.trouble.lock();
+            let waiting = std::mem::take(&mut trouble.waiting);
+            trouble.held.drain(..).chain(waiting).collect()
+        };
+        self.news.notify_all();
+        self.room.notify_all();
+        left.into_iter().for_each(Request::give_up);
+    }
+}
+
+/// Hears what becomes of the requests of one link.
+pub struct LinkEvents {
+    traffic: Arc<Traffic>,
+    generation: u64,
+    /// Set while the link is only being tried: what it loses then is given up, for whoever tries to see.
+    trial: AtomicBool,
+    instance: Mutex<Option<Instance>>,
+    broken: AtomicBool,
+}
+
+impl LinkEvents {
+    /// Events of the link `generation`, which is on trial.
+    pub fn new(traffic: Arc<Traffic>, generation: u64) -> Self {
+        let (trial, broken) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self { traffic, generation, trial, instance: Mutex::new(None), broken }
+    }
+
+    /// Whom the link leads to.
+    pub fn leads_to(&self, instance: Option<Instance>) {
+        *self.instance.lock() = instance;
+    }
+
+    /// Whether the link has been lost.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    /// Takes the link into use, unless it is broken. The caller holds the lock of the trouble.
+    pub fn accept(&self) -> bool {
+        self.trial.store(false, Ordering::Release);
+        !self.is_broken()
+    }
+}
+
+impl Events for LinkEvents {
+    fn ended(&self, request: Request, outcome: Outcome) {
+        if self.traffic.keeps.load(Ordering::Acquire) && !self.trial.load(Ordering::Acquire) {
+            self.traffic.note(&request, outcome);
+        }
+        request.finish(outcome);
+    }
+
+    fn lost(&self, why: &str, mut sent: Vec<Request>, unsent: Vec<Request>) {
+        let traffic = &self.traffic;
+        let given_up = {
+            let mut trouble = traffic.trouble.lock();
+            self.broken.store(true, Ordering::Release);
+            let trial = self.trial.load(Ordering::Acquire);
+            traffic.haunt(&mut trouble, &mut sent, *self.instance.lock(), trial);
+            if !trial && !traffic.stopped.load(Ordering::Acquire) {
+                traffic.take_down(&mut trouble, self.generation, why);
+            }
+            let all = sent.into_iter().chain(unsent);
+            // P2: no error of a path reaches the caller.
+            if trial || !traffic.rules.keeps(Rule::P2) || traffic.stopped.load(Ordering::Acquire) {
+                all.collect()
+            } else {
+                trouble.held.extend(all);
+                Vec::new()
+            }
+        };
+        traffic.news.notify_one();
+        given_up.into_iter().for_each(Request::give_up);
+    }
+}
+
+/// When a held request is given up.
+pub fn given_up_at(request: &Request, hold: Duration) -> BootTime {
+    request.born.after(hold)
+}

@@ -1,0 +1,118 @@
+//! What the rules of paths need of a way to reach the LUN, and what it tells them.
+
+use std::cell::Cell;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockd::clock::BootTime;
+use lockd::ids::ClientId;
+
+use crate::lun::{Geometry, Outcome, Proof};
+use crate::open::OpenError;
+use crate::paths::request::Request;
+
+/// Which process of the target executes requests, where the target can tell (csv-target's boot id).
+pub type Instance = [u8; 16];
+
+/// What a target can do, as it said when the link was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Abilities {
+    /// Size and limits.
+    pub geometry: Geometry,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether a write can be made durable by itself.
+    pub fua: bool,
+    /// Whether flush is known.
+    pub flush: bool,
+    /// Whether a flush on one connection covers what was completed on another (P8).
+    pub multi_conn: bool,
+    /// The executor, where it is known (P9).
+    pub instance: Option<Instance>,
+}
+
+/// What a drain of the earlier connections has proved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drained {
+    /// Nothing.
+    Unproven,
+    /// What this instance had accepted is executed.
+    ThisInstance,
+    /// What any instance had accepted is executed.
+    EveryInstance,
+}
+
+/// What a link is made for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// To see whether the target answers: one connection.
+    Probe,
+    /// The first link of this client.
+    First,
+    /// A link after an earlier one was lost: earlier requests are drained first.
+    Again,
+}
+
+/// A way to reach the LUN: makes links.
+pub trait Way: Send + Sync + Debug {
+    /// Connects. `events` hears of what becomes of the requests of this link.
+    fn connect(&self, purpose: Purpose, events: Arc<dyn Events>) -> Result<Arc<dyn Link>, OpenError>;
+
+    /// Ends an earlier client of the same target for good (see [`crate::lun::Lun::prove_ended`]).
+    fn prove_ended(&self, earlier: ClientId) -> Proof;
+
+    /// Its name in messages.
+    fn name(&self) -> String;
+}
+
+/// A live connection, or several, to one target.
+pub trait Link: Send + Sync + Debug {
+    /// Sends `request`. It comes back when the link is closed and nothing of it has been sent. Waits for room, but not
+    /// on a thread that completes requests (see [`completing`]).
+    fn submit(&self, request: Request) -> Result<(), Box<Request>>;
+
+    /// What the target can do.
+    fn abilities(&self) -> &Abilities;
+
+    /// What was proved when the link was made.
+    fn drained(&self) -> Drained;
+
+    /// How many connections it has.
+    fn connections(&self) -> usize;
+
+    /// When the oldest request in flight was sent.
+    fn oldest(&self) -> Option<BootTime>;
+
+    /// The 99.9th percentile of the latencies seen, if there were enough of them.
+    fn p999(&self) -> Option<Duration>;
+
+    /// Breaks the link: its requests are reported as lost.
+    fn close(&self, why: &str);
+}
+
+/// Hears what becomes of a link's requests. Called on threads that must not block.
+pub trait Events: Send + Sync {
+    /// The target has answered.
+    fn ended(&self, request: Request, outcome: Outcome);
+
+    /// The link is broken, because of `why`. The `sent` requests have an unknown outcome, `unsent` ones have not
+    /// reached the target. May be called more than once.
+    fn lost(&self, why: &str, sent: Vec<Request>, unsent: Vec<Request>);
+}
+
+thread_local! {
+    static COMPLETING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks the current thread for good as one that completes requests: what is submitted on it is handed to another
+/// thread, because waiting for room here would wait for itself.
+pub fn mark_completing() {
+    COMPLETING.set(true);
+}
+
+/// Whether the current thread completes requests.
+#[must_use]
+pub fn completing() -> bool {
+    COMPLETING.get()
+}

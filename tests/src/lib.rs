@@ -1,0 +1,15 @@
+//! The lab: real servers, real mounts and their faults, on one machine.
+//!
+//! Everything here cleans up when it is dropped, also when a test fails: processes are ended by their id, mounts are
+//! detached, scratch folders removed. Waiting is for conditions, with a limit that fails loudly.
+
+pub mod model;
+pub mod mounted;
+pub mod process;
+pub mod programs;
+pub mod server;
+pub mod wait;
+
+pub use mounted::Mounted;
+pub use process::Running;
+pub use server::Server;

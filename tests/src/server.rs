@@ -1,0 +1,110 @@
+//! NBD servers of the lab, each on a Unix socket of its own.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process::Running;
+use crate::programs;
+use crate::wait::until;
+
+/// What serves the LUN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// nbdkit's memory plugin: gone with the server.
+    NbdkitMemory,
+    /// nbdkit's file plugin.
+    NbdkitFile,
+    /// The bundled target.
+    CsvTarget,
+}
+
+/// A running NBD server and its folder.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    folder: PathBuf,
+    size: u64,
+    process: Running,
+    starts: u32,
+}
+
+impl Server {
+    /// Starts a server of `size` bytes with its socket, and its file if it has one, in `folder`.
+    pub fn start(kind: Kind, folder: &Path, size: u64) -> Result<Self> {
+        let process = Self::spawn(kind, folder, size, 0)?;
+        let server = Self { kind, folder: folder.to_owned(), size, process, starts: 1 };
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    fn spawn(kind: Kind, folder: &Path, size: u64, starts: u32) -> Result<Running> {
+        let socket = folder.join("nbd.sock");
+        let image = folder.join("lun.img");
+        let _ = std::fs::remove_file(&socket);
+        let mut command = match kind {
+            Kind::NbdkitMemory | Kind::NbdkitFile => {
+                let mut command = Command::new(programs::installed("nbdkit")?);
+                command.args(["--foreground", "--threads=16", "--unix"]).arg(&socket);
+                if kind == Kind::NbdkitMemory {
+                    command.args(["memory", &format!("size={size}")]);
+                } else {
+                    if !image.exists() {
+                        std::fs::File::create(&image)?.set_len(size)?;
+                    }
+                    command.arg("file").arg(&image);
+                }
+                command
+            }
+            Kind::CsvTarget => {
+                let mut command = Command::new(programs::ours("csv-target")?);
+                command.arg("--file").arg(&image).args(["--size", &size.to_string(), "--export", "vms"]);
+                command.arg("--listen").arg(format!("unix:{}", socket.display()));
+                command.arg("--control").arg(format!("unix:{}", folder.join("control.sock").display()));
+                command.arg("--state").arg(folder.join("state"));
+                command
+            }
+        };
+        Running::start("NBD server", &mut command, folder.join(format!("server-{starts}.log")))
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        until("the NBD server answers", Duration::from_secs(10), || UnixStream::connect(self.socket()).ok())
+            .map(drop)
+            .with_context(|| self.process.errors())
+    }
+
+    /// The path of the socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("nbd.sock")
+    }
+
+    /// The name of the export.
+    #[must_use]
+    pub fn export(&self) -> &'static str {
+        if self.kind == Kind::CsvTarget { "vms" } else { "" }
+    }
+
+    /// The URL of the LUN.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nbd+unix:///{}?socket={}", self.export(), self.socket().display())
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.process
+    }
+
+    /// Kills the server with SIGKILL and starts it again on what its file holds.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = Self::spawn(self.kind, &self.folder, self.size, self.starts)?;
+        self.starts += 1;
+        self.wait_ready()
+    }
+}
