@@ -107,9 +107,13 @@ impl Core {
         }
         if let Some(before) = round.checked_sub(IDLE_ROUNDS)
             && self.idle.load(SeqCst) > 0
+            && !self.sweeps.swap(true, SeqCst)
         {
             let core = Arc::clone(self);
-            super::task::run(async move { core.close_idle(before).await });
+            super::task::run(async move {
+                core.close_idle(before).await;
+                core.sweeps.store(false, SeqCst);
+            });
         }
     }
 }

@@ -156,7 +156,7 @@ impl Core {
 
     /// Puts the file on the list of those that the background commits.
     pub(super) fn list(&self, file: &Arc<File>) {
-        self.dirty.lock().push(Arc::clone(file));
+        self.dirty.lock().push(file.ino);
     }
 
     /// Commits every file, and tells the first failure.
@@ -173,7 +173,7 @@ impl Core {
     /// Commits all dirty files, in the background. They share their flushes, and the coordinator's transactions.
     pub(super) fn commit_dirty(self: &Arc<Self>) {
         let dirty = std::mem::take(&mut *self.dirty.lock());
-        for file in dirty {
+        for file in dirty.into_iter().filter_map(|ino| self.files.get(ino)) {
             let is_open = file.life.lock().phase == Phase::Open;
             if is_open && !file.nameless.load(SeqCst) {
                 self.commit_soon(&file);

@@ -7,8 +7,9 @@ use lockd::lease::Lease;
 use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
 use redirector::buffer::{Buffer, Pool, Slice};
-use redirector::lun::{Lun, OnDone, OnRead, Outcome};
+use redirector::lun::{Lun, Outcome};
 
+use super::asker::completing;
 use super::background::Alarm;
 use super::task::{Receiver, Sender, promise, run};
 use crate::refusal::Refusal;
@@ -131,23 +132,31 @@ impl Media {
     }
 
     /// Reads whole blocks. The caller checks the lease before it answers.
-    pub(super) fn start_read(&self, at: LunBlock, buffer: Buffer, on_read: OnRead) {
-        self.lun.read(at.byte(), buffer, on_read);
+    pub(super) fn start_read(
+        &self,
+        at: LunBlock,
+        buffer: Buffer,
+        on_read: impl FnOnce(Outcome, Buffer) + Send + 'static,
+    ) {
+        let on_read = move |outcome, buffer| completing(|| on_read(outcome, buffer));
+        self.lun.read(at.byte(), buffer, Box::new(on_read));
     }
 
     /// Starts a write at once: the caller has just seen the lease.
-    pub(super) fn start_write(&self, at: LunBlock, data: Slice, on_done: OnDone) {
-        self.lun.write(at.byte(), data, false, on_done);
+    pub(super) fn start_write(
+        &self,
+        at: LunBlock,
+        data: Slice,
+        on_done: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        let on_done = move |outcome| completing(|| on_done(outcome));
+        self.lun.write(at.byte(), data, false, Box::new(on_done));
     }
 
     /// Reads one block.
     pub(super) fn read_block(&self, at: LunBlock) -> Receiver<(Outcome, Buffer)> {
         let (sender, receiver) = promise();
-        self.start_read(
-            at,
-            self.pool.take(4096),
-            Box::new(move |outcome, data| sender.send((outcome, data))),
-        );
+        self.start_read(at, self.pool.take(4096), move |outcome, data| sender.send((outcome, data)));
         receiver
     }
 
@@ -168,7 +177,7 @@ impl Media {
             }
             let (sender, receiver) = promise();
             let part = data.part(done..done + len);
-            self.start_write(at + (done / 4096) as u64, part, Box::new(move |outcome| sender.send(outcome)));
+            self.start_write(at + (done / 4096) as u64, part, move |outcome| sender.send(outcome));
             parts.push(receiver);
             done += len;
         }
@@ -202,7 +211,7 @@ impl Media {
                 return;
             }
             let (sender, receiver) = promise();
-            self.lun.flush(Box::new(move |outcome| sender.send(outcome)));
+            self.lun.flush(Box::new(move |outcome| completing(|| sender.send(outcome))));
             let outcome = receiver.await.unwrap_or(Outcome::Unknown);
             waiting.into_iter().for_each(|waiter| waiter.send(outcome));
         }

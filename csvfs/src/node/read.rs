@@ -92,7 +92,7 @@ impl Core {
                     };
                     core.answer(pass, done, data);
                 };
-                self.media.start_read(*at, buffer, Box::new(on_read));
+                self.media.start_read(*at, buffer, on_read);
             }
             steps => self.read_parts(pass, steps, done),
         }
@@ -150,7 +150,7 @@ impl Core {
                 }
                 core.part_is_here(&joint);
             };
-            self.media.start_read(at, buffer, Box::new(on_read));
+            self.media.start_read(at, buffer, on_read);
         }
         self.part_is_here(&joint);
     }

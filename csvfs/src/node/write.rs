@@ -125,7 +125,7 @@ impl Core {
             done(result);
             drop(pass);
         };
-        self.media.start_write(lun, data, Box::new(on_done));
+        self.media.start_write(lun, data, on_done);
         None
     }
 

@@ -1,5 +1,6 @@
 //! A LUN in memory whose requests tests hold, fail and lose.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +11,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use redirector::buffer::{Buffer, Slice};
 use redirector::lun::{Geometry, Lun, OnDone, OnRead, Outcome, Proof};
+
+thread_local! {
+    /// This thread runs what follows a completion.
+    pub static COMPLETES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What has happened, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -173,6 +179,12 @@ impl Platter {
     }
 
     fn execute(&self, request: Request) {
+        let before = COMPLETES.replace(true);
+        self.complete(request);
+        COMPLETES.set(before);
+    }
+
+    fn complete(&self, request: Request) {
         match request {
             Request::Read(offset, mut buffer, on_read) => {
                 let range = span(&(offset..offset + buffer.len() as u64));

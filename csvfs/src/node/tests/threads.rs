@@ -1,10 +1,12 @@
 //! Several threads on one file.
 
+use std::time::Duration;
+
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::platter::Platter;
-use super::world::{World, wait};
+use super::platter::{Platter, What};
+use super::world::{World, start, wait};
 use crate::node::Options;
 use crate::proto::Allocation;
 use crate::service::{FileService, HandleId};
@@ -22,7 +24,7 @@ fn world(seed: u64) -> World {
 /// Writes to its own bytes and looks whether they are what it wrote last.
 fn write_stripes(world: &World, handle: HandleId, thread: usize, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut last = vec![0_u8; STRIPES];
+    let mut last = [0_u8; STRIPES];
     for _ in 0..150 {
         let stripe = random.random_range(0..STRIPES);
         let at = ((stripe * THREADS + thread) * STRIPE) as u64;
@@ -109,4 +111,24 @@ fn whole_blocks_and_parts_of_them_mix() {
         assert!(block[..100].iter().chain(&block[400..]).all(|byte| *byte == around), "a torn block");
         assert!(block[100..400].iter().all(|byte| *byte == block[100]), "a torn part");
     }
+}
+
+#[test]
+fn a_completion_asks_nothing_that_it_would_have_to_wait_for() {
+    let world = world(9);
+    let (source, target) = (world.file("a"), world.file("b"));
+    for file in [source, target] {
+        world.write(file.handle, 0, &[1; 65_536]);
+        world.node.release(file.handle);
+    }
+    super::world::until("the closing", || world.node.figures().open == 0);
+    let (source, target) = (world.open_file(source.attr.ino), world.open_file(target.attr.ino));
+    world.platter.hold(What::Reads);
+    let read = start(|done| world.node.read(source.handle, 0, 4096, done));
+    super::world::until("the read", || world.platter.held() == 1);
+    let copied = start(|done| world.node.copy_range(source.handle, 0, target.handle, 0, 65_536, done));
+    // That the source is drained follows this completion, and the question about the target's layout follows that.
+    world.platter.let_go();
+    read.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    assert_eq!(copied.recv_timeout(Duration::from_secs(10)).unwrap(), Ok(65_536));
 }

@@ -17,7 +17,7 @@ use redb::Database;
 use redb::backends::InMemoryBackend;
 use redirector::buffer::Pool;
 
-use super::platter::{Event, Platter};
+use super::platter::{COMPLETES, Event, Platter};
 use crate::coordinator::{self, Coordinator};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::node::{Node, Options, Parts};
@@ -61,11 +61,16 @@ struct Wire {
     events: Arc<Mutex<Vec<Event>>>,
     /// So many replies are lost.
     loses: Arc<AtomicU64>,
+    /// Whether the node has its threads.
+    has_threads: bool,
 }
 
 impl Carrier for Wire {
     fn request(&self, frame: Vec<u8>, on_reply: OnReply) {
         let request: Request = codec::decode(&frame).unwrap();
+        let reads_store = !request.operation.changes() || matches!(request.operation, Operation::Open { .. });
+        // The store's own reads would wait for completions there.
+        assert!(!(reads_store && COMPLETES.get() && self.has_threads), "{request:?} where nobody may wait");
         if request.operation.changes() {
             self.events.lock().push(Event::Message(name(&request.operation)));
         }
@@ -142,6 +147,7 @@ impl World {
             coordinator: Arc::clone(&coordinator),
             events: Arc::clone(&platter.events),
             loses: Arc::clone(&loses),
+            has_threads: options.background,
         });
         let node = Node::start(Parts {
             carrier,
