@@ -54,6 +54,9 @@ fn show(volume: &VolumeStatus) {
     println!("  node         {} (pid {}), session {}", volume.node, volume.pid, volume.session);
     println!("  coordinator  {}", volume.coordinator);
     println!("  I/O          {}: {}", volume.state, volume.path);
+    if !volume.problem.is_empty() {
+        println!("  PROBLEM      {}", volume.problem);
+    }
     println!("  fence        {}", volume.fence);
     let opening = &volume.opening;
     println!(
