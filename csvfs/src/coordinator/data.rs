@@ -397,7 +397,7 @@ impl Change<'_, '_> {
         let there = |file: FileBlock| to + (file - from);
         self.unmap(target, &mut record, &old, to + mark, there(end))?;
         // Within one file that may have cut an extent of the source.
-        let extents = self.extents(source, start, end, usize::MAX)?;
+        let extents = self.extents(source, start, end, STEP_EXTENTS + 1)?;
         for extent in extents.iter().filter(|extent| extent.state == ExtentState::Written) {
             let shared = part(extent, start, end);
             if !extent.shared {

@@ -39,7 +39,6 @@ use parking_lot::Mutex;
 use self::core::Core;
 pub use self::core::Parts;
 use self::queue::{Internal, NotTaken, Pending, Work};
-pub use self::slots::SLOTS_MAX;
 use self::stop::Stop;
 use self::writer::{Writer, frame};
 use crate::proto::codec::decode;
@@ -192,7 +191,7 @@ impl Service for Coordinator {
         if let Err(refusal) = self.core.may_change() {
             return on_reply(Ok(frame(&Err(refusal))));
         }
-        let work = Work::Request(Pending { request, on_reply, mark: 0, last_try: false });
+        let work = Work::Request(Pending { request: Box::new(request), on_reply, mark: 0, last_try: false });
         match self.core.queue.push(work) {
             Ok(()) => {}
             Err(NotTaken::Full(Work::Request(pending))) => {

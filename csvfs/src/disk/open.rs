@@ -91,6 +91,11 @@ pub enum OpenError {
         /// How many are reserved.
         free: usize,
     },
+    /// The chunk map knows of no store.
+    #[error(
+        "the chunk map says that the metadata store is empty: the volume was never whole; run csvfs fsck"
+    )]
+    NoStore,
     /// The LUN failed.
     #[error("cannot {what} (errno {errno})")]
     Lun {
@@ -317,6 +322,10 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     let unwritable = survey.features().unwritable();
     if unwritable != 0 {
         return Err(OpenError::ReadOnlyFeatures(unwritable));
+    }
+    // redb would make an empty store there.
+    if survey.store_len() == 0 {
+        return Err(OpenError::NoStore);
     }
     let asked = options.clock.boot();
     let won = contest.win()?;

@@ -34,7 +34,8 @@ fn judge(survey: &Survey, given: &[(u64, u64)]) -> Vec<String> {
     let first_data = data_region(&survey.label).first().map_or(u64::MAX, |run| run.start.0);
     let chunks = (0..survey.map.chunks()).filter_map(|chunk| u32::try_from(chunk).ok());
     let mut findings = Vec::new();
-    for chunk in chunks.filter(|chunk| survey.map.usage(*chunk).is_some_and(|usage| usage != ChunkUse::Data)) {
+    for chunk in chunks.filter(|chunk| survey.map.usage(*chunk).is_some_and(|usage| usage != ChunkUse::Data))
+    {
         let start = u64::from(chunk) * blocks;
         let known = given.iter().any(|(from, to)| *from <= start && start + blocks <= *to);
         if start >= first_data && !known {

@@ -30,7 +30,8 @@ use crate::volume::{Settings, VolumeError, refuse_beside_writer, refuse_moved};
 fn outside(survey: &Survey) -> (Vec<String>, Vec<String>) {
     // A claim that was never closed and a map copy that lags behind are what a kill -9 leaves: the next writer clears
     // them away.
-    let is_note = |finding: &&Finding| matches!(finding, Finding::StaleClaim { .. } | Finding::MapBehind { .. });
+    let is_note =
+        |finding: &&Finding| matches!(finding, Finding::StaleClaim { .. } | Finding::MapBehind { .. });
     let text = |findings: Vec<&Finding>| findings.iter().map(ToString::to_string).collect();
     let (notes, wrong) = survey.findings.iter().partition::<Vec<_>, _>(is_note);
     (text(wrong), text(notes))
@@ -56,13 +57,16 @@ pub fn check(lun: &Arc<dyn Lun>) -> Result<Vec<String>, VolumeError> {
     check_lun(lun, &SystemClock, &mut |_, _, _| {}).map(|report| report.findings)
 }
 
-fn check_lun(lun: &Arc<dyn Lun>, clock: &dyn Clock, on_progress: OnProgress<'_>) -> Result<Report, VolumeError> {
+fn check_lun(
+    lun: &Arc<dyn Lun>,
+    clock: &dyn Clock,
+    on_progress: OnProgress<'_>,
+) -> Result<Report, VolumeError> {
     let start = Instant::now();
     let survey = Survey::read(lun.as_ref())?;
     refuse_beside_writer(lun.as_ref(), &survey, clock)?;
     let (findings, notes) = outside(&survey);
-    let mut report =
-        Report { volume: survey.label.uuid.to_string(), findings, notes, ..Report::default() };
+    let mut report = Report { volume: survey.label.uuid.to_string(), findings, notes, ..Report::default() };
     let options = ViewOptions { check: true, ..ViewOptions::default() };
     match open_read_only(lun, survey.clone(), &options) {
         Ok(view) => {
@@ -143,8 +147,7 @@ fn mend(
     let is_stale = |claim: &disk::claim::Claim| claim.epoch < survey.superblock.epoch;
     if survey.open_claims().any(|(_, claim)| is_stale(claim)) {
         let pool = redirector::buffer::Pool::default();
-        let cleared =
-            clear_dead_claims(lun.as_ref(), &pool, clock, &survey).map_err(OpenError::from)?;
+        let cleared = clear_dead_claims(lun.as_ref(), &pool, clock, &survey).map_err(OpenError::from)?;
         report.repairs.extend(cleared.iter().map(|claim| format!("the claim of {claim} was never closed")));
     }
     let key = HashKey(opened.label.hash_key);

@@ -47,7 +47,9 @@ impl fmt::Display for Report {
         match (findings.len(), repairs.len()) {
             (0, 0) => write!(f, "volume {volume} is clean ({seconds:.1} s)"),
             (0, mended) => write!(f, "volume {volume} is clean now: {mended} repairs ({seconds:.1} s)"),
-            (wrong, 0) => write!(f, "volume {volume}: {wrong} findings ({seconds:.1} s); --repair mends what can be"),
+            (wrong, 0) => {
+                write!(f, "volume {volume}: {wrong} findings ({seconds:.1} s); --repair mends what can be")
+            }
             (wrong, mended) => {
                 write!(f, "volume {volume}: {mended} repairs, and {wrong} findings remain ({seconds:.1} s)")
             }

@@ -15,7 +15,9 @@ pub enum VolumeError {
     #[error(transparent)]
     Survey(#[from] crate::disk::survey::SurveyError),
     /// The volume was to be read only, and somebody writes to it.
-    #[error("the volume is being written by {0}; a read-only mount would see it change under its feet: unmount it there")]
+    #[error(
+        "the volume is being written by {0}; a read-only mount would see it change under its feet: unmount it there"
+    )]
     BeingWritten(String),
     /// The control plane refused.
     #[error(transparent)]

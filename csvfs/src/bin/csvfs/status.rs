@@ -27,7 +27,10 @@ impl Status {
             let wanted = folder.canonicalize().unwrap_or_else(|_| folder.clone());
             volumes.retain(|volume| Path::new(&volume.mountpoint) == wanted);
             if volumes.is_empty() {
-                bail!("no csvfs volume is mounted on {}; `csvfs status` lists those that are", folder.display());
+                bail!(
+                    "no csvfs volume is mounted on {}; `csvfs status` lists those that are",
+                    folder.display()
+                );
             }
         }
         if self.json {
@@ -56,7 +59,10 @@ fn show(volume: &VolumeStatus) {
     }
     println!("  fence        {}", volume.fence);
     let opening = &volume.opening;
-    println!("  opened       {} in {:.2} s, after {:.1} s of waiting", opening.how, opening.open_s, opening.wait_s);
+    println!(
+        "  opened       {} in {:.2} s, after {:.1} s of waiting",
+        opening.how, opening.open_s, opening.wait_s
+    );
     for warning in &opening.warnings {
         println!("  warning      {warning}");
     }

@@ -227,7 +227,10 @@ impl Model {
     fn write(&mut self, ino: u64, from: u64, len: u64) {
         let extents = self.volume.extents(Ino(ino));
         let at = |block: u64| {
-            extents.iter().find(|e| e.file.0 <= block && block < e.end().0).map(|e| (e.lun.0 + block - e.file.0, e))
+            extents
+                .iter()
+                .find(|e| e.file.0 <= block && block < e.end().0)
+                .map(|e| (e.lun.0 + block - e.file.0, e))
         };
         let mut runs = Vec::new();
         let mut tokens = Vec::new();
@@ -242,7 +245,9 @@ impl Model {
                 }
                 _ => {
                     if self.reserve.is_empty() {
-                        let Ok(Answer::Runs(granted)) = self.ask(Operation::Reserve { want: 16 }) else { return };
+                        let Ok(Answer::Runs(granted)) = self.ask(Operation::Reserve { want: 16 }) else {
+                            return;
+                        };
                         for run in granted {
                             for lun in run.start.0..run.end().0 {
                                 assert!(self.reserve.insert(lun), "block {lun} granted twice");
@@ -273,8 +278,14 @@ impl Model {
 
     fn allocate(&mut self, ino: u64, from: u64, to: u64, how: Allocation) {
         let (first, end) = (FileBlock(from), FileBlock(to));
-        let operation =
-            Operation::Allocate { file: owned(Ino(ino)), from: first, to: end, how, size: Some(to * 4096), now: NOW };
+        let operation = Operation::Allocate {
+            file: owned(Ino(ino)),
+            from: first,
+            to: end,
+            how,
+            size: Some(to * 4096),
+            now: NOW,
+        };
         if self.ask(operation).is_err() {
             return;
         }
@@ -303,7 +314,8 @@ impl Model {
         if self.expect(operation, overlaps.then(|| Refusal::Invalid(String::new()))).is_none() {
             return;
         }
-        let tokens: Vec<_> = (0..len).map(|i| self.nodes[&source].blocks.get(&(from + i)).copied().flatten()).collect();
+        let tokens: Vec<_> =
+            (0..len).map(|i| self.nodes[&source].blocks.get(&(from + i)).copied().flatten()).collect();
         let node = self.nodes.get_mut(&target).unwrap();
         for (block, token) in (to..).zip(tokens) {
             match token {
@@ -428,15 +440,19 @@ impl Model {
             assert_eq!((attr.nlink, attr.mode), (node.nlink, node.mode), "{ino}");
             if !node.directory {
                 assert_eq!((attr.size, attr.blocks), (node.size, node.blocks.len() as u64), "{ino}");
-                let list: Vec<u8> = node.xattrs.keys().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
+                let list: Vec<u8> =
+                    node.xattrs.keys().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
                 assert_eq!(self.volume.ask(Operation::ListXattr { ino: Ino(*ino) }), Ok(Answer::Bytes(list)));
                 continue;
             }
             assert_eq!(self.volume.entry(Operation::Parent { ino: Ino(*ino) }).ino.0, node.parent);
-            let part = Operation::ReadDirectory { ino: Ino(*ino), after: 0, budget: 1 << 16, attributes: false };
+            let part =
+                Operation::ReadDirectory { ino: Ino(*ino), after: 0, budget: 1 << 16, attributes: false };
             let Ok(Answer::Directory { entries, .. }) = self.volume.ask(part) else { panic!() };
-            let found: BTreeMap<String, u64> =
-                entries.into_iter().map(|entry| (String::from_utf8(entry.name).unwrap(), entry.ino.0)).collect();
+            let found: BTreeMap<String, u64> = entries
+                .into_iter()
+                .map(|entry| (String::from_utf8(entry.name).unwrap(), entry.ino.0))
+                .collect();
             assert_eq!(found, node.children, "directory {ino}");
         }
     }

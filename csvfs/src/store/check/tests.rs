@@ -7,7 +7,8 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::*;
 use crate::store::record::{
-    ClientRecord, EntryRecord, ExtentRecord, HeldRecord, InodeRecord, MAYBE_SHARED, SharedRecord, WRITTEN, Why,
+    ClientRecord, EntryRecord, ExtentRecord, HeldRecord, InodeRecord, MAYBE_SHARED, SharedRecord, WRITTEN,
+    Why,
 };
 use crate::store::{COUNTERS_ROW, Tables, dump, initialise, low, pair, xattr_key};
 use crate::types::{FileBlock, Ino, Kind, LunBlock, Timestamp};
@@ -18,7 +19,10 @@ const NOW: Timestamp = Timestamp(7);
 
 fn entry(tables: &mut Tables<'_>, parent: u64, name: &str, ino: u64, kind: Kind) {
     let cookie = *KEY.cookies(name.as_bytes()).start();
-    tables.entries.insert(pair(parent, cookie), EntryRecord::value(Ino(ino), kind, name.as_bytes()).as_slice()).unwrap();
+    tables
+        .entries
+        .insert(pair(parent, cookie), EntryRecord::value(Ino(ino), kind, name.as_bytes()).as_slice())
+        .unwrap();
 }
 
 fn inode(tables: &mut Tables<'_>, ino: u64, kind: Kind, change: impl FnOnce(&mut InodeRecord)) {
@@ -32,7 +36,8 @@ fn inode(tables: &mut Tables<'_>, ino: u64, kind: Kind, change: impl FnOnce(&mut
 }
 
 fn change(tables: &mut Tables<'_>, ino: u64, change: impl FnOnce(&mut InodeRecord)) {
-    let mut record = InodeRecord::parse(Ino(ino), tables.inodes.get(ino).unwrap().unwrap().value()).unwrap().0;
+    let mut record =
+        InodeRecord::parse(Ino(ino), tables.inodes.get(ino).unwrap().unwrap().value()).unwrap().0;
     change(&mut record);
     tables.inodes.insert(ino, record.as_bytes()).unwrap();
 }
@@ -128,11 +133,13 @@ fn find(database: &Database, path: &[&str]) -> Option<u64> {
     path.iter().try_fold(1, |parent, name| {
         let cookies = KEY.cookies(name.as_bytes());
         let range = pair(parent, *cookies.start())..=pair(parent, *cookies.end());
-        let found = snapshot.entries.range(range).unwrap().find_map(|row| {
-            let (ino, _, found) = EntryRecord::parse(row.as_ref().unwrap().1.value()).map(|(a, b, c)| (a, b, c.to_vec())).unwrap();
+
+        snapshot.entries.range(range).unwrap().find_map(|row| {
+            let (ino, _, found) = EntryRecord::parse(row.as_ref().unwrap().1.value())
+                .map(|(a, b, c)| (a, b, c.to_vec()))
+                .unwrap();
             (found == name.as_bytes()).then_some(ino.0)
-        });
-        found
+        })
     })
 }
 
@@ -147,10 +154,13 @@ fn a_sound_volume_is_left_alone() {
 
 #[test]
 fn wrong_numbers_of_links() {
-    damaged(&["inode 4 says that it has 9 links, but it has 1", "inode 2 says that it has 2 links, but it has 3"], |tables| {
-        change(tables, 4, |record| record.nlink = U32::new(9));
-        change(tables, 2, |record| record.nlink = U32::new(2));
-    });
+    damaged(
+        &["inode 4 says that it has 9 links, but it has 1", "inode 2 says that it has 2 links, but it has 3"],
+        |tables| {
+            change(tables, 4, |record| record.nlink = U32::new(9));
+            change(tables, 2, |record| record.nlink = U32::new(2));
+        },
+    );
 }
 
 #[test]
@@ -194,11 +204,12 @@ fn the_root_is_made_again() {
 
 #[test]
 fn orphans_are_what_the_list_says() {
-    let database = damaged(&["inode 4 is listed as waiting", "inode 44 is listed", "inode 6 has no name"], |tables| {
-        tables.orphans.insert(4, 1).unwrap();
-        tables.orphans.insert(44, 1).unwrap();
-        tables.orphans.remove(6).unwrap();
-    });
+    let database =
+        damaged(&["inode 4 is listed as waiting", "inode 44 is listed", "inode 6 has no name"], |tables| {
+            tables.orphans.insert(4, 1).unwrap();
+            tables.orphans.insert(44, 1).unwrap();
+            tables.orphans.remove(6).unwrap();
+        });
     assert_eq!(find(&database, &["lost+found", "#6"]), Some(6));
 }
 
@@ -218,12 +229,19 @@ fn entries_that_lead_nowhere() {
 #[test]
 fn entries_of_the_wrong_type_place_or_name() {
     let database = damaged(
-        &["has the wrong type; the inode is a regular file", "cannot be found by its name", "a name that cannot be one"],
+        &[
+            "has the wrong type; the inode is a regular file",
+            "cannot be found by its name",
+            "a name that cannot be one",
+        ],
         |tables| {
             entry(tables, 1, "f", 4, Kind::Fifo);
             let place = pair(1, *KEY.cookies(b"g").start());
             tables.entries.remove(place).unwrap();
-            tables.entries.insert(pair(1, 7000), EntryRecord::value(Ino(5), Kind::File, b"g").as_slice()).unwrap();
+            tables
+                .entries
+                .insert(pair(1, 7000), EntryRecord::value(Ino(5), Kind::File, b"g").as_slice())
+                .unwrap();
             entry(tables, 1, "a/b", 4, Kind::File);
         },
     );
@@ -232,11 +250,15 @@ fn entries_of_the_wrong_type_place_or_name() {
 
 #[test]
 fn names_that_stand_twice() {
-    let database = damaged(&["a name that the directory has already", "is a second name of a directory"], |tables| {
-        let second = *KEY.cookies(b"f").start() + 1;
-        tables.entries.insert(pair(1, second), EntryRecord::value(Ino(5), Kind::File, b"f").as_slice()).unwrap();
-        entry(tables, 1, "again", 3, Kind::Directory);
-    });
+    let database =
+        damaged(&["a name that the directory has already", "is a second name of a directory"], |tables| {
+            let second = *KEY.cookies(b"f").start() + 1;
+            tables
+                .entries
+                .insert(pair(1, second), EntryRecord::value(Ino(5), Kind::File, b"f").as_slice())
+                .unwrap();
+            entry(tables, 1, "again", 3, Kind::Directory);
+        });
     assert_eq!(find(&database, &["f"]), Some(4));
     assert!(find(&database, &["again"]) == Some(3) || find(&database, &["d", "e"]) == Some(3));
 }
@@ -250,9 +272,10 @@ fn a_directory_that_names_another_parent() {
 
 #[test]
 fn unreadable_inodes() {
-    let database = damaged(&["the record of inode 4 cannot be read", "names an inode that does not exist"], |tables| {
-        tables.inodes.insert(4, b"short".as_slice()).unwrap();
-    });
+    let database =
+        damaged(&["the record of inode 4 cannot be read", "names an inode that does not exist"], |tables| {
+            tables.inodes.insert(4, b"short".as_slice()).unwrap();
+        });
     assert_eq!(find(&database, &["f"]), None);
     let snapshot = Snapshot::take(&database).unwrap();
     assert_eq!(snapshot.extents.range(pair(4, 0)..pair(5, 0)).unwrap().count(), 0);
@@ -280,10 +303,11 @@ fn extents_that_overlap_or_belong_to_nothing() {
 
 #[test]
 fn extents_beyond_the_region_or_on_metadata_are_cut_out() {
-    let database = damaged(&["outside of the blocks for data", "lies on blocks of the metadata area"], |tables| {
-        tables.extents.insert(pair(4, 100), extent(1990, 20, WRITTEN)).unwrap();
-        tables.extents.insert(pair(4, 200), extent(1390, 20, WRITTEN)).unwrap();
-    });
+    let database =
+        damaged(&["outside of the blocks for data", "lies on blocks of the metadata area"], |tables| {
+            tables.extents.insert(pair(4, 100), extent(1990, 20, WRITTEN)).unwrap();
+            tables.extents.insert(pair(4, 200), extent(1390, 20, WRITTEN)).unwrap();
+        });
     let snapshot = Snapshot::take(&database).unwrap();
     let cut = snapshot.extents.get(pair(4, 100)).unwrap().unwrap().value();
     assert_eq!((cut.lun.get(), cut.len.get()), (1990, 10));
@@ -291,11 +315,14 @@ fn extents_beyond_the_region_or_on_metadata_are_cut_out() {
 
 #[test]
 fn lost_and_doubly_used_blocks() {
-    damaged(&["1040..1050 belong to nothing", "1000..1005 belong to inode 4 and also to the free blocks"], |tables| {
-        tables.free.insert(1030, 10).unwrap();
-        tables.free.insert(1050, 50).unwrap();
-        tables.free.insert(1000, 5).unwrap();
-    });
+    damaged(
+        &["1040..1050 belong to nothing", "1000..1005 belong to inode 4 and also to the free blocks"],
+        |tables| {
+            tables.free.insert(1030, 10).unwrap();
+            tables.free.insert(1050, 50).unwrap();
+            tables.free.insert(1000, 5).unwrap();
+        },
+    );
 }
 
 #[test]
@@ -324,18 +351,22 @@ fn overlapping_free_extents() {
 
 #[test]
 fn wrong_reference_counts() {
-    damaged(&["1000..1005 are referred to by 2 extents, but 3 are counted", "1600..1605 are referred to by 0"], |tables| {
-        tables.shared.insert(1000, SharedRecord { len: U64::new(5), count: U64::new(3) }).unwrap();
-        tables.shared.insert(1600, SharedRecord { len: U64::new(5), count: U64::new(2) }).unwrap();
-    });
+    damaged(
+        &["1000..1005 are referred to by 2 extents, but 3 are counted", "1600..1605 are referred to by 0"],
+        |tables| {
+            tables.shared.insert(1000, SharedRecord { len: U64::new(5), count: U64::new(3) }).unwrap();
+            tables.shared.insert(1600, SharedRecord { len: U64::new(5), count: U64::new(2) }).unwrap();
+        },
+    );
 }
 
 #[test]
 fn two_files_that_claim_the_same_blocks_share_them() {
-    let database = damaged(&["are referred to by 2 extents, but 1 are counted", "is not marked as shared"], |tables| {
-        tables.extents.insert(pair(4, 30), extent(1022, 4, WRITTEN)).unwrap();
-        change(tables, 4, |record| record.blocks = U64::new(14));
-    });
+    let database =
+        damaged(&["are referred to by 2 extents, but 1 are counted", "is not marked as shared"], |tables| {
+            tables.extents.insert(pair(4, 30), extent(1022, 4, WRITTEN)).unwrap();
+            change(tables, 4, |record| record.blocks = U64::new(14));
+        });
     let snapshot = Snapshot::take(&database).unwrap();
     assert_eq!(snapshot.shared.get(1022).unwrap().unwrap().value().count.get(), 2);
     for (ino, file) in [(4, 30), (5, 7)] {
@@ -354,7 +385,10 @@ fn attributes_without_an_inode_and_inodes_that_deny_theirs() {
         ],
         |tables| {
             tables.xattrs.insert(xattr_key(66, b"user.y").as_slice(), b"v".as_slice()).unwrap();
-            tables.xattrs.insert(xattr_key(4, b"system.posix_acl_access").as_slice(), b"v".as_slice()).unwrap();
+            tables
+                .xattrs
+                .insert(xattr_key(4, b"system.posix_acl_access").as_slice(), b"v".as_slice())
+                .unwrap();
             change(tables, 5, |record| record.flags = U32::ZERO);
         },
     );
