@@ -12,21 +12,23 @@ use lab::site::refused;
 
 const BLOCK: usize = 4096;
 
-struct Image(std::fs::File);
+/// The image, opened for each access alone: a file that is open elsewhere could be written by somebody else.
+struct Image(std::path::PathBuf);
 
 impl Image {
-    fn open(site: &Site) -> Result<Self> {
-        Ok(Self(std::fs::OpenOptions::new().read(true).write(true).open(site.image())?))
+    fn of(site: &Site) -> Self {
+        Self(site.image())
     }
 
     fn block(&self, number: u64) -> Result<[u8; BLOCK]> {
         let mut block = [0; BLOCK];
-        self.0.read_exact_at(&mut block, number * BLOCK as u64)?;
+        std::fs::File::open(&self.0)?.read_exact_at(&mut block, number * BLOCK as u64)?;
         Ok(block)
     }
 
     fn put(&self, number: u64, block: &[u8; BLOCK]) -> Result<()> {
-        Ok(self.0.write_all_at(block, number * BLOCK as u64)?)
+        let image = std::fs::OpenOptions::new().write(true).open(&self.0)?;
+        Ok(image.write_all_at(block, number * BLOCK as u64)?)
     }
 
     /// Rewrites the superblock in force with other features.
@@ -73,7 +75,7 @@ fn nobody_touches_it(site: &Site, url: &str, parts: &[&str]) -> Result<()> {
 fn a_later_format_is_left_alone() -> Result<()> {
     let site = Site::new()?;
     let url = a_volume_with_a_file(&site)?;
-    let image = Image::open(&site)?;
+    let image = Image::of(&site);
     let label = image.block(0)?;
     image.put(0, &with_version(label, 2))?;
     nobody_touches_it(&site, &url, &["version is 2", "use a newer csvfs"])?;
@@ -96,7 +98,7 @@ fn a_later_format_is_left_alone() -> Result<()> {
 fn an_unknown_incompatible_feature_is_left_alone() -> Result<()> {
     let site = Site::new()?;
     let url = a_volume_with_a_file(&site)?;
-    Image::open(&site)?.set_features(Features { incompatible: 0x40, ..Features::default() })?;
+    Image::of(&site).set_features(Features { incompatible: 0x40, ..Features::default() })?;
     nobody_touches_it(&site, &url, &["incompatible features 0x40", "use a newer csvfs", "nothing was changed"])
 }
 
@@ -104,7 +106,7 @@ fn an_unknown_incompatible_feature_is_left_alone() -> Result<()> {
 fn an_unknown_read_only_compatible_feature_can_be_read() -> Result<()> {
     let site = Site::new()?;
     let url = a_volume_with_a_file(&site)?;
-    let image = Image::open(&site)?;
+    let image = Image::of(&site);
     image.set_features(Features { ro_compatible: 0x8, ..Features::default() })?;
     let before = std::fs::read(site.image())?;
     site.mount_refused(&url, &[])?.saying(&["features 0x8", "read-only", "newer csvfs"])?;
