@@ -5,6 +5,10 @@
 //! metadata goes as a message ([`proto`]) to the [`coordinator`], which keeps it in a [`store`] on the LUN ([`disk`]).
 //! [`volume`] puts the layers together.
 
+// So that the file system of the front end's tests can be used within the crate, too.
+#[cfg(test)]
+extern crate self as csvfs;
+
 pub mod coordinator;
 pub mod disk;
 pub mod fsck;

@@ -124,6 +124,11 @@ impl Core {
         }
     }
 
+    /// Why nothing is changed any more, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.broken.get().cloned()
+    }
+
     /// Refuses when nothing may be changed.
     pub fn may_change(&self) -> Result<(), Refusal> {
         if self.parts.read_only {

@@ -151,6 +151,12 @@ impl Coordinator {
         }
     }
 
+    /// Why nothing is changed any more, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.core.failure()
+    }
+
     fn ask(&self, operation: &Operation) -> Reply {
         let snapshot = self.core.snapshot().map_err(|error| Refusal::Io(error.to_string()))?;
         question::answer(&snapshot, &self.core.parts.key, operation).map_err(Stop::refusal)

@@ -310,6 +310,10 @@ structures! {
     }
 }
 
+/// The length of a request that is nothing but its header.
+#[expect(clippy::cast_possible_truncation, reason = "40 fits")]
+pub(super) const IN_HEADER_LEN: u32 = size_of::<InHeader>() as u32;
+
 /// The length of the part of a request that is read apart from a write's data: the header and [`WriteIn`].
 pub(super) const HEAD: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 

@@ -13,9 +13,9 @@ const NANOS: i64 = 1_000_000_000;
 /// What `statx` is told: the basic fields and the time of creation.
 const STATX_KNOWN: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 
-/// Block sizes are small powers of two.
+/// The block size as the kernel is told.
 #[expect(clippy::cast_possible_truncation, reason = "4096 fits")]
-const BLOCK_SIZE: u32 = BLOCK as u32;
+pub(super) const BLOCK_SIZE: u32 = BLOCK as u32;
 
 /// The type bits of `st_mode`.
 pub(super) fn type_bits(kind: Kind) -> u32 {
@@ -58,6 +58,11 @@ fn system_time(time: Timestamp) -> SystemTime {
     if time.0 < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
+/// A mode: type and permissions have 16 bits.
+fn low_16(mode: u32) -> u16 {
+    (mode & 0xffff) as u16
+}
+
 /// As the kernel has them.
 pub(super) fn kernel_attributes(attr: &Attr) -> Attributes {
     let (atime, atime_nanos) = seconds(attr.atime);
@@ -94,7 +99,7 @@ pub(super) fn fuser_attributes(attr: &Attr) -> FileAttr {
         ctime: system_time(attr.ctime),
         crtime: system_time(attr.btime),
         kind: file_type(attr.kind),
-        perm: (attr.mode & 0o7777) as u16,
+        perm: low_16(attr.mode & 0o7777),
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
@@ -121,7 +126,7 @@ pub(super) fn statx(attr: &Attr, validity: Duration) -> StatxOut {
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        mode: (type_bits(attr.kind) | attr.mode) as u16,
+        mode: low_16(type_bits(attr.kind) | attr.mode),
         spare0: 0,
         ino: attr.ino.0,
         size: attr.size,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::abi::{HEAD, InHeader, OutHeader, opcode};
+use super::abi::{HEAD, IN_HEADER_LEN, InHeader, OutHeader, opcode};
 use super::device::Device;
 use super::inbox::Inbox;
 use super::sys;
@@ -52,7 +52,7 @@ impl Bridge {
     /// Tells `threads` threads of fuser to end.
     pub(super) fn send_ends(&self, threads: usize) {
         let header = InHeader {
-            len: size_of::<InHeader>() as u32,
+            len: IN_HEADER_LEN,
             opcode: opcode::DESTROY,
             unique: NO_DEVICE,
             nodeid: 0,

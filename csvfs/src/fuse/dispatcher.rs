@@ -389,3 +389,6 @@ fn set_attr(request: &SetAttrIn, now: impl Fn() -> crate::types::Timestamp) -> (
     };
     (set, has(fattr::SIZE).then_some(request.size))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use fuser::{
     ReplyXattr, Request,
 };
 
-use super::attributes::fuser_attributes;
+use super::attributes::{BLOCK_SIZE, fuser_attributes};
 use super::connection::Connection;
 use super::directory;
 use super::inbox::WRITE_MAX;
@@ -26,6 +26,9 @@ use crate::types::{Attr, BLOCK, Ino, NAME_MAX, SYMLINK_MAX};
 /// How many requests of the background (readahead, asynchronous direct I/O) the kernel sends before it waits.
 const BACKGROUND_MAX: u16 = 512;
 const CONGESTED_AT: u16 = 384;
+/// The longest name, as statfs tells it.
+#[expect(clippy::cast_possible_truncation, reason = "255 fits")]
+const NAME_LEN: u32 = NAME_MAX as u32;
 
 /// What we ask of the kernel if it has it.
 const WANTED: &[InitFlags] = &[
@@ -343,10 +346,18 @@ impl Filesystem for Front {
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let done: Done<crate::types::SpaceReport> = Box::new(move |result| match result {
             Ok(space) => {
-                // Inodes are made as they are needed, at least a block of metadata for some of them: an estimate.
-                let (block, name) = (BLOCK as u32, NAME_MAX as u32);
+                // Inodes are made as they are needed, and take less than a block each: an estimate.
                 let inodes = space.inodes.saturating_add(space.free);
-                reply.statfs(space.blocks, space.free, space.free, inodes, space.free, block, name, block);
+                reply.statfs(
+                    space.blocks,
+                    space.free,
+                    space.free,
+                    inodes,
+                    space.free,
+                    BLOCK_SIZE,
+                    NAME_LEN,
+                    BLOCK_SIZE,
+                );
             }
             Err(refusal) => reply.error(errno("statfs", &refusal)),
         });

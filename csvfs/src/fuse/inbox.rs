@@ -119,3 +119,47 @@ impl Inbox {
         Some(data)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redirector::buffer::ALIGNMENT;
+
+    use super::*;
+    use crate::fuse::abi::opcode;
+
+    fn message(body: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(size_of::<InHeader>() + body.len()).unwrap();
+        [&len.to_le_bytes()[..], &opcode::WRITE.to_le_bytes(), &[0; 32], body].concat()
+    }
+
+    #[test]
+    fn data_of_each_class_is_whole_and_aligned() {
+        let mut inbox = Inbox::new(Pool::default());
+        for len in
+            [0, 1, SMALL - 1, SMALL, SMALL + 1, MIDDLE - 1, MIDDLE, MIDDLE + 1, WRITE_MAX - 1, WRITE_MAX]
+        {
+            let body: Vec<u8> = (0..40 + len).map(|place| u8::try_from(place % 251).unwrap()).collect();
+            inbox.put(&message(&body));
+            assert!(inbox.header().is_some());
+            assert_eq!(inbox.body(), body);
+            assert!(inbox.take_data(len + 1).is_none());
+            let data = inbox.take_data(len).unwrap();
+            assert!(data[..] == body[40..], "{len} bytes");
+            assert_eq!(data.as_ptr() as usize % ALIGNMENT, 0);
+            assert!(inbox.header().is_none(), "taken once");
+        }
+    }
+
+    #[test]
+    fn short_messages_have_no_header() {
+        let mut inbox = Inbox::new(Pool::default());
+        let whole = message(&[1, 2, 3]);
+        for len in 0..whole.len() {
+            inbox.put(&whole[..len]);
+            assert!(inbox.header().is_none());
+        }
+        inbox.put(&whole);
+        assert_eq!(inbox.body(), [1, 2, 3]);
+        assert!(inbox.fixed::<[u8; 3]>().is_some() && inbox.fixed::<[u8; 4]>().is_none());
+    }
+}

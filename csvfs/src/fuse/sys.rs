@@ -74,8 +74,8 @@ pub(super) fn message_pair(buffer: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)
 }
 
 fn set_socket_buffer(socket: RawFd, option: libc::c_int, bytes: libc::c_int) -> io::Result<()> {
-    let len = size_of_val(&bytes) as libc::socklen_t;
-    // SAFETY: the option's value is an int, valid for the call.
+    let len = libc::socklen_t::from(4_u8);
+    // SAFETY: the option's value is an int of four bytes, valid for the call.
     checked(unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, option, (&raw const bytes).cast(), len) })?;
     Ok(())
 }
