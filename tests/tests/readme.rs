@@ -27,7 +27,10 @@ fn commands(text: &str) -> String {
 /// Detaches what a failed script may have left mounted below `folder`.
 fn clean(folder: &Path) {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(folder));
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|at| Path::new(at).starts_with(folder));
     for at in below {
         let _ = Command::new("umount").args(["-l", at]).status();
     }
@@ -37,7 +40,10 @@ fn clean(folder: &Path) {
 fn every_command_of_the_readme_works() -> Result<()> {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
     let commands = commands(&std::fs::read_to_string(readme)?);
-    ensure!(commands.contains("csvfs format") && commands.contains("csv-target"), "the README lost its commands");
+    ensure!(
+        commands.contains("csvfs format") && commands.contains("csv-target"),
+        "the README lost its commands"
+    );
     let programs_folder = programs::ours("csvfs")?.parent().context("folder")?.to_owned();
     programs::ours("csv-target")?;
     let folder = TempDir::new()?;

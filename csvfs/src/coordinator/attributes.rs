@@ -93,11 +93,12 @@ impl Change<'_, '_> {
             record.mtime.set(mtime.0);
         }
         record.ctime.set(set.ctime.unwrap_or(now).0);
-        if set.mode.is_some() && record.has(ACCESS_ACL) {
-            if let Some(mut acl) = self.acl(ino, acl::ACCESS)? {
-                acl.set_mode(record.permissions());
-                self.store_xattr(ino, acl::ACCESS, &acl.value())?;
-            }
+        if set.mode.is_some()
+            && record.has(ACCESS_ACL)
+            && let Some(mut acl) = self.acl(ino, acl::ACCESS)?
+        {
+            acl.set_mode(record.permissions());
+            self.store_xattr(ino, acl::ACCESS, &acl.value())?;
         }
         self.put(ino, &record)?;
         Ok(Answer::Entry(record.attr(ino)))

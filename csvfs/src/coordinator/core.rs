@@ -124,6 +124,11 @@ impl Core {
         }
     }
 
+    /// Why nothing is changed any more, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.broken.get().cloned()
+    }
+
     /// Refuses when nothing may be changed.
     pub fn may_change(&self) -> Result<(), Refusal> {
         if self.parts.read_only {
@@ -148,7 +153,8 @@ impl Core {
             let (named, epoch) = (head.coordinator, self.parts.epoch);
             return Err(Refusal::Stale(format!("the coordinator serves in {epoch}, not in {named}")));
         }
-        if self.opens.lock().is_over(head.client) {
+        // V4: whoever is over gets no answer any more.
+        if self.parts.rules.keeps(Rule::V4) && self.opens.lock().is_over(head.client) {
             return Err(Refusal::Stale(format!("client {} is over", head.client)));
         }
         Ok(())

@@ -10,7 +10,8 @@ use super::mapping::{bump, holes, part};
 use super::stop::Stop;
 use crate::proto::{Allocation, Answer, WrittenRun};
 use crate::refusal::Refusal;
-use crate::store::record::InodeRecord;
+use crate::store::pair;
+use crate::store::record::{ExtentRecord, InodeRecord};
 use crate::types::{
     BLOCK, Extent, ExtentState, FILE_SIZE_MAX, FileBlock, Ino, Kind, LunBlock, Run, Timestamp,
 };
@@ -361,6 +362,15 @@ impl Change<'_, '_> {
         self.replace(ino, whole, gone, Some(new))
     }
 
+    /// Marks a stored extent as one that may be shared. Its neighbours stay apart from it, so that extents that were
+    /// read before are still there.
+    fn mark_shared(&mut self, ino: Ino, extent: &Extent) -> Result<(), Stop> {
+        self.dirty = true;
+        let record = ExtentRecord::of(&Extent { shared: true, ..*extent });
+        self.tables.extents.insert(pair(ino.0, extent.file.0), record)?;
+        Ok(())
+    }
+
     /// [`crate::proto::Operation::Clone`], after `mark` blocks that are cloned already.
     pub fn clone_range(&mut self, clone: &CloneRange, now: Timestamp, mark: u64) -> Result<Verdict, Stop> {
         let CloneRange { source, from, target, to, len, size } = *clone;
@@ -386,16 +396,12 @@ impl Change<'_, '_> {
         }
         let there = |file: FileBlock| to + (file - from);
         self.unmap(target, &mut record, &old, to + mark, there(end))?;
-        // In one file that may have cut the very extents that are to be shared.
-        let extents =
-            if source == target { self.extents(source, start, end, STEP_EXTENTS + 1)? } else { extents };
+        // Within one file that may have cut an extent of the source.
+        let extents = self.extents(source, start, end, STEP_EXTENTS + 1)?;
         for extent in extents.iter().filter(|extent| extent.state == ExtentState::Written) {
             let shared = part(extent, start, end);
-            if extent.file >= end || shared.len == 0 {
-                continue;
-            }
             if !extent.shared {
-                self.replace(source, extent, extent, Some(Extent { shared: true, ..*extent }))?;
+                self.mark_shared(source, extent)?;
             }
             // V11: counted before anybody can write to it.
             if self.scene.rules.keeps(Rule::V11) {

@@ -39,7 +39,6 @@ use parking_lot::Mutex;
 use self::core::Core;
 pub use self::core::Parts;
 use self::queue::{Internal, NotTaken, Pending, Work};
-pub use self::slots::SLOTS_MAX;
 use self::stop::Stop;
 use self::writer::{Writer, frame};
 use crate::proto::codec::decode;
@@ -152,6 +151,12 @@ impl Coordinator {
         }
     }
 
+    /// Why nothing is changed any more, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.core.failure()
+    }
+
     fn ask(&self, operation: &Operation) -> Reply {
         let snapshot = self.core.snapshot().map_err(|error| Refusal::Io(error.to_string()))?;
         question::answer(&snapshot, &self.core.parts.key, operation).map_err(Stop::refusal)
@@ -186,7 +191,7 @@ impl Service for Coordinator {
         if let Err(refusal) = self.core.may_change() {
             return on_reply(Ok(frame(&Err(refusal))));
         }
-        let work = Work::Request(Pending { request, on_reply, mark: 0, last_try: false });
+        let work = Work::Request(Pending { request: Box::new(request), on_reply, mark: 0, last_try: false });
         match self.core.queue.push(work) {
             Ok(()) => {}
             Err(NotTaken::Full(Work::Request(pending))) => {

@@ -11,7 +11,7 @@ use crate::proto::Request;
 use crate::refusal::Refusal;
 use crate::types::Run;
 
-/// Operations that may wait. Each client has at most [`super::slots::SLOTS_MAX`] under way.
+/// Operations that may wait. Each client has at most [`lockd::slots::SLOTS_PER_CLIENT`] under way.
 const QUEUE_MAX: usize = 16 << 10;
 /// Operations that one transaction takes.
 pub const GROUP_MAX: usize = 256;
@@ -21,8 +21,8 @@ pub type OnInternal = Box<dyn FnOnce(Result<Option<u64>, Refusal>) + Send>;
 
 /// A request on its way through the writer.
 pub struct Pending {
-    /// What is asked.
-    pub request: Request,
+    /// What is asked; boxed, as it goes from hand to hand.
+    pub request: Box<Request>,
     /// Who waits for it.
     pub on_reply: OnReply,
     /// How far an operation of several steps has come.

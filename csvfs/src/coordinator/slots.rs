@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use lockd::ids::{ClientId, Sequence, SlotId};
-
-/// Slots that one client may use.
-pub const SLOTS_MAX: u32 = 1024;
+use lockd::rules::Rules;
+use lockd::slots::{SlotDecision, SlotRefusal};
 
 /// What a client's slot remembers: its last command and the reply's frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,27 +15,18 @@ pub struct Slot {
     pub reply: Vec<u8>,
 }
 
-/// What to do with a command.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decision {
-    /// Execute it. Its client has seen the replies to all earlier ones of the slot.
-    Execute,
-    /// It was executed: its reply is in the slot.
-    Repeat,
-    /// A later one was executed: nobody waits for this one any more.
-    Stale,
-}
-
-/// Decides by the slot's last sequence. Gaps are allowed: what changes nothing durable leaves no mark in the slot.
-pub fn decide(last: Option<Sequence>, sequence: Sequence) -> Decision {
-    match last {
-        Some(last) if sequence == last => Decision::Repeat,
-        Some(last) if sequence < last => Decision::Stale,
-        _ => Decision::Execute,
+/// Decides as [`lockd::slots::decide`] does, but lets commands be left out: opens, and refusals that a coordinator
+/// before this one gave, leave no mark in the store.
+pub fn decide(rules: Rules, last: Option<&Slot>, asked: Sequence) -> SlotDecision {
+    let stored = last.map(|slot| (slot.sequence, slot.reply.as_slice()));
+    match lockd::slots::decide(rules, stored, asked) {
+        SlotDecision::Refused(SlotRefusal::Skips { .. }) => SlotDecision::Execute,
+        decision => decision,
     }
 }
 
-/// The slots that this process has used; what is not here may be in the store.
+/// The slots that this process has used; what is not here may be in the store. Bounded by the number of clients and
+/// [`lockd::slots::SLOTS_PER_CLIENT`].
 #[derive(Debug, Default)]
 pub struct Cache {
     slots: HashMap<(ClientId, SlotId), Slot>,

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use lockd::ids::{ClientId, Sequence};
 use lockd::network::{CarrierError, OnReply};
 use lockd::rules::Rule;
+use lockd::slots::{SLOTS_PER_CLIENT, SlotDecision, SlotRefusal};
 use redb::{Durability, ReadableTable};
 use zerocopy::little_endian::{U32, U64};
 
@@ -11,7 +13,7 @@ use super::apply::apply;
 use super::change::{Change, Hints, Scene, Verdict};
 use super::core::Core;
 use super::queue::{Internal, OnInternal, Pending, Work};
-use super::slots::{Cache, Decision, SLOTS_MAX, decide};
+use super::slots::{Cache, decide};
 use super::stop::Stop;
 use crate::proto::codec::encode;
 use crate::proto::{Operation, Reply};
@@ -58,7 +60,7 @@ struct Outcome {
     continued: Vec<Work>,
     chunks: Vec<Run>,
     gone: Vec<Ino>,
-    ended: Vec<lockd::ids::ClientId>,
+    ended: Vec<ClientId>,
     /// Something is to be reclaimed.
     reclaim: bool,
     /// Somebody waits for space.
@@ -72,7 +74,7 @@ pub struct Writer {
     hints: Hints,
     slots: Cache,
     /// Clients that the store knows, of this session.
-    known: std::collections::HashSet<lockd::ids::ClientId>,
+    known: std::collections::HashSet<ClientId>,
     /// Steps of long operations, to be done with the next group.
     continued: Vec<Work>,
     /// Operations that wait for the reclaimer.
@@ -134,10 +136,10 @@ impl Writer {
             self.known.remove(client);
         }
         self.continued = outcome.continued;
-        if !outcome.chunks.is_empty() {
-            if let Err(error) = self.core.parts.space.offer(&outcome.chunks) {
-                self.core.break_down(&error.to_string());
-            }
+        if !outcome.chunks.is_empty()
+            && let Err(error) = self.core.parts.space.offer(&outcome.chunks)
+        {
+            self.core.break_down(&error.to_string());
         }
         outcome.answers.into_iter().for_each(Answer::give);
         if outcome.reclaim || outcome.urgent {
@@ -256,11 +258,9 @@ impl Writer {
             Err(Stop::Refused(refusal)) => {
                 let reply = frame(&Err(refusal));
                 // Only in memory: whoever repeats it after a restart has it executed for the first time.
-                if let Some((slot, sequence)) = head.slot {
-                    if slot.0 < SLOTS_MAX
-                        && decide(self.slots.get(head.client, slot).map(|slot| slot.sequence), sequence)
-                            == Decision::Execute
-                    {
+                if let Some((slot, sequence)) = head.slot.filter(|(slot, _)| slot.0 < SLOTS_PER_CLIENT) {
+                    let last = self.slots.get(head.client, slot);
+                    if decide(self.core.parts.rules, last, sequence) == SlotDecision::Execute {
                         self.slots.put(head.client, slot, sequence, reply.clone());
                     }
                 }
@@ -283,36 +283,28 @@ impl Writer {
         let Some((slot, sequence)) = head.slot else {
             return Err(Refusal::Invalid("a change needs a reply slot".to_owned()).into());
         };
-        if slot.0 >= SLOTS_MAX {
-            return Err(Refusal::Invalid(format!("a client has {SLOTS_MAX} slots, and no {slot}")).into());
+        if slot.0 >= SLOTS_PER_CLIENT {
+            return Err(Refusal::Invalid(SlotRefusal::NoSuchSlot(slot).to_string()).into());
         }
-        if !self.known.contains(&head.client) {
+        if self.core.parts.rules.keeps(Rule::V4) && !self.known.contains(&head.client) {
             let record = change.tables.clients.get(head.client.0)?.map(|record| record.value());
             if record.is_some_and(|record| record.flags.get() & ENDED != 0) {
                 self.core.opens.lock().end(head.client);
                 return Err(Refusal::Stale(format!("client {} is over", head.client)).into());
             }
         }
-        let rules = self.core.parts.rules;
-        if rules.keeps(Rule::L5) {
-            if self.slots.get(head.client, slot).is_none() {
-                // V4: what an earlier process executed is in the store.
-                let key = pair(head.client.0, u64::from(slot.0));
-                if let Some(value) = change.tables.slots.get(key)? {
-                    let (sequence, reply) = SlotRecord::parse(value.value())?;
-                    self.slots.put(head.client, slot, lockd::ids::Sequence(sequence), reply.to_vec());
-                }
+        if self.slots.get(head.client, slot).is_none() {
+            // V4: what an earlier process executed is in the store.
+            let key = pair(head.client.0, u64::from(slot.0));
+            if let Some(value) = change.tables.slots.get(key)? {
+                let (sequence, reply) = SlotRecord::parse(value.value())?;
+                self.slots.put(head.client, slot, Sequence(sequence), reply.to_vec());
             }
-            let last = self.slots.get(head.client, slot);
-            match decide(last.map(|last| last.sequence), sequence) {
-                Decision::Execute => {}
-                Decision::Repeat => {
-                    return Ok(Executed::Repeated(last.map(|last| last.reply.clone()).unwrap_or_default()));
-                }
-                Decision::Stale => {
-                    return Err(Refusal::Stale(format!("{sequence} of {slot} is answered long since")).into());
-                }
-            }
+        }
+        match decide(self.core.parts.rules, self.slots.get(head.client, slot), sequence) {
+            SlotDecision::Execute => {}
+            SlotDecision::Replay(reply) => return Ok(Executed::Repeated(reply)),
+            SlotDecision::Refused(refusal) => return Err(Refusal::Stale(refusal.to_string()).into()),
         }
         self.core.check_owned(head, &pending.request.operation)?;
         apply(change, &pending.request, pending.mark).map(Executed::Now)
@@ -383,7 +375,7 @@ impl Writer {
     }
 
     /// A client of this session is over: its reserve returns, its slots refuse from now on (V6, V4).
-    fn end_client(&mut self, change: &mut Change<'_, '_>, client: lockd::ids::ClientId) -> Result<(), Stop> {
+    fn end_client(&mut self, change: &mut Change<'_, '_>, client: ClientId) -> Result<(), Stop> {
         self.core.opens.lock().end(client);
         change.end_reserve(client)?;
         change.dirty = true;
@@ -415,7 +407,7 @@ pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
     for row in core.snapshot()?.clients.range::<u64>(..)? {
         let (client, record) = row?;
         if record.value().session.get() != session {
-            earlier.push(lockd::ids::ClientId(client.value()));
+            earlier.push(ClientId(client.value()));
         }
     }
     if earlier.is_empty() {

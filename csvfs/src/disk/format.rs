@@ -195,6 +195,22 @@ fn plan(lun: &dyn Lun, options: &FormatOptions) -> Result<Label, FormatError> {
     })
 }
 
+/// The blocks that a volume is made with for file data: all but the structures at its start and the first chunks of
+/// the store.
+#[must_use]
+pub fn data_region(label: &Label) -> Vec<Run> {
+    let superblock = Superblock {
+        epoch: Epoch(1),
+        side: Side::A,
+        clean: true,
+        features: label.features,
+        size: label.lun_size,
+        written: label.created,
+        client: ClientId(0),
+    };
+    first_map(label, &superblock).data_runs(label.chunk_size, label.lun_size)
+}
+
 fn first_map(label: &Label, superblock: &Superblock) -> ChunkMap {
     let chunks = label.lun_size.div_ceil(label.chunk_size);
     // Nothing is sealed before the superblock is there.

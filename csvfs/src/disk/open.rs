@@ -16,7 +16,7 @@ use super::area::{Area, AreaBackend, AreaError, Surroundings};
 use super::blocks::write_block;
 use super::claim::{Claim, ClaimState};
 use super::contest::{Contest, ContestError, Identity, Won, is_closed, write_claim};
-use super::copy::{Kept, Move, copy};
+use super::copy::{Kept, Move, Reader, copy};
 use super::heart::{Chest, Heart};
 use super::label::Label;
 use super::layout;
@@ -37,6 +37,9 @@ pub struct OpenOptions {
     pub cache_bytes: usize,
     /// The most bytes of the store that a copy keeps in memory until it is checked; what is beyond is read again.
     pub copy_memory_max: u64,
+    /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; a larger one
+    /// is trusted, as it is left to fsck (a copy is always checked).
+    pub check_max: u64,
     /// The lease of the session, if a cluster keeps it. Otherwise the heartbeat makes and extends one.
     pub lease: Option<Arc<Lease>>,
     /// The clocks.
@@ -57,6 +60,7 @@ impl OpenOptions {
             quiesce: None,
             cache_bytes: 64 << 20,
             copy_memory_max: 512 << 20,
+            check_max: 16 << 20,
             lease: None,
             clock: Arc::new(SystemClock),
             rules: Rules::all(),
@@ -87,6 +91,11 @@ pub enum OpenError {
         /// How many are reserved.
         free: usize,
     },
+    /// The chunk map knows of no store.
+    #[error(
+        "the chunk map says that the metadata store is empty: the volume was never whole; run csvfs fsck"
+    )]
+    NoStore,
     /// The LUN failed.
     #[error("cannot {what} (errno {errno})")]
     Lun {
@@ -314,6 +323,10 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     if unwritable != 0 {
         return Err(OpenError::ReadOnlyFeatures(unwritable));
     }
+    // redb would make an empty store there.
+    if survey.store_len() == 0 {
+        return Err(OpenError::NoStore);
+    }
     let asked = options.clock.boot();
     let won = contest.win()?;
     let begun = options.clock.boot();
@@ -424,13 +437,35 @@ impl Opening {
         if let Some(why) = &self.in_place {
             hold.area.change_map(|_| {})?;
             self.take_over(contest, won, hold)?;
-            let database = self.database(&hold.area, false)?;
+            let check = hold.area.occupied() <= self.options.check_max;
+            if check {
+                hold.area.keep(self.load(hold)?);
+            }
+            let database = self.database(&hold.area, check)?;
+            if check {
+                hold.area.keep(Kept::new());
+            }
             return Ok((database, Opened::InPlace(why.clone())));
         }
         let from = won.survey.superblock.side;
         let (database, opened) = self.copy_store(from, hold)?;
         self.take_over(contest, won, hold)?;
         Ok((database, opened))
+    }
+
+    /// Reads the store into memory with large requests, so that its check need not read it page by page.
+    fn load(&self, hold: &Hold) -> Result<Kept, OpenError> {
+        let (around, map, side) = (&self.around, hold.area.map(), hold.area.side());
+        let len = map.lens[side.index()];
+        let reader = Reader {
+            lun: around.lun.as_ref(),
+            pool: &around.pool,
+            chunk_size: around.label.chunk_size,
+            request_max: around.request_max(),
+        };
+        let in_use = map.area(side).filter(|(index, _)| u64::from(*index) * around.label.chunk_size < len);
+        let chunks: Vec<Move> = in_use.map(|(index, from)| Move { index, from, to: from }).collect();
+        Ok(reader.keep(&chunks, len)?)
     }
 
     /// Makes the new epoch's superblock the one in force.

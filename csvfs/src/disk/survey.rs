@@ -55,6 +55,14 @@ pub enum Finding {
     },
 }
 
+impl Finding {
+    /// Whether this is what a crash leaves behind and the next opening deals with: nothing is damaged.
+    #[must_use]
+    pub fn is_note(&self) -> bool {
+        matches!(self, Self::MapBehind { .. } | Self::StaleClaim { .. })
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -228,21 +236,24 @@ impl Survey {
             let [first, second] = maps.map(|map| map.err().unwrap_or(Damage::Blank));
             return Err(SurveyError::NoMap(first, second));
         };
-        let valid = slots.iter().flatten().max_by_key(|superblock| superblock.epoch).cloned();
-        let lost = valid.as_ref().is_none_or(|valid| valid.epoch < map.sealed.epoch);
-        // An unsealed superblock was never in force, but it is there, and its epoch is used up: the slots decide.
-        let superblock = match valid {
-            Some(valid) if !lost => valid,
-            _ if map.sealed.epoch > Epoch(0) => map.sealed.clone(),
-            _ => {
+        let newest = slots.iter().flatten().max_by_key(|superblock| superblock.epoch);
+        // A superblock is written after a chunk map of its epoch.
+        if let Some(newest) = newest.filter(|newest| newest.epoch > map.epoch) {
+            return Err(SurveyError::MapLost { map: map.epoch, superblock: newest.epoch });
+        }
+        // In force is the one that the writer of the newest map has written, or else the one that was sealed then. One
+        // between the two was on its way when its writer died, and came after another writer had begun.
+        let slot = |epoch| slots.iter().flatten().find(|superblock| superblock.epoch == epoch);
+        let in_force = slot(map.epoch).or_else(|| slot(map.sealed.epoch)).cloned();
+        let lost = in_force.is_none();
+        let superblock = match in_force {
+            Some(superblock) => superblock,
+            None if map.sealed.epoch > Epoch(0) => map.sealed.clone(),
+            None => {
                 let damage = slots.iter().find_map(|slot| slot.clone().err()).unwrap_or(Damage::Blank);
                 return Err(SurveyError::NoSuperblock(damage));
             }
         };
-        // A superblock is written after a chunk map of its epoch.
-        if map.epoch < superblock.epoch {
-            return Err(SurveyError::MapLost { map: map.epoch, superblock: superblock.epoch });
-        }
         let features = superblock.features.union(label.features);
         if features.unreadable() != 0 {
             return Err(SurveyError::Features(features.unreadable()));
@@ -303,6 +314,12 @@ impl Survey {
             }
         }
         findings
+    }
+
+    /// The length of the store in bytes.
+    #[must_use]
+    pub fn store_len(&self) -> u64 {
+        self.map.lens[self.superblock.side.index()]
     }
 
     /// The features of the volume.

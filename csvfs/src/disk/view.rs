@@ -54,7 +54,11 @@ impl Default for ViewOptions {
 /// it.
 pub fn open_read_only(lun: &Arc<dyn Lun>, survey: Survey, options: &ViewOptions) -> Result<View, OpenError> {
     let side = survey.superblock.side;
-    let len = survey.map.lens[side.index()];
+    let len = survey.store_len();
+    // redb would make an empty store.
+    if len == 0 {
+        return Err(OpenError::NoStore);
+    }
     let chunk_size = survey.label.chunk_size;
     let request_max = u64::from(lun.geometry().request_max).clamp(BLOCK, 1 << 20) / BLOCK * BLOCK;
     let in_use = survey.map.area(side).filter(|(index, _)| u64::from(*index) * chunk_size < len);

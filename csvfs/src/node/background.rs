@@ -3,43 +3,71 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Core;
 
-/// Between two rounds when nobody waits for one.
+/// Between two rounds.
 const ROUND: Duration = Duration::from_millis(500);
+/// Between two looks at the lease and the ghosts while somebody waits for them.
+const LOOK: Duration = Duration::from_millis(10);
 /// Rounds after which a file that nobody uses is closed.
 const IDLE_ROUNDS: u64 = 2;
 
 #[derive(Default)]
-struct Signal {
-    ends: Mutex<bool>,
+struct Rung {
+    ends: bool,
+    awaited: bool,
+}
+
+/// Wakes the background before its round.
+#[derive(Default)]
+pub(super) struct Alarm {
+    rung: Mutex<Rung>,
     changed: Condvar,
+}
+
+impl Alarm {
+    /// Somebody waits for a tick.
+    pub(super) fn ring(&self) {
+        self.rung.lock().awaited = true;
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.rung.lock().ends = true;
+        self.changed.notify_all();
+    }
+
+    /// Rests until `end`, or until somebody waits for a tick. Whether the background goes on.
+    fn rest(&self, end: Instant) -> bool {
+        let mut rung = self.rung.lock();
+        while !rung.ends && !rung.awaited && !self.changed.wait_until(&mut rung, end).timed_out() {}
+        rung.awaited = false;
+        !rung.ends
+    }
 }
 
 /// The thread that does it; ended when this is dropped.
 pub(super) struct Background {
-    signal: Arc<Signal>,
+    alarm: Arc<Alarm>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Background {
-    pub(super) fn start(core: &Arc<Core>) -> std::io::Result<Self> {
-        let signal = Arc::new(Signal::default());
-        let (ends, core) = (Arc::clone(&signal), Arc::downgrade(core));
+    pub(super) fn start(core: &Arc<Core>, alarm: Arc<Alarm>) -> std::io::Result<Self> {
+        let (rings, core) = (Arc::clone(&alarm), Arc::downgrade(core));
         let thread =
-            std::thread::Builder::new().name("csvfs-node".to_owned()).spawn(move || rounds(&ends, &core))?;
-        Ok(Self { signal, thread: Some(thread) })
+            std::thread::Builder::new().name("csvfs-node".to_owned()).spawn(move || rounds(&rings, &core))?;
+        Ok(Self { alarm, thread: Some(thread) })
     }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        *self.signal.ends.lock() = true;
-        self.signal.changed.notify_all();
+        self.alarm.end();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
@@ -48,23 +76,24 @@ impl Drop for Background {
     }
 }
 
-fn rounds(signal: &Signal, core: &Weak<Core>) {
-    let mut waited = Duration::ZERO;
+fn rounds(alarm: &Alarm, core: &Weak<Core>) {
+    let mut next = Instant::now() + ROUND;
     loop {
-        let Some(core) = core.upgrade() else { return };
-        // Whoever begins to wait for the lease or a ghost is seen within this time.
-        let pace = core.media.pace().unwrap_or(Duration::from_millis(50));
-        core.media.tick();
-        if waited >= ROUND {
-            waited = Duration::ZERO;
-            core.round();
-        }
-        drop(core);
-        let mut ends = signal.ends.lock();
-        if *ends || (!signal.changed.wait_for(&mut ends, pace).timed_out() && *ends) {
+        let Some(awaited) = core.upgrade().map(|core| core.media.is_awaited()) else { return };
+        let look = Instant::now() + LOOK;
+        if !alarm.rest(if awaited { look.min(next) } else { next }) {
             return;
         }
-        waited += pace;
+        if awaited {
+            // The alarm may have rung for another that waits: not more often than this all the same.
+            std::thread::sleep(look.saturating_duration_since(Instant::now()).min(LOOK));
+        }
+        let Some(core) = core.upgrade() else { return };
+        core.media.tick();
+        if Instant::now() >= next {
+            next = Instant::now() + ROUND;
+            core.round();
+        }
     }
 }
 
@@ -78,9 +107,13 @@ impl Core {
         }
         if let Some(before) = round.checked_sub(IDLE_ROUNDS)
             && self.idle.load(SeqCst) > 0
+            && !self.sweeps.swap(true, SeqCst)
         {
             let core = Arc::clone(self);
-            super::task::run(async move { core.close_idle(before).await });
+            super::task::run(async move {
+                core.close_idle(before).await;
+                core.sweeps.store(false, SeqCst);
+            });
         }
     }
 }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::task::{Sender, promise};
 use crate::types::FileBlock;
 
-const SLOTS: u64 = 64;
+const SLOTS: usize = 64;
 const GROUP: u64 = 64;
 const ALONE: u32 = 1 << 31;
 const AWAITED: u32 = 1 << 30;
@@ -32,10 +32,10 @@ fn bits(blocks: &Range<FileBlock>) -> u64 {
         return 0;
     }
     let (first, last) = (blocks.start.0 / GROUP, (blocks.end.0 - 1) / GROUP);
-    if last - first >= SLOTS - 1 {
+    if last - first >= u64::from(u64::BITS) - 1 {
         return u64::MAX;
     }
-    (first..=last).fold(0, |bits, group| bits | 1 << (group % SLOTS))
+    (first..=last).fold(0, |bits, group| bits | 1 << (group % u64::from(u64::BITS)))
 }
 
 impl Claim {
@@ -61,7 +61,7 @@ impl Claim {
 }
 
 struct Inner {
-    slots: [AtomicU32; SLOTS as usize],
+    slots: [AtomicU32; SLOTS],
     waiting: Mutex<VecDeque<(Claim, Sender<Hold>)>>,
 }
 
@@ -78,10 +78,7 @@ pub(super) struct Hold {
 
 impl Default for BlockLocks {
     fn default() -> Self {
-        Self(Arc::new(Inner {
-            slots: [const { AtomicU32::new(0) }; SLOTS as usize],
-            waiting: Mutex::default(),
-        }))
+        Self(Arc::new(Inner { slots: [const { AtomicU32::new(0) }; SLOTS], waiting: Mutex::default() }))
     }
 }
 
@@ -89,7 +86,7 @@ fn each(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let slot = bits.trailing_zeros() as usize;
         bits &= bits.wrapping_sub(1);
-        (slot < SLOTS as usize).then_some(slot)
+        (slot < SLOTS).then_some(slot)
     })
 }
 
@@ -121,12 +118,14 @@ impl Inner {
 
     /// Gives slots back; whether somebody waits for one.
     fn give_back(&self, claim: Claim) -> bool {
-        let shared = each(claim.shared).fold(false, |awaited, slot| {
-            self.slots[slot].fetch_sub(1, Ordering::AcqRel) & AWAITED != 0 || awaited
-        });
-        each(claim.alone).fold(shared, |awaited, slot| {
-            self.slots[slot].fetch_and(!ALONE, Ordering::AcqRel) & AWAITED != 0 || awaited
-        })
+        let mut before = 0;
+        for slot in each(claim.shared) {
+            before |= self.slots[slot].fetch_sub(1, Ordering::AcqRel);
+        }
+        for slot in each(claim.alone) {
+            before |= self.slots[slot].fetch_and(!ALONE, Ordering::AcqRel);
+        }
+        before & AWAITED != 0
     }
 
     /// Gives those who wait what they can have now, the earlier first.

@@ -8,6 +8,7 @@ use lockd::network::{Carrier, CarrierError};
 use lockd::slots::{SlotAllocator, SlotUse};
 use parking_lot::Mutex;
 
+use super::asker::{Asker, is_completing};
 use super::task::{Sender, promise};
 use crate::proto::{Answer, Head, Operation, Reply, Request, codec};
 use crate::refusal::Refusal;
@@ -24,6 +25,7 @@ pub(super) struct Channel {
     slots: Arc<SlotAllocator>,
     /// Who waits for a free slot.
     waiting: Mutex<VecDeque<Sender<SlotUse>>>,
+    asker: Option<Asker>,
 }
 
 fn closed(reason: &str) -> Refusal {
@@ -36,13 +38,16 @@ impl Channel {
         session: SessionId,
         client: ClientId,
         coordinator: Epoch,
+        asker: Option<Asker>,
     ) -> Self {
         let (slots, waiting) = (SlotAllocator::new(), Mutex::default());
-        Self { carrier, session, client, coordinator, slots, waiting }
+        Self { carrier, session, client, coordinator, slots, waiting, asker }
     }
 
     /// Asks, again as long as no answer comes: a change in its slot, so that it is executed once.
     pub(super) async fn call(&self, operation: Operation) -> Reply {
+        // What a coordinator of this process answers on the asking thread, from its store.
+        let reads_store = !operation.changes() || matches!(operation, Operation::Open { .. });
         let slot = if operation.changes() { Some(self.slot().await?) } else { None };
         let head = Head {
             session: self.session,
@@ -59,7 +64,12 @@ impl Channel {
         };
         loop {
             let (sender, receiver) = promise();
-            self.carrier.request(frame.clone(), Box::new(move |reply| sender.send(reply)));
+            let (carrier, frame) = (Arc::clone(&self.carrier), frame.clone());
+            let send = move || carrier.request(frame, Box::new(move |reply| sender.send(reply)));
+            match &self.asker {
+                Some(asker) if reads_store && is_completing() => asker.run(send),
+                _ => send(),
+            }
             match receiver.await {
                 Some(Ok(reply)) => {
                     self.free(slot, SlotUse::answered);

@@ -68,10 +68,11 @@ impl Core {
     /// Commits under the caller's turn.
     pub(super) async fn commit_now(self: &Arc<Self>, file: &Arc<File>, _turn: &Held) -> Result<(), Refusal> {
         file.listed.store(false, SeqCst);
-        if !file.dirty.swap(false, SeqCst) {
+        let is_written = file.dirty.swap(false, SeqCst);
+        if !is_written && !file.marks.is_dirty() {
             return Ok(());
         }
-        let result = self.flush_and_tell(file).await;
+        let result = self.flush_and_tell(file, is_written).await;
         if result.is_err() {
             file.marks.failed();
             file.failures.fetch_add(1, SeqCst);
@@ -84,14 +85,14 @@ impl Core {
         result
     }
 
-    async fn flush_and_tell(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Refusal> {
+    async fn flush_and_tell(self: &Arc<Self>, file: &Arc<File>, is_written: bool) -> Result<(), Refusal> {
         let owned = file.owned()?;
         // Collected before the flush: all of this has completed, so the flush covers it (V5).
         let noted = file.marks.begin();
         let size = file.size.load(SeqCst);
         let (runs, replaces) = file.layout.read().dirty_runs(FileBlock(0), usize::MAX);
         let first_flushes = self.rules.keeps(Rule::V5);
-        if first_flushes {
+        if first_flushes && is_written {
             self.flush().await?;
         }
         if replaces {
@@ -113,7 +114,8 @@ impl Core {
                 mtime: noted.mtime.filter(|_| is_last),
                 atime: noted.atime.filter(|_| is_last),
                 clear_set_id: noted.clear_set_id && is_last,
-                now: self.now(),
+                // When the file was changed, not when that is told: nobody sees a time move by itself.
+                now: noted.mtime.unwrap_or_else(|| self.now()),
             };
             match self.channel.call(operation).await? {
                 Answer::Version(version) => file.version.fetch_max(version, SeqCst),
@@ -124,7 +126,7 @@ impl Core {
         if let Some(size) = grown {
             file.known_size.store(size, SeqCst);
         }
-        if !first_flushes {
+        if !first_flushes && is_written {
             self.flush().await?;
         }
         Ok(())
@@ -145,16 +147,16 @@ impl Core {
         }
     }
 
-    /// Something was noted about the file.
-    pub(super) fn soiled(&self, file: &Arc<File>) {
-        if file.soil() {
+    /// Something was noted about the file, and nothing written.
+    pub(super) fn noted(&self, file: &Arc<File>) {
+        if file.wants_listing() {
             self.list(file);
         }
     }
 
     /// Puts the file on the list of those that the background commits.
     pub(super) fn list(&self, file: &Arc<File>) {
-        self.dirty.lock().push(Arc::clone(file));
+        self.dirty.lock().push(file.ino);
     }
 
     /// Commits every file, and tells the first failure.
@@ -171,7 +173,7 @@ impl Core {
     /// Commits all dirty files, in the background. They share their flushes, and the coordinator's transactions.
     pub(super) fn commit_dirty(self: &Arc<Self>) {
         let dirty = std::mem::take(&mut *self.dirty.lock());
-        for file in dirty {
+        for file in dirty.into_iter().filter_map(|ino| self.files.get(ino)) {
             let is_open = file.life.lock().phase == Phase::Open;
             if is_open && !file.nameless.load(SeqCst) {
                 self.commit_soon(&file);

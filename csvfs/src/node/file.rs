@@ -116,7 +116,7 @@ impl File {
     pub(super) fn begin(&self, attr: &Attr, owned: Option<Owned>) {
         self.size.store(attr.size, SeqCst);
         self.known_size.store(attr.size, SeqCst);
-        self.loaded.store(attr.blocks == 0, SeqCst);
+        self.loaded.store(attr.kind == Kind::File && attr.blocks == 0, SeqCst);
         self.tail_is_zero.store(attr.blocks == 0, SeqCst);
         if attr.atime > attr.mtime {
             self.marks.seen();
@@ -163,6 +163,12 @@ impl File {
         if !self.dirty.load(SeqCst) {
             self.dirty.store(true, SeqCst);
         }
+        self.wants_listing()
+    }
+
+    /// Whether the caller has to put the file on the list of dirty files.
+    #[inline]
+    pub(super) fn wants_listing(&self) -> bool {
         !self.listed.load(SeqCst) && !self.listed.swap(true, SeqCst)
     }
 

@@ -71,7 +71,6 @@ impl Marks {
     }
 
     /// Whether there is something to tell.
-    #[cfg(test)]
     pub(super) fn is_dirty(&self) -> bool {
         self.flags.load(SeqCst) & ALL != 0
     }

@@ -1,15 +1,16 @@
 //! The LUN as the node uses it: under the lease, and with flushes shared.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lockd::clock::Clock;
 use lockd::lease::Lease;
 use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
 use redirector::buffer::{Buffer, Pool, Slice};
-use redirector::lun::{Lun, OnDone, OnRead, Outcome};
+use redirector::lun::{Lun, Outcome};
 
+use super::asker::completing;
+use super::background::Alarm;
 use super::task::{Receiver, Sender, promise, run};
 use crate::refusal::Refusal;
 use crate::types::{LunBlock, Run};
@@ -32,6 +33,7 @@ pub(super) struct Media {
     flushes: Mutex<Flushes>,
     /// Who waits for the lease to be won back, or for a ghost to die: they look again at each tick.
     waiting: Mutex<Vec<Sender<()>>>,
+    alarm: Arc<Alarm>,
 }
 
 /// Why a request failed, as the caller is told.
@@ -61,6 +63,7 @@ impl Media {
         lease: Arc<Lease>,
         clock: Arc<dyn Clock>,
         rules: Rules,
+        alarm: Arc<Alarm>,
     ) -> Self {
         let request_max = usize::try_from(lun.geometry().request_max).unwrap_or(usize::MAX);
         let request_max = (request_max / 4096 * 4096).max(4096);
@@ -73,6 +76,7 @@ impl Media {
             request_max,
             flushes: Mutex::default(),
             waiting: Mutex::default(),
+            alarm,
         }
     }
 
@@ -112,6 +116,7 @@ impl Media {
     fn tick_passed(&self) -> Receiver<()> {
         let (sender, receiver) = promise();
         self.waiting.lock().push(sender);
+        self.alarm.ring();
         receiver
     }
 
@@ -121,29 +126,37 @@ impl Media {
         waiting.into_iter().for_each(|sender| sender.send(()));
     }
 
-    /// How long until the next tick is worth it.
-    pub(super) fn pace(&self) -> Option<Duration> {
-        (!self.waiting.lock().is_empty()).then_some(Duration::from_millis(10))
+    /// Whether somebody waits for a tick.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.waiting.lock().is_empty()
     }
 
     /// Reads whole blocks. The caller checks the lease before it answers.
-    pub(super) fn start_read(&self, at: LunBlock, buffer: Buffer, on_read: OnRead) {
-        self.lun.read(at.byte(), buffer, on_read);
+    pub(super) fn start_read(
+        &self,
+        at: LunBlock,
+        buffer: Buffer,
+        on_read: impl FnOnce(Outcome, Buffer) + Send + 'static,
+    ) {
+        let on_read = move |outcome, buffer| completing(|| on_read(outcome, buffer));
+        self.lun.read(at.byte(), buffer, Box::new(on_read));
     }
 
     /// Starts a write at once: the caller has just seen the lease.
-    pub(super) fn start_write(&self, at: LunBlock, data: Slice, on_done: OnDone) {
-        self.lun.write(at.byte(), data, false, on_done);
+    pub(super) fn start_write(
+        &self,
+        at: LunBlock,
+        data: Slice,
+        on_done: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        let on_done = move |outcome| completing(|| on_done(outcome));
+        self.lun.write(at.byte(), data, false, Box::new(on_done));
     }
 
     /// Reads one block.
     pub(super) fn read_block(&self, at: LunBlock) -> Receiver<(Outcome, Buffer)> {
         let (sender, receiver) = promise();
-        self.start_read(
-            at,
-            self.pool.take(4096),
-            Box::new(move |outcome, data| sender.send((outcome, data))),
-        );
+        self.start_read(at, self.pool.take(4096), move |outcome, data| sender.send((outcome, data)));
         receiver
     }
 
@@ -164,7 +177,7 @@ impl Media {
             }
             let (sender, receiver) = promise();
             let part = data.part(done..done + len);
-            self.start_write(at + (done / 4096) as u64, part, Box::new(move |outcome| sender.send(outcome)));
+            self.start_write(at + (done / 4096) as u64, part, move |outcome| sender.send(outcome));
             parts.push(receiver);
             done += len;
         }
@@ -198,7 +211,7 @@ impl Media {
                 return;
             }
             let (sender, receiver) = promise();
-            self.lun.flush(Box::new(move |outcome| sender.send(outcome)));
+            self.lun.flush(Box::new(move |outcome| completing(|| sender.send(outcome))));
             let outcome = receiver.await.unwrap_or(Outcome::Unknown);
             waiting.into_iter().for_each(|waiter| waiter.send(outcome));
         }

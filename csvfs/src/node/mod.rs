@@ -14,6 +14,7 @@
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
 //! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
 //! | `task`, `turn` | steps that wait, without a thread of their own |
+//! | `background`, `asker` | the two threads: what is done by itself; questions that a completion raises |
 //!
 //! # What a request costs here
 //!
@@ -37,6 +38,7 @@
 //! each extent), idle files (2048) are closed first. Uncommitted extents beyond `dirty_parts_max` start a commit. The
 //! reserve is at most `reserve_max` blocks, and a file's speculation an eighth of what is free of it.
 
+mod asker;
 mod background;
 mod blocks;
 mod channel;
@@ -78,7 +80,8 @@ use redirector::lun::Lun;
 use crate::refusal::Refusal;
 use crate::service::Done;
 use crate::types::{Ino, Timestamp};
-use background::Background;
+use asker::Asker;
+use background::{Alarm, Background};
 use channel::Channel;
 use counters::Counters;
 pub use counters::Figures;
@@ -126,7 +129,8 @@ pub struct Options {
     pub dirty_parts_max: usize,
     /// Whether the time of the last read is kept (relatime).
     pub atime: bool,
-    /// Whether the node has its own thread for what it does by itself; a simulation calls [`Node::round`].
+    /// Whether the node has threads of its own, for what it does by itself and for questions that come up where nobody
+    /// may wait. A simulation has none and calls [`Node::round`].
     pub background: bool,
 }
 
@@ -158,9 +162,13 @@ struct Core {
     next_handle: AtomicU64,
     reserve: Reserve,
     /// Files with something to commit.
-    dirty: Mutex<Vec<Arc<File>>>,
+    dirty: Mutex<Vec<Ino>>,
     /// Open files that nobody uses.
     idle: AtomicU64,
+    /// How many files have been closed, counted before each leaves the table.
+    closed: AtomicU64,
+    /// The background closes idle files: one sweep at a time, so that a coordinator that hangs gathers none.
+    sweeps: AtomicBool,
     /// Rounds of the background.
     ticks: AtomicU64,
     /// The node is being shut down: nothing is opened any more.
@@ -190,14 +198,16 @@ impl Node {
     /// Starts a node.
     ///
     /// # Errors
-    /// If its thread cannot be started.
+    /// If its threads cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
         let Parts { carrier, lun, authority, clock, rules, pool, volume, client, coordinator, options } =
             parts;
         let lease = Arc::clone(authority.lease());
+        let alarm = Arc::new(Alarm::default());
+        let asker = if options.background { Some(Asker::start()?) } else { None };
         let core = Arc::new(Core {
-            channel: Channel::new(carrier, authority.session(), client, coordinator),
-            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules)),
+            channel: Channel::new(carrier, authority.session(), client, coordinator, asker),
+            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules, Arc::clone(&alarm))),
             authority,
             clock,
             rules,
@@ -210,11 +220,13 @@ impl Node {
             reserve: Reserve::new(options.reserve_min),
             dirty: Mutex::default(),
             idle: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            sweeps: AtomicBool::new(false),
             ticks: AtomicU64::new(1),
             ended: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let background = if options.background { Some(Background::start(&core)?) } else { None };
+        let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })
     }
 

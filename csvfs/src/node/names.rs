@@ -8,7 +8,7 @@ use super::channel::unexpected;
 use crate::proto::{Answer, Created, Operation, Reply, SetAttr};
 use crate::refusal::Refusal;
 use crate::service::{Credentials, OpenMode, Opened};
-use crate::types::{Attr, DirEntry, Ino};
+use crate::types::{Attr, DirEntry, Ino, Kind};
 
 impl Core {
     /// Asks the coordinator. When the volume is full, this node's reserve is given back first and it is asked again.
@@ -32,9 +32,9 @@ impl Core {
 
     /// The same, as the owner has them.
     pub(super) async fn attr(&self, operation: Operation) -> Result<Attr, Refusal> {
-        let mut attr = self.entry(operation).await?;
-        self.apply(&mut attr);
-        Ok(attr)
+        let closed = self.closed.load(SeqCst);
+        let attr = self.entry(operation).await?;
+        self.known(attr, closed).await
     }
 
     pub(super) async fn done(&self, operation: Operation) -> Result<(), Refusal> {
@@ -51,17 +51,33 @@ impl Core {
         }
     }
 
-    /// What this node knows better.
-    fn apply(&self, attr: &mut Attr) {
-        if let Some(file) = self.files.get(attr.ino) {
-            file.apply(attr);
+    /// Attributes with what this node knows better. They were asked for when `closed` files had been closed: if the
+    /// owner's last commit came after them, they are asked for again.
+    async fn known(&self, mut attr: Attr, mut closed: u64) -> Result<Attr, Refusal> {
+        loop {
+            if let Some(file) = self.files.get(attr.ino) {
+                file.apply(&mut attr);
+                return Ok(attr);
+            }
+            let now = self.closed.load(SeqCst);
+            if attr.kind != Kind::File || now == closed {
+                return Ok(attr);
+            }
+            closed = now;
+            attr = self.entry(Operation::GetAttr { ino: attr.ino }).await?;
         }
     }
 
     pub(super) async fn directory(&self, operation: Operation) -> Result<(Vec<DirEntry>, bool), Refusal> {
+        let closed = self.closed.load(SeqCst);
         match self.call(operation).await? {
             Answer::Directory { mut entries, end } => {
-                entries.iter_mut().filter_map(|entry| entry.attr.as_mut()).for_each(|attr| self.apply(attr));
+                for entry in &mut entries {
+                    if let Some(attr) = entry.attr {
+                        // One that is gone meanwhile is told as it was.
+                        entry.attr = self.known(attr, closed).await.ok().or(Some(attr));
+                    }
+                }
                 Ok((entries, end))
             }
             other => Err(unexpected(&other)),
@@ -129,7 +145,8 @@ impl Core {
         };
         let attr = self.entry(operation).await?;
         // An existing file may have been closed here since the coordinator opened it: it is opened once more.
-        let is_new = attr.btime == now && attr.size == 0 && attr.nlink == 1;
+        let is_known = self.files.get(attr.ino).is_some();
+        let is_new = !is_known && attr.btime == now && attr.size == 0 && attr.nlink == 1;
         let truncate = open.truncate && !is_new;
         self.open(attr.ino, is_new.then_some(attr), truncate, open.clear_set_id).await
     }

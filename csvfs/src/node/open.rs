@@ -194,6 +194,7 @@ impl Core {
         if !self.finish(file).await {
             return;
         }
+        self.closed.fetch_add(1, SeqCst);
         // Out of the table first: whoever sees `Gone` finds or makes another.
         self.files.remove(file.ino);
         let waiting = change(&mut file.life.lock(), Phase::Gone);
@@ -293,10 +294,7 @@ impl Core {
         if truncate && file.is_regular() {
             return self.resize(file, 0, clear_set_id).await;
         }
-        let mut attr = match asked {
-            Some(attr) => attr,
-            None => self.entry(Operation::GetAttr { ino: file.ino }).await?,
-        };
+        let Some(mut attr) = asked else { return self.attr(Operation::GetAttr { ino: file.ino }).await };
         file.apply(&mut attr);
         Ok(attr)
     }

@@ -57,6 +57,9 @@ impl Core {
         }
         let (core, file) = (Arc::clone(self), Arc::clone(file));
         run(async move {
+            if let Err(error) = file.owned() {
+                return done(Err(error));
+            }
             let pass = file.gate.enter().await;
             match core.load(&file).await {
                 Ok(()) => core.read_now(&file, pass, offset, len, done),
@@ -73,7 +76,7 @@ impl Core {
         }
         if self.options.atime && file.marks.wants_atime() {
             file.marks.read(self.now());
-            self.soiled(file);
+            self.noted(file);
         }
         match self.steps(file, offset, end).as_mut_slice() {
             [Step::Zeros(len)] => {
@@ -89,7 +92,7 @@ impl Core {
                     };
                     core.answer(pass, done, data);
                 };
-                self.media.start_read(*at, buffer, Box::new(on_read));
+                self.media.start_read(*at, buffer, on_read);
             }
             steps => self.read_parts(pass, steps, done),
         }
@@ -147,7 +150,7 @@ impl Core {
                 }
                 core.part_is_here(&joint);
             };
-            self.media.start_read(at, buffer, Box::new(on_read));
+            self.media.start_read(at, buffer, on_read);
         }
         self.part_is_here(&joint);
     }

@@ -63,41 +63,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_come_in_order() {
+    fn turns_come_in_order_and_one_at_a_time() {
         let turn = Turn::default();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (first, hold) = promise::<()>();
+        let (go_on, mut hold) = promise::<()>();
         for number in 0..5 {
             let (turn, log) = (turn.clone(), Arc::clone(&log));
-            let hold = (number == 0).then(|| promise::<()>());
-            let _ = &hold;
+            let holds = (number == 0).then(|| std::mem::replace(&mut hold, promise().1));
             run(async move {
                 let _held = turn.take().await;
+                if let Some(holds) = holds {
+                    holds.await;
+                }
                 log.lock().push(number);
             });
         }
-        drop((first, hold));
-        assert_eq!(*log.lock(), [0, 1, 2, 3, 4]);
-    }
-
-    #[test]
-    fn the_second_waits_until_the_first_is_done() {
-        let turn = Turn::default();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let (go_on, hold) = promise::<()>();
-        let (first_turn, first_log) = (turn.clone(), Arc::clone(&log));
-        run(async move {
-            let _held = first_turn.take().await;
-            hold.await;
-            first_log.lock().push(1);
-        });
-        let second_log = Arc::clone(&log);
-        run(async move {
-            let _held = turn.take().await;
-            second_log.lock().push(2);
-        });
         assert!(log.lock().is_empty());
         go_on.send(());
-        assert_eq!(*log.lock(), [1, 2]);
+        assert_eq!(*log.lock(), [0, 1, 2, 3, 4]);
     }
 }

@@ -38,7 +38,7 @@ impl Place {
             partial.push(self.blocks.start..self.blocks.start + 1);
         }
         let last = FileBlock::holding(self.bytes.end);
-        if last < self.blocks.end && !(last == self.blocks.start && !partial.is_empty()) {
+        if last < self.blocks.end && (last > self.blocks.start || partial.is_empty()) {
             partial.push(last..last + 1);
         }
         partial
@@ -125,7 +125,7 @@ impl Core {
             done(result);
             drop(pass);
         };
-        self.media.start_write(lun, data, Box::new(on_done));
+        self.media.start_write(lun, data, on_done);
         None
     }
 

@@ -30,8 +30,10 @@ pub struct VolumeStatus {
     pub session: u64,
     /// Whether the mount is read-only.
     pub read_only: bool,
-    /// `direct`, or `paused` when no path to the LUN works.
+    /// `direct`; `paused` when no path to the LUN works; `failed` when the metadata cannot be changed any more.
     pub state: String,
+    /// What is wrong with the mount and what to do about it; empty when all is well.
+    pub problem: String,
     /// The LUN as the redirector describes it: path, state, since when, why, and what is assumed of the target.
     pub path: String,
     /// How the node is kept from writing when it should not, and what that guarantees.

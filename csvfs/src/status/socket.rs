@@ -127,6 +127,7 @@ mod tests {
             session: 3,
             read_only: false,
             state: "direct".to_owned(),
+            problem: String::new(),
             path: "file".to_owned(),
             fence: "none".to_owned(),
             opening: Opening::default(),

@@ -5,8 +5,11 @@ use zerocopy::IntoBytes;
 
 use super::{COUNTERS_ROW, Result, Snapshot};
 
+/// A row: the name of its table, its key and its value.
+pub type Row = (&'static str, Vec<u8>, Vec<u8>);
+
 /// Every row of every table: the table's name, the key and the value. Only for small volumes: it is all in memory.
-pub fn dump(database: &Database) -> Result<Vec<(&'static str, Vec<u8>, Vec<u8>)>> {
+pub fn dump(database: &Database) -> Result<Vec<Row>> {
     let snapshot = Snapshot::take(database)?;
     let mut rows = Vec::new();
     macro_rules! numbers {

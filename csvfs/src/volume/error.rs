@@ -15,7 +15,9 @@ pub enum VolumeError {
     #[error(transparent)]
     Survey(#[from] crate::disk::survey::SurveyError),
     /// The volume was to be read only, and somebody writes to it.
-    #[error("the volume is being written by {0}; a read-only mount would see it change under its feet: unmount it there")]
+    #[error(
+        "the volume is being written by {0}; a read-only mount would see it change under its feet: unmount it there"
+    )]
     BeingWritten(String),
     /// The control plane refused.
     #[error(transparent)]
@@ -35,6 +37,9 @@ pub enum VolumeError {
     /// The last flush failed.
     #[error("the LUN could not be flushed (errno {0}); what was synced is safe")]
     Flush(i32),
+    /// The metadata store could not be read or mended.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
     /// Somebody still has the store.
     #[error("the metadata store is still in use inside this program; the volume is left as after a crash")]
     StillUsed,

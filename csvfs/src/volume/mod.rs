@@ -6,6 +6,7 @@ mod error;
 mod format;
 mod reporter;
 mod settings;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -24,6 +25,7 @@ pub use error::VolumeError;
 pub use format::{FormatSettings, Made, format, format_url};
 pub use reporter::Reporter;
 pub use settings::Settings;
+pub(crate) use watch::{refuse_beside_writer, refuse_moved};
 
 use crate::coordinator::{self, Coordinator};
 use crate::disk::area::Area;
@@ -158,10 +160,11 @@ impl Volume {
     fn look(lun: &Arc<dyn Lun>, settings: &Settings) -> Result<Ground, VolumeError> {
         let start = settings.clock.boot();
         let survey = Survey::read(lun.as_ref())?;
-        let view = open_read_only(lun, survey, &ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() })?;
-        if let Some(writer) = view.writer {
-            return Err(VolumeError::BeingWritten(writer));
-        }
+        refuse_beside_writer(lun.as_ref(), &survey, settings.clock.as_ref())?;
+        let waited = settings.clock.boot();
+        let options = ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() };
+        let view = open_read_only(lun, survey, &options)?;
+        refuse_moved(lun.as_ref(), &view.survey)?;
         let epoch = view.survey.superblock.epoch;
         let mut warnings: Vec<String> = view.survey.findings.iter().map(ToString::to_string).collect();
         warnings.push("read-only".to_owned());
@@ -176,7 +179,8 @@ impl Volume {
             settle: Duration::ZERO,
             opening: Opening {
                 how: "read-only".to_owned(),
-                open_s: settings.clock.boot().since(start).as_secs_f64(),
+                wait_s: waited.since(start).as_secs_f64(),
+                open_s: settings.clock.boot().since(waited).as_secs_f64(),
                 warnings,
                 ..Opening::default()
             },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redirector::lun::Lun;
 
 use super::Volume;
+use crate::coordinator::Coordinator;
 use crate::node::Node;
 use crate::service::FileService;
 use crate::status::{Counters, VolumeStatus};
@@ -20,6 +21,9 @@ pub struct Reporter {
     fixed: VolumeStatus,
     lun: Weak<dyn Lun>,
     node: Weak<Node>,
+    coordinator: Weak<Coordinator>,
+    /// How long I/O waits for a LUN that is gone.
+    hold: Duration,
 }
 
 impl Reporter {
@@ -36,6 +40,7 @@ impl Reporter {
             session: lockd::authority::Authority::session(volume.authority.as_ref()).0,
             read_only: settings.read_only,
             state: String::new(),
+            problem: String::new(),
             path: String::new(),
             fence: "none: a mount without a cluster; its claim keeps other mounts away (V1)".to_owned(),
             opening: volume.opening.clone(),
@@ -44,7 +49,13 @@ impl Reporter {
             blocks_free: 0,
             inodes: 0,
         };
-        Self { fixed, lun: Arc::downgrade(&volume.lun), node: Arc::downgrade(&volume.node) }
+        Self {
+            fixed,
+            lun: Arc::downgrade(&volume.lun),
+            node: Arc::downgrade(&volume.node),
+            coordinator: Arc::downgrade(&volume.coordinator),
+            hold: settings.hold,
+        }
     }
 
     /// The state now.
@@ -55,8 +66,22 @@ impl Reporter {
             Some(lun) => {
                 status.state = if lun.is_working() { "direct" } else { "paused" }.to_owned();
                 status.path = lun.describe();
+                if status.state == "paused" {
+                    status.problem = format!(
+                        "no path to the LUN works: I/O waits, goes on by itself when the LUN is back, and fails with \
+                         EIO after {} s; look after the server and the way to it",
+                        self.hold.as_secs()
+                    );
+                }
             }
             None => status.state = "closed".to_owned(),
+        }
+        if let Some(cause) = self.coordinator.upgrade().and_then(|coordinator| coordinator.failure()) {
+            status.state = "failed".to_owned();
+            status.problem = format!(
+                "the metadata cannot be changed any more ({cause}); what was acknowledged is safe: unmount, and mount \
+                 again when the LUN is well"
+            );
         }
         if let Some(node) = self.node.upgrade() {
             let figures = node.figures();

@@ -79,7 +79,7 @@ impl Settings {
         options
     }
 
-    pub(super) fn open_options(&self) -> disk::open::OpenOptions {
+    pub(crate) fn open_options(&self) -> disk::open::OpenOptions {
         let mut options = disk::open::OpenOptions::new(self.client, &self.node);
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;

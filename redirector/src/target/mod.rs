@@ -5,9 +5,9 @@
 //! for good; so that "nothing of it can reach the disk any more" is a fact that the target proves, not a wait that one
 //! hopes is long enough. The control port fences clients, counts what each has asked for, and switches faults on.
 //!
-//! A request goes from [`inbox`] to [`request`] (decoded and checked) to [`connection`] (executed, or handed to
-//! [`workers`]) to [`disk`] and [`backing`], and back by [`reply`] through [`channel`]. Who may send requests at all is
-//! decided by [`negotiation`] with the books of [`admission`]. Everything is plain threads: one per connection, and up to
+//! A request goes from `inbox` to `request` (decoded and checked) to `connection` (executed, or handed to
+//! `workers`) to `disk` and `backing`, and back by `reply` through `channel`. Who may send requests at all is
+//! decided by `negotiation` with the books of `admission`. Everything is plain threads: one per connection, and up to
 //! 16 workers that each has for what would keep it waiting.
 
 mod admission;

@@ -43,6 +43,16 @@ impl History {
         if self.trees.is_empty() {
             self.remember();
         }
+        if let Step::Do(Op::Copy(from, from_offset, to, to_offset, len)) = step {
+            // Whole blocks are shared, which is durable at once; the rest is copied as data.
+            for whole in (0..*len / 4096 + 1).map(|blocks| blocks * 4096) {
+                let mut halfway = self.reference.clone();
+                let part = Op::Copy(from.clone(), *from_offset, to.clone(), *to_offset, whole.min(*len));
+                if halfway.apply(&part).is_ok() {
+                    self.remember_contents(&halfway);
+                }
+            }
+        }
         let result = match step {
             Step::Do(op) => self.reference.apply(op),
             Step::Sync(path) => match self.reference.look().get(path) {
@@ -60,10 +70,16 @@ impl History {
     }
 
     fn remember(&mut self) {
+        let reference = self.reference.clone();
+        self.remember_contents(&reference);
+        self.trees.push(without_contents(reference.look()));
+        self.inodes.push(reference.inodes());
+    }
+
+    /// Contents that files have at some time of the step under way.
+    fn remember_contents(&mut self, reference: &Reference) {
         let after = self.trees.len();
-        self.trees.push(without_contents(self.reference.look()));
-        self.inodes.push(self.reference.inodes());
-        for (inode, data) in self.reference.contents() {
+        for (inode, data) in reference.contents() {
             let versions = self.contents.entry(inode).or_default();
             if versions.last().is_none_or(|(_, last)| *last != data) {
                 versions.push((after, data));
@@ -98,17 +114,25 @@ impl History {
         for (path, have) in seen {
             let Seen::File(have, ..) = have else { continue };
             let inode = self.inodes[at][path];
-            let synced = self.synced.get(&inode).into_iter().flatten().filter(|step| **step <= acknowledged).max();
+            let synced =
+                self.synced.get(&inode).into_iter().flatten().filter(|step| **step <= acknowledged).max();
             let versions = &self.contents[&inode];
             let floor = synced.map_or(0, |step| {
-                versions.iter().rposition(|(after, _)| after <= step).expect("it had contents when it was synced")
+                versions
+                    .iter()
+                    .rposition(|(after, _)| after <= step)
+                    .expect("it had contents when it was synced")
             });
             let possible: Vec<&Vec<u8>> =
                 versions[floor..].iter().filter(|(after, _)| *after <= at).map(|(_, data)| data).collect();
             // Contents of a file that is named first in the step under way.
             let possible = if possible.is_empty() { vec![&versions[0].1] } else { possible };
             let sizes: BTreeSet<usize> = possible.iter().map(|data| data.len()).collect();
-            ensure!(sizes.contains(&have.len()), "{path:?} has {} bytes; it could have {sizes:?}", have.len());
+            ensure!(
+                sizes.contains(&have.len()),
+                "{path:?} has {} bytes; it could have {sizes:?}",
+                have.len()
+            );
             for (offset, byte) in have.iter().enumerate() {
                 // A version that was shorter had nothing here: zero, if it grew without a write.
                 let fits = possible.iter().any(|data| data.get(offset).copied().unwrap_or(0) == *byte);
@@ -139,8 +163,10 @@ pub fn workload(seed: u64) -> Vec<Step> {
     for number in 0..110_u32 {
         let random = &mut random;
         let (one, other) = (path(random), path(random));
-        let offset = [random.random_range(0..40_000), random.random_range(0..10) * 4096][random.random_range(0..2)];
-        let len = [random.random_range(0..20_000), random.random_range(1..5) * 4096][random.random_range(0..2)];
+        let offset =
+            [random.random_range(0..40_000), random.random_range(0..10) * 4096][random.random_range(0..2)];
+        let len =
+            [random.random_range(0..20_000), random.random_range(1..5) * 4096][random.random_range(0..2)];
         let value = u8::try_from(number % 255 + 1).expect("below 256");
         let op = match random.random_range(0..30) {
             0 => Op::MakeDirectory(one),

@@ -22,7 +22,8 @@ const STEP: usize = 1 << 30;
 
 impl Clone {
     pub fn run(self) -> Result<ExitCode> {
-        let source = File::open(&self.source).with_context(|| format!("opening {}", self.source.display()))?;
+        let source =
+            File::open(&self.source).with_context(|| format!("opening {}", self.source.display()))?;
         let data = source.metadata()?;
         if !data.is_file() {
             bail!("{} is not a regular file", self.source.display());

@@ -1,5 +1,6 @@
 //! `csvfs fsck`: checks a volume that is not mounted.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -22,7 +23,8 @@ pub struct Fsck {
 impl Fsck {
     pub fn run(self) -> Result<ExitCode> {
         let url = super::mount::absolute(&self.lun)?;
-        let report = if self.repair { repair_url(&url, super::rules())? } else { check_url(&url, super::rules())? };
+        let run = if self.repair { repair_url } else { check_url };
+        let report = run(&url, super::rules(), &mut progress())?;
         if self.json {
             println!("{}", report.json());
         } else {
@@ -32,12 +34,31 @@ impl Fsck {
     }
 }
 
+/// Shows on a terminal how far a long check has come.
+fn progress() -> impl FnMut(&'static str, u64, u64) {
+    let shown = std::io::stderr().is_terminal();
+    move |what, done, of| {
+        if !shown {
+        } else if of == 0 {
+            eprint!("\r{what}: {done}    ");
+        } else {
+            eprint!("\r{what}: {done} of {of}    ");
+        }
+    }
+}
+
 fn show(report: &Report) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
     for finding in &report.findings {
         println!("{finding}");
     }
     for repair in &report.repairs {
         println!("repaired: {repair}");
+    }
+    for note in &report.notes {
+        println!("note: {note}");
     }
     println!("{report}");
 }

@@ -49,7 +49,8 @@ const RUN_DIR: &str = "/run/csvfs";
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
-    let as_helper = words.first().is_some_and(|name| PathBuf::from(name).file_name() == Some("mount.csvfs".as_ref()));
+    let as_helper =
+        words.first().is_some_and(|name| PathBuf::from(name).file_name() == Some("mount.csvfs".as_ref()));
     let arguments = if as_helper {
         match options::helper_arguments(&words[1..]) {
             Ok(words) => Arguments::parse_from(words),

@@ -86,7 +86,10 @@ impl MountCommand {
 
     /// Starts this program again as a process of its own and waits until that is ready.
     fn in_background(&self, url: &LunUri, folder: &Path) -> Result<ExitCode> {
-        let log = self.log.clone().unwrap_or_else(|| self.run_dir.join(format!("mount-{}.log", std::process::id())));
+        let log = self
+            .log
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join(format!("mount-{}.log", std::process::id())));
         if let Some(parent) = log.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
@@ -149,7 +152,10 @@ fn serve(
         .spawn(move || {
             for _ in signals.forever() {
                 if let Err(error) = unmounter.unmount() {
-                    eprintln!("csvfs: {} is in use ({error}); it ends when its last user is gone", at.display());
+                    eprintln!(
+                        "csvfs: {} is in use ({error}); it ends when its last user is gone",
+                        at.display()
+                    );
                     if let Err(error) = unmounter.detach() {
                         eprintln!("csvfs: {} cannot be detached: {error}", at.display());
                     }

@@ -53,7 +53,8 @@ mod tests {
 
     #[test]
     fn options_of_mount_are_read() {
-        let (options, discard) = parse(&["ro,nosuid,_netdev".to_owned(), "nodiscard,x-systemd.automount".to_owned()]).unwrap();
+        let (options, discard) =
+            parse(&["ro,nosuid,_netdev".to_owned(), "nodiscard,x-systemd.automount".to_owned()]).unwrap();
         assert!(options.read_only && !options.set_id && options.programs && !discard);
         assert!(!parse(&["ro,rw".to_owned()]).unwrap().0.read_only);
         assert!(parse(&["suchlike".to_owned()]).unwrap_err().to_string().contains("suchlike"));
@@ -63,7 +64,8 @@ mod tests {
     #[test]
     fn the_helper_speaks_as_mount_does() {
         let words = ["nbd://h/e", "/mnt", "-v", "-o", "rw,noatime"].map(OsString::from);
-        let expected = ["csvfs", "mount", "-o", "rw,noatime", "--lun", "nbd://h/e", "/mnt"].map(OsString::from);
+        let expected =
+            ["csvfs", "mount", "-o", "rw,noatime", "--lun", "nbd://h/e", "/mnt"].map(OsString::from);
         assert_eq!(helper_arguments(&words).unwrap(), expected);
         assert!(helper_arguments(&words[..1]).is_err());
         assert!(helper_arguments(&["-q".into()]).is_err());

@@ -27,7 +27,10 @@ impl Status {
             let wanted = folder.canonicalize().unwrap_or_else(|_| folder.clone());
             volumes.retain(|volume| Path::new(&volume.mountpoint) == wanted);
             if volumes.is_empty() {
-                bail!("no csvfs volume is mounted on {}; `csvfs status` lists those that are", folder.display());
+                bail!(
+                    "no csvfs volume is mounted on {}; `csvfs status` lists those that are",
+                    folder.display()
+                );
             }
         }
         if self.json {
@@ -51,9 +54,15 @@ fn show(volume: &VolumeStatus) {
     println!("  node         {} (pid {}), session {}", volume.node, volume.pid, volume.session);
     println!("  coordinator  {}", volume.coordinator);
     println!("  I/O          {}: {}", volume.state, volume.path);
+    if !volume.problem.is_empty() {
+        println!("  PROBLEM      {}", volume.problem);
+    }
     println!("  fence        {}", volume.fence);
     let opening = &volume.opening;
-    println!("  opened       {} in {:.2} s, after {:.1} s of waiting", opening.how, opening.open_s, opening.wait_s);
+    println!(
+        "  opened       {} in {:.2} s, after {:.1} s of waiting",
+        opening.how, opening.open_s, opening.wait_s
+    );
     for warning in &opening.warnings {
         println!("  warning      {warning}");
     }

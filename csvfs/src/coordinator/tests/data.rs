@@ -5,7 +5,14 @@ use crate::types::{ExtentState, FILE_SIZE_MAX};
 const BLOCKS: u64 = 10_000;
 
 fn allocate(ino: Ino, from: u64, to: u64, how: Allocation) -> Operation {
-    Operation::Allocate { file: owned(ino), from: FileBlock(from), to: FileBlock(to), how, size: None, now: NOW }
+    Operation::Allocate {
+        file: owned(ino),
+        from: FileBlock(from),
+        to: FileBlock(to),
+        how,
+        size: None,
+        now: NOW,
+    }
 }
 
 fn clone(source: Ino, from: u64, target: Ino, to: u64, len: u64) -> Operation {
@@ -64,8 +71,14 @@ fn commits_of_others_blocks_are_refused_whole() {
     let mine = volume.one_run(4);
     assert!(invalid(volume.refused(commit(file, &[(0, mine.0, 4), (4, theirs.0, 1)]))));
     assert!(invalid(volume.refused(commit(file, &[(0, mine.0, 5)]))));
-    assert!(invalid(volume.refused(commit(file, &[(0, mine.0, 2), (1, mine.0 + 2, 1)]))), "overlapping in the file");
-    assert!(invalid(volume.refused(commit(file, &[(0, mine.0, 2), (7, mine.0 + 1, 1)]))), "overlapping on the LUN");
+    assert!(
+        invalid(volume.refused(commit(file, &[(0, mine.0, 2), (1, mine.0 + 2, 1)]))),
+        "overlapping in the file"
+    );
+    assert!(
+        invalid(volume.refused(commit(file, &[(0, mine.0, 2), (7, mine.0 + 1, 1)]))),
+        "overlapping on the LUN"
+    );
     assert!(invalid(volume.refused(commit(file, &[(0, mine.0, 0)]))));
     assert!(invalid(volume.refused(commit(file, &[(0, u64::MAX, 4)]))));
     assert_eq!(volume.refused(commit(file, &[(u64::MAX / 4096, mine.0, 4)])), Refusal::FileTooLarge);
@@ -98,7 +111,10 @@ fn allocation_punching_and_zeroing() {
     assert_eq!(volume.attr(file).blocks, 20);
     let lun = volume.extents(file)[2].lun;
     volume.ask(commit(file, &[(12, lun.0 + 2, 3)])).unwrap();
-    assert_eq!(shape(&volume, file)[2..], [(10, 2, false, false), (12, 3, true, false), (15, 5, false, false)]);
+    assert_eq!(
+        shape(&volume, file)[2..],
+        [(10, 2, false, false), (12, 3, true, false), (15, 5, false, false)]
+    );
     volume.ask(allocate(file, 6, 14, Allocation::Zero)).unwrap();
     let kept = shape(&volume, file);
     assert!(kept.iter().filter(|e| e.2).map(|e| (e.0, e.1)).eq([(5, 1), (14, 1)]), "{kept:?}");
@@ -123,8 +139,7 @@ fn sizes_have_a_limit_and_shrink_to_the_byte() {
         Operation::Truncate { file: owned(file), size: FILE_SIZE_MAX + 1, clear_set_id: false, now: NOW };
     assert_eq!(volume.refused(beyond), Refusal::FileTooLarge);
     let directory = volume.directory(Ino::ROOT, "d");
-    let on_directory =
-        Operation::Truncate { file: owned(directory), size: 0, clear_set_id: false, now: NOW };
+    let on_directory = Operation::Truncate { file: owned(directory), size: 0, clear_set_id: false, now: NOW };
     assert_eq!(volume.refused(on_directory), Refusal::IsDirectory);
 }
 
@@ -133,6 +148,7 @@ fn writes_take_set_id_bits_away() {
     let volume = Volume::new(BLOCKS);
     let file = volume.file("a");
     volume.entry(set_mode(file, 0o6777));
+    let later = Timestamp(NOW.0 + 5);
     let write = Operation::Commit {
         file: owned(file),
         written: Vec::new(),
@@ -140,11 +156,23 @@ fn writes_take_set_id_bits_away() {
         mtime: Some(Timestamp(3)),
         atime: Some(Timestamp(4)),
         clear_set_id: true,
-        now: Timestamp(5),
+        now: later,
     };
     volume.ask(write).unwrap();
     let attr = volume.attr(file);
-    assert_eq!((attr.mode, attr.mtime, attr.atime, attr.ctime), (0o777, Timestamp(3), Timestamp(4), Timestamp(5)));
+    assert_eq!((attr.mode, attr.mtime, attr.atime, attr.ctime), (0o777, Timestamp(3), Timestamp(4), later));
+    let earlier = Operation::Commit {
+        file: owned(file),
+        written: Vec::new(),
+        size: None,
+        mtime: Some(Timestamp(6)),
+        atime: None,
+        clear_set_id: false,
+        now: Timestamp(6),
+    };
+    volume.ask(earlier).unwrap();
+    let attr = volume.attr(file);
+    assert_eq!((attr.mtime, attr.ctime), (Timestamp(6), later), "the inode was changed after it was written");
     volume.entry(set_mode(file, 0o6777));
     volume.ask(Operation::Truncate { file: owned(file), size: 0, clear_set_id: true, now: NOW }).unwrap();
     assert_eq!(volume.attr(file).mode, 0o777);
@@ -204,8 +232,13 @@ fn fragmented(volume: &Volume, name: &str, extents: u64) -> Ino {
     let file = volume.file(name);
     let mut at = 0;
     while at < extents {
-        let runs: Vec<_> = volume.reserve((extents - at) * 2).iter().flat_map(|run| (0..run.len).map(|i| run.start.0 + i)).collect();
-        let pieces: Vec<_> = runs.iter().step_by(2).enumerate().map(|(i, lun)| ((at + i as u64) * 2, *lun, 1)).collect();
+        let runs: Vec<_> = volume
+            .reserve((extents - at) * 2)
+            .iter()
+            .flat_map(|run| (0..run.len).map(|i| run.start.0 + i))
+            .collect();
+        let pieces: Vec<_> =
+            runs.iter().step_by(2).enumerate().map(|(i, lun)| ((at + i as u64) * 2, *lun, 1)).collect();
         at += pieces.len() as u64;
         volume.ask(commit(file, &pieces)).unwrap();
     }
@@ -225,7 +258,7 @@ fn a_fragmented_file_is_changed_in_steps() {
     assert_eq!(volume.attr(copy).blocks, volume.attr(file).blocks);
     assert_clean(&volume, 200_000);
     volume.ask(allocate(file, 1, blocks - 1, Allocation::Allocate)).unwrap();
-    assert_eq!(volume.attr(file).blocks, blocks - 1 );
+    assert_eq!(volume.attr(file).blocks, blocks - 1);
     volume.ask(allocate(copy, 1, blocks - 1, Allocation::Punch)).unwrap();
     assert_eq!(volume.attr(copy).blocks, 1);
     let Ok(Answer::Entry(attr)) = volume.truncate(file, 4096) else { panic!() };
@@ -259,7 +292,9 @@ fn layouts_are_asked_for_in_parts() {
     assert_eq!((part(50, 4).extents.len(), part(50, 4).complete), (0, true));
     let whole = volume.file("w");
     volume.write(whole, 0, 20);
-    let Ok(Answer::Layout(tail)) = volume.ask(Operation::Layout { ino: whole, from: FileBlock(15), limit: 1 }) else {
+    let Ok(Answer::Layout(tail)) =
+        volume.ask(Operation::Layout { ino: whole, from: FileBlock(15), limit: 1 })
+    else {
         panic!()
     };
     assert_eq!((tail.extents[0].file, tail.extents[0].len), (FileBlock(15), 5));

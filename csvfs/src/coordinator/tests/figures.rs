@@ -51,7 +51,7 @@ fn creates(depth: usize, count: usize) {
             let answers: Vec<_> = (0..depth)
                 .map(|slot| {
                     let sequence = Sequence((round * count + i) as u64 + 100_000);
-                    let slot_id = SlotId(u32::try_from(slot).unwrap() + 1);
+                    let slot_id = SlotId(u32::try_from(slot).unwrap());
                     let head = Head { slot: Some((slot_id, sequence)), ..volume.head() };
                     let operation = create(directories[slot], &format!("file-{round}-{i}"), Created::File);
                     send(&*volume.coordinator, head, operation)

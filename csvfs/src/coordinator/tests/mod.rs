@@ -34,8 +34,8 @@ use crate::proto::{
     Answer, Created, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request, SetAttr, WrittenRun,
 };
 use crate::refusal::Refusal;
-use crate::store::cookie::HashKey;
 use crate::store::check::check;
+use crate::store::cookie::HashKey;
 use crate::store::{dump, initialise};
 use crate::types::{Attr, Extent, FileBlock, Ino, LunBlock, Run, Timestamp};
 

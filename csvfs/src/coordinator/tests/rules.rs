@@ -156,7 +156,7 @@ fn l5_a_repeated_command_is_executed_once() {
     volume.ask_as(other, Operation::Unlink { parent: Ino::ROOT, name: b"a".to_vec(), now: NOW }).unwrap();
     assert_eq!(volume.ask_as(refused, create(Ino::ROOT, "a", Created::File)), Err(Refusal::Exists));
     assert!(matches!(volume.ask_as(head, create(Ino::ROOT, "z", Created::File)), Err(Refusal::Stale(_))));
-    let beyond = Head { slot: Some((SlotId(super::super::SLOTS_MAX), Sequence(1))), ..head };
+    let beyond = Head { slot: Some((SlotId(lockd::slots::SLOTS_PER_CLIENT), Sequence(1))), ..head };
     assert!(matches!(volume.ask_as(beyond, create(Ino::ROOT, "z", Created::File)), Err(Refusal::Invalid(_))));
     let none = Head { slot: None, ..head };
     assert!(matches!(volume.ask_as(none, create(Ino::ROOT, "z", Created::File)), Err(Refusal::Invalid(_))));
@@ -263,7 +263,9 @@ fn v8_a_truncation_in_an_old_ownership_is_refused() {
     assert_eq!(volume.attr(file).blocks, 10);
     let current = Owned { ino: file, epoch: Epoch(41) };
     assert!(volume.ask(clone(current, owned(other))).is_ok());
-    assert!(volume.ask(Operation::Truncate { file: current, size: 0, clear_set_id: false, now: NOW }).is_ok());
+    assert!(
+        volume.ask(Operation::Truncate { file: current, size: 0, clear_set_id: false, now: NOW }).is_ok()
+    );
 }
 
 #[test]

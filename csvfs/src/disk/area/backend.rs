@@ -69,12 +69,10 @@ impl Area {
                     place.copy_from_slice(contents);
                     continue;
                 }
-                let chunk_size = self.around.label.chunk_size;
                 match missing.last_mut() {
                     Some(last) if last.area + last.len == page * BLOCK => last.len += BLOCK,
                     _ => missing.push(Piece { area: page * BLOCK, lun: None, len: BLOCK }),
                 }
-                debug_assert!(chunk_size >= BLOCK);
             }
             let request = self.around.request_max();
             let size = self.around.label.chunk_size;

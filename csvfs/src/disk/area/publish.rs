@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::backend::pieces;
 use super::pages::{PAGE, Page};
 use super::{Area, AreaError, FUA_REQUESTS_MAX};
 use crate::disk::batch::Batch;
@@ -99,8 +98,9 @@ impl Area {
         let state = self.state.lock();
         let mut joined: Vec<Joined<'a>> = Vec::new();
         for (page, contents) in pages {
-            let piece = pieces(&state.map, self.side, size, page * BLOCK, BLOCK, BLOCK);
-            let lun = piece[0].lun.expect("a page was given a chunk when it was buffered");
+            let chunk = state.map.locate(self.side, page * BLOCK / size);
+            let chunk = chunk.expect("a page was given a chunk when it was buffered");
+            let lun = u64::from(chunk) * size + page * BLOCK % size;
             match joined.last_mut() {
                 Some(last)
                     if last.pages.len() < most && last.lun + last.pages.len() as u64 * BLOCK == lun =>

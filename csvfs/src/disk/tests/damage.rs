@@ -119,6 +119,44 @@ fn a_map_older_than_the_superblock_is_refused() {
 }
 
 #[test]
+fn a_superblock_that_came_late_is_not_in_force() {
+    let (lun, clock) = used();
+    let found = survey(&lun).unwrap();
+    // Written by an opener of epoch + 1 whose copy went to the other area, and delivered when the opener of epoch + 2
+    // had written its chunk map, in which that area is another one.
+    let late = Superblock {
+        epoch: lockd::ids::Epoch(found.superblock.epoch.0 + 1),
+        side: found.superblock.side.other(),
+        ..found.superblock.clone()
+    };
+    let mut map = found.map.clone();
+    map.epoch.0 += 2;
+    for at in layout::MAPS_AT {
+        lun.poke(byte(at), &map.encode(found.label.uuid));
+    }
+    lun.poke(slot_at(&late), &late.encode(found.label.uuid));
+    assert_eq!(survey(&lun).unwrap().superblock, found.superblock);
+    assert!(opens_whole(&lun, &clock).is_empty());
+}
+
+#[test]
+fn a_map_without_a_store_is_refused_and_none_is_made() {
+    let (lun, clock) = used();
+    let found = survey(&lun).unwrap();
+    let mut map = found.map.clone();
+    map.lens = [0; 2];
+    for at in layout::MAPS_AT {
+        lun.poke(byte(at), &map.encode(found.label.uuid));
+    }
+    let before = lun.image();
+    assert!(matches!(open_as(&lun.wire(), 9, &clock), Err(OpenError::NoStore)));
+    let wire: Arc<dyn Lun> = lun.wire();
+    let view = open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default());
+    assert!(matches!(view, Err(OpenError::NoStore)));
+    assert!(lun.image() == before);
+}
+
+#[test]
 fn a_damaged_label_and_a_foreign_lun_are_told() {
     let (lun, clock) = used();
     lun.poke(100, b"damage");

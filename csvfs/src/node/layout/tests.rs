@@ -82,7 +82,7 @@ fn shared_blocks_are_copied_and_own_ones_are_not() {
 fn too_small_a_stock_takes_nothing() {
     let mut layout = Layout::default();
     let mut stock = stock(3);
-    assert_eq!(layout.fill(range(0, 4), &mut stock, true), Err(fill::Short(4)));
+    assert_eq!(layout.fill(range(0, 4), &mut stock, true), Err(Short(4)));
     assert_eq!((stock.free(), layout.len()), (3, 0));
     assert!(layout.fill(range(0, 3), &mut stock, true).is_ok());
 }

@@ -1,6 +1,7 @@
 //! The node on the real coordinator and a LUN that holds, fails and loses what tests say.
 
 mod data;
+mod inodes;
 mod model;
 mod platter;
 mod rules;

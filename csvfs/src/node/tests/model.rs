@@ -270,7 +270,7 @@ impl Run {
 }
 
 fn pattern(len: u64, value: u8) -> Vec<u8> {
-    (0..len).map(|at| value.wrapping_add((at / 512) as u8).max(1)).collect()
+    (0..len).map(|at| value.wrapping_add((at / 512).to_le_bytes()[0]).max(1)).collect()
 }
 
 fn execute(steps: &[Step]) {
@@ -282,6 +282,7 @@ fn execute(steps: &[Step]) {
         }
     }
     run.world.shut_down();
+    run.world.check();
 }
 
 /// 32 cases, or as many as `PROPTEST_CASES` says.
@@ -298,6 +299,17 @@ fn a_truncation_frees_also_what_was_allocated_beyond_the_end() {
         Step::Allocate { file: 0, offset: 114_688, len: 1, how: Allocation::Zero, keep_size: true },
         Step::Truncate { file: 0, size: 0 },
         Step::Write { file: 0, offset: 86_896, len: 27_793, value: 1 },
+    ]);
+}
+
+/// The coordinator shared the source's extent as it had been before the target's place in it was cut.
+#[test]
+fn a_copy_within_one_extent_leaves_what_it_does_not_cover() {
+    execute(&[
+        Step::Write { file: 0, offset: 65_535, len: 36_866, value: 1 },
+        Step::Write { file: 0, offset: 107_519, len: 23_553, value: 1 },
+        Step::Allocate { file: 0, offset: 102_401, len: 28_671, how: Allocation::Punch, keep_size: true },
+        Step::Copy { from: 0, from_offset: 86_016, to: 0, to_offset: 20_480, len: 49_151 },
     ]);
 }
 

@@ -1,5 +1,6 @@
 //! A LUN in memory whose requests tests hold, fail and lose.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +11,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use redirector::buffer::{Buffer, Slice};
 use redirector::lun::{Geometry, Lun, OnDone, OnRead, Outcome, Proof};
+
+thread_local! {
+    /// This thread runs what follows a completion.
+    pub static COMPLETES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What has happened, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,11 +72,14 @@ fn span(range: &Range<u64>) -> Range<usize> {
     usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
 }
 
+fn garbage(bytes: usize) -> Vec<u8> {
+    (0xE0..=0xEC_u8).cycle().take(bytes).collect()
+}
+
 impl Platter {
     /// A LUN full of what earlier files left.
     pub fn new(bytes: usize) -> Arc<Self> {
-        let image: Vec<u8> = (0..bytes).map(|at| 0xE0 | (at % 13) as u8).collect();
-        Arc::new(Self::of(image))
+        Arc::new(Self::of(garbage(bytes)))
     }
 
     fn of(image: Vec<u8>) -> Self {
@@ -81,8 +90,7 @@ impl Platter {
     /// One that completes its requests on another thread, in random order.
     pub fn shuffling(bytes: usize, seed: u64) -> Arc<Self> {
         let (sender, requests) = std::sync::mpsc::channel();
-        let image: Vec<u8> = (0..bytes).map(|at| 0xE0 | (at % 13) as u8).collect();
-        let platter = Arc::new(Self { shuffler: Some(sender), ..Self::of(image) });
+        let platter = Arc::new(Self { shuffler: Some(sender), ..Self::of(garbage(bytes)) });
         let weak = Arc::downgrade(&platter);
         std::thread::spawn(move || {
             let mut random = SmallRng::seed_from_u64(seed);
@@ -138,12 +146,6 @@ impl Platter {
         held.into_iter().for_each(|request| self.execute(request));
     }
 
-    /// Executes the held request that came first.
-    pub fn let_one_go(&self) {
-        let first = self.state.lock().held.remove(0);
-        self.execute(first);
-    }
-
     pub fn fail_next_write(&self, outcome: Outcome) {
         self.state.lock().write_outcomes.push(outcome);
     }
@@ -155,10 +157,6 @@ impl Platter {
     /// Ghosts appear by themselves with unknown outcomes; this sets them.
     pub fn set_ghosts(&self, ghosts: Vec<Range<u64>>) {
         self.state.lock().ghosts = ghosts;
-    }
-
-    pub fn bytes(&self, range: Range<u64>) -> Vec<u8> {
-        self.state.lock().image[span(&range)].to_vec()
     }
 
     fn take(&self, request: Request) {
@@ -181,6 +179,12 @@ impl Platter {
     }
 
     fn execute(&self, request: Request) {
+        let before = COMPLETES.replace(true);
+        self.complete(request);
+        COMPLETES.set(before);
+    }
+
+    fn complete(&self, request: Request) {
         match request {
             Request::Read(offset, mut buffer, on_read) => {
                 let range = span(&(offset..offset + buffer.len() as u64));

@@ -1,6 +1,7 @@
 //! A node with its coordinator, authority and LUN, and the calls of a front end that waits.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use lockd::authority::Authority;
 use lockd::clock::{BootTime, Clock, ManualClock, WallTime};
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::network::{Carrier, OnReply, Service};
+use lockd::network::{Carrier, CarrierError, OnReply, Service};
 use lockd::rules::Rules;
 use lockd::standalone::Standalone;
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use redb::Database;
 use redb::backends::InMemoryBackend;
 use redirector::buffer::Pool;
 
-use super::platter::{Event, Platter};
+use super::platter::{COMPLETES, Event, Platter};
 use crate::coordinator::{self, Coordinator};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::node::{Node, Options, Parts};
@@ -25,6 +26,7 @@ use crate::refusal::Refusal;
 use crate::service::{
     Credentials, Done, FileService, HandleId, OpenMode, Opened, Piece, ReadData, WriteMode,
 };
+use crate::store::check::check;
 use crate::store::cookie::HashKey;
 use crate::store::initialise;
 use crate::types::{Attr, Ino, LunBlock, Run, Timestamp};
@@ -57,14 +59,27 @@ impl MetadataSpace for NoSpaceNeeded {
 struct Wire {
     coordinator: Arc<Coordinator>,
     events: Arc<Mutex<Vec<Event>>>,
+    /// So many replies are lost.
+    loses: Arc<AtomicU64>,
+    /// Whether the node has its threads.
+    has_threads: bool,
 }
 
 impl Carrier for Wire {
     fn request(&self, frame: Vec<u8>, on_reply: OnReply) {
         let request: Request = codec::decode(&frame).unwrap();
+        let reads_store = !request.operation.changes() || matches!(request.operation, Operation::Open { .. });
+        // The store's own reads would wait for completions there.
+        assert!(!(reads_store && COMPLETES.get() && self.has_threads), "{request:?} where nobody may wait");
         if request.operation.changes() {
             self.events.lock().push(Event::Message(name(&request.operation)));
         }
+        let lost = self.loses.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        let on_reply: OnReply = if lost {
+            Box::new(move |_| on_reply(Err(CarrierError::TimedOut(Duration::ZERO))))
+        } else {
+            on_reply
+        };
         self.coordinator.serve(frame, on_reply);
     }
 }
@@ -80,6 +95,8 @@ pub struct World {
     pub clock: Arc<ManualClock>,
     pub lease: Arc<Lease>,
     pub node: Arc<Node>,
+    /// Replies of the coordinator that are lost from now on.
+    pub loses: Arc<AtomicU64>,
     coordinator: Arc<Coordinator>,
     database: Arc<Database>,
     session: u64,
@@ -125,8 +142,13 @@ impl World {
             settle: Duration::ZERO,
         })
         .unwrap();
-        let carrier =
-            Arc::new(Wire { coordinator: Arc::clone(&coordinator), events: Arc::clone(&platter.events) });
+        let loses = Arc::new(AtomicU64::new(0));
+        let carrier = Arc::new(Wire {
+            coordinator: Arc::clone(&coordinator),
+            events: Arc::clone(&platter.events),
+            loses: Arc::clone(&loses),
+            has_threads: options.background,
+        });
         let node = Node::start(Parts {
             carrier,
             lun: Arc::clone(&platter) as _,
@@ -140,7 +162,8 @@ impl World {
             options,
         })
         .unwrap();
-        Self { platter, clock, lease, node: Arc::new(node), coordinator, database, session, options }
+        let node = Arc::new(node);
+        Self { platter, clock, lease, node, loses, coordinator, database, session, options }
     }
 
     /// The node and its coordinator die; what was not flushed is there or not. The next ones open the volume.
@@ -192,6 +215,15 @@ impl World {
 
     pub fn attr(&self, ino: Ino) -> Attr {
         wait(|done| self.node.get_attr(ino, done)).unwrap()
+    }
+
+    /// Nothing is wrong with the store, once the coordinator has stopped.
+    pub fn check(&self) {
+        use redirector::lun::Lun;
+        self.coordinator.stop();
+        let region = Run { start: LunBlock(FIRST), len: self.platter.geometry().size / 4096 - FIRST };
+        let findings = check(&self.database, &HashKey([1; 16]), &[region], &mut |_, _, _| {}).unwrap();
+        assert!(findings.is_clean(), "{findings}");
     }
 
     pub fn shut_down(&self) {

@@ -44,8 +44,7 @@ pub struct Uses {
     sums: [u64; 5],
 }
 
-const PLACES: [Place; 5] =
-    [Place::Free, Place::Reserve, Place::Pending, Place::Quarantine, Place::Metadata];
+const PLACES: [Place; 5] = [Place::Free, Place::Reserve, Place::Pending, Place::Quarantine, Place::Metadata];
 
 impl Uses {
     fn add(&mut self, start: u64, len: u64, user: User) {
@@ -79,7 +78,8 @@ impl Uses {
             let (key, len) = row?;
             uses.add(low(key.value()), len.value(), User::Place(Place::Reserve));
         }
-        for (table, place) in [(&snapshot.pending, Place::Pending), (&snapshot.quarantine, Place::Quarantine)] {
+        for (table, place) in [(&snapshot.pending, Place::Pending), (&snapshot.quarantine, Place::Quarantine)]
+        {
             for row in table.iter()? {
                 let (start, record) = row?;
                 let record: HeldRecord = record.value();
@@ -154,7 +154,8 @@ impl Uses {
 
     /// Compares the sums with the volume's numbers.
     pub fn check_sums(&self, counters: &Counters, region: &[Run], findings: &mut Findings) {
-        let says = [counters.free, counters.reserved, counters.pending, counters.quarantined, counters.metadata];
+        let says =
+            [counters.free, counters.reserved, counters.pending, counters.quarantined, counters.metadata];
         for (place, (says, found)) in PLACES.into_iter().zip(says.into_iter().zip(self.sums)) {
             super::number(findings, Count::Blocks(place), says.get(), found);
         }
@@ -219,7 +220,9 @@ impl Here {
         }
         match (first, second.or(again)) {
             (Some(one), Some(other)) => return Some(BlockFault::Twice(one, other)),
-            (Some(place), None) if self.extents > 0 => return Some(BlockFault::UsedAnd(place, Ino(self.file))),
+            (Some(place), None) if self.extents > 0 => {
+                return Some(BlockFault::UsedAnd(place, Ino(self.file)));
+            }
             _ => {}
         }
         let counted = if self.shared > 0 { self.count } else { u64::from(self.extents > 0) };
@@ -259,10 +262,11 @@ pub fn sweep(mut uses: Uses, findings: &mut Findings) {
             for found in faults(&here, run) {
                 // Neighbours with the same fault are one finding.
                 match (&mut open, found) {
-                    (
-                        Some(Finding::Space { run: last, fault: known }),
-                        Finding::Space { run, fault },
-                    ) if *known == fault && last.end() == run.start => last.len += run.len,
+                    (Some(Finding::Space { run: last, fault: known }), Finding::Space { run, fault })
+                        if *known == fault && last.end() == run.start =>
+                    {
+                        last.len += run.len
+                    }
                     (_, found) => {
                         if let Some(earlier) = open.replace(found) {
                             findings.push(earlier);

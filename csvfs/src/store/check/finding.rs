@@ -255,7 +255,9 @@ impl fmt::Display for Finding {
         match self {
             Self::UnreadableInode(ino) => write!(f, "the record of {ino} cannot be read"),
             Self::NoRoot => f.write_str("the root directory is missing"),
-            Self::Links { ino, says, found } => write!(f, "{ino} says that it has {says} links, but it has {found}"),
+            Self::Links { ino, says, found } => {
+                write!(f, "{ino} says that it has {says} links, but it has {found}")
+            }
             Self::Unreachable(ino) => write!(f, "{ino} has no name and nobody waits for its last close"),
             Self::Ring(ino) => write!(f, "directory {ino} cannot be reached from the root"),
             Self::NotAnOrphan(ino) => {
@@ -264,7 +266,9 @@ impl fmt::Display for Finding {
             Self::Blocks { ino, says, found } => {
                 write!(f, "{ino} says that it occupies {says} blocks, but its extents have {found}")
             }
-            Self::Entry { parent, name, fault, .. } => write!(f, "the name {name:?} in directory {parent} {fault}"),
+            Self::Entry { parent, name, fault, .. } => {
+                write!(f, "the name {name:?} in directory {parent} {fault}")
+            }
             Self::Extent { ino, file, run, fault } => write!(
                 f,
                 "the extent of {ino} at block {} (LUN blocks {}..{}) {fault}",
@@ -294,8 +298,12 @@ impl fmt::Display for Finding {
             Self::XattrFlags { ino, .. } => {
                 write!(f, "{ino} says wrongly whether it has extended attributes or access control lists")
             }
-            Self::UnknownClient(client) => write!(f, "client c{client} has reserves or slots but is not on record"),
-            Self::Number { count, says, found } => write!(f, "{count} is {says} on record, but {found} were found"),
+            Self::UnknownClient(client) => {
+                write!(f, "client c{client} has reserves or slots but is not on record")
+            }
+            Self::Number { count, says, found } => {
+                write!(f, "{count} is {says} on record, but {found} were found")
+            }
         }
     }
 }

@@ -93,7 +93,12 @@ fn number(findings: &mut Findings, count: Count, says: u64, found: u64) {
 ///
 /// # Errors
 /// If the database itself cannot be read.
-pub fn check(database: &Database, key: &HashKey, region: &[Run], on_progress: OnProgress<'_>) -> Result<Findings> {
+pub fn check(
+    database: &Database,
+    key: &HashKey,
+    region: &[Run],
+    on_progress: OnProgress<'_>,
+) -> Result<Findings> {
     let snapshot = Snapshot::take(database)?;
     let mut findings = Findings::default();
     let mut progress = Progress(on_progress);

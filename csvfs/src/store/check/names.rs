@@ -52,7 +52,8 @@ pub fn check_entries(
         if let Some(fault) = fault(facts, key, Ino(parent), cookie, (ino, kind, name), twice) {
             find(name, Some(ino), fault);
             // A wrong type or place is mended where it is; the name counts.
-            if !matches!(fault, EntryFault::OtherKind(_) | EntryFault::Misplaced | EntryFault::OtherParent(_)) {
+            if !matches!(fault, EntryFault::OtherKind(_) | EntryFault::Misplaced | EntryFault::OtherParent(_))
+            {
                 continue;
             }
         }
@@ -79,17 +80,22 @@ fn fault(
 ) -> Option<EntryFault> {
     let found = facts.inode(ino.0).map(|fact| fact.kind);
     let directory = facts.directory(ino.0).copied();
-    if name.is_empty() || name.len() > NAME_MAX || name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, b'/' | 0)) {
+    if name.is_empty()
+        || name.len() > NAME_MAX
+        || name == b"."
+        || name == b".."
+        || name.iter().any(|byte| matches!(byte, b'/' | 0))
+    {
         return Some(EntryFault::BadName);
     }
     let Some(found) = found else { return Some(EntryFault::NoInode) };
     if twice {
         return Some(EntryFault::Twice);
     }
-    if let Some(directory) = directory {
-        if ino == Ino::ROOT || directory.named_in != 0 {
-            return Some(EntryFault::SecondName);
-        }
+    if let Some(directory) = directory
+        && (ino == Ino::ROOT || directory.named_in != 0)
+    {
+        return Some(EntryFault::SecondName);
     }
     if found != kind {
         return Some(EntryFault::OtherKind(found));

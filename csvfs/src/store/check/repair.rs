@@ -83,7 +83,8 @@ struct Mender<'t> {
 
 impl<'t> Mender<'t> {
     fn open(tables: Tables<'t>, key: HashKey, now: Timestamp) -> Result<Self> {
-        let counters = tables.counters.get(COUNTERS_ROW)?.map(|counters| counters.value()).unwrap_or_default();
+        let counters =
+            tables.counters.get(COUNTERS_ROW)?.map(|counters| counters.value()).unwrap_or_default();
         Ok(Self { tables, counters, key, now, shared: Vec::new() })
     }
 
@@ -174,13 +175,15 @@ impl<'t> Mender<'t> {
     fn find(&self, parent: Ino, name: &[u8]) -> Result<Result<Ino, Option<u64>>> {
         let cookies = self.key.cookies(name);
         let mut free = Some(*cookies.start());
-        for row in self.tables.entries.range(pair(parent.0, *cookies.start())..=pair(parent.0, *cookies.end()))? {
+        for row in
+            self.tables.entries.range(pair(parent.0, *cookies.start())..=pair(parent.0, *cookies.end()))?
+        {
             let (key, value) = row?;
             let cookie = low(key.value());
-            if let Ok((ino, _, found)) = EntryRecord::parse(value.value()) {
-                if found == name {
-                    return Ok(Ok(ino));
-                }
+            if let Ok((ino, _, found)) = EntryRecord::parse(value.value())
+                && found == name
+            {
+                return Ok(Ok(ino));
             }
             if free == Some(cookie) {
                 free = Some(cookie + 1);
@@ -319,12 +322,7 @@ impl<'t> Mender<'t> {
             let (from, to) = (run.start.max(extent.lun), run.end().min(extent.lun + extent.len));
             let left = Extent { len: from - extent.lun, ..extent };
             let skipped = to - extent.lun;
-            let right = Extent {
-                file: extent.file + skipped,
-                lun: to,
-                len: extent.len - skipped,
-                ..extent
-            };
+            let right = Extent { file: extent.file + skipped, lun: to, len: extent.len - skipped, ..extent };
             for part in [left, right].iter().filter(|part| part.len > 0) {
                 self.tables.extents.insert(pair(ino.0, part.file.0), ExtentRecord::of(part))?;
             }
@@ -441,8 +439,11 @@ impl<'t> Mender<'t> {
                 }
             }
             Place::Pending | Place::Quarantine => {
-                let table =
-                    if place == Place::Pending { &mut self.tables.pending } else { &mut self.tables.quarantine };
+                let table = if place == Place::Pending {
+                    &mut self.tables.pending
+                } else {
+                    &mut self.tables.quarantine
+                };
                 let mut rows = Vec::new();
                 for row in table.iter()? {
                     let (start, record) = row?;
