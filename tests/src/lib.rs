@@ -3,13 +3,16 @@
 //! Everything here cleans up when it is dropped, also when a test fails: processes are ended by their id, mounts are
 //! detached, scratch folders removed. Waiting is for conditions, with a limit that fails loudly.
 
+pub mod content;
 pub mod model;
 pub mod mounted;
 pub mod process;
 pub mod programs;
 pub mod server;
+pub mod site;
 pub mod wait;
 
 pub use mounted::Mounted;
 pub use process::Running;
 pub use server::Server;
+pub use site::Site;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::process::Running;
 use crate::programs;
@@ -30,18 +31,25 @@ pub struct Server {
     size: u64,
     process: Running,
     starts: u32,
+    more: Vec<String>,
 }
 
 impl Server {
     /// Starts a server of `size` bytes with its socket, and its file if it has one, in `folder`.
     pub fn start(kind: Kind, folder: &Path, size: u64) -> Result<Self> {
-        let process = Self::spawn(kind, folder, size, 0)?;
-        let server = Self { kind, folder: folder.to_owned(), size, process, starts: 1 };
+        Self::with(kind, folder, size, &[])
+    }
+
+    /// As [`Server::start`], with further arguments at the end of the command line.
+    pub fn with(kind: Kind, folder: &Path, size: u64, more: &[&str]) -> Result<Self> {
+        let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
+        let process = Self::spawn(kind, folder, size, 0, &more)?;
+        let server = Self { kind, folder: folder.to_owned(), size, process, starts: 1, more };
         server.wait_ready()?;
         Ok(server)
     }
 
-    fn spawn(kind: Kind, folder: &Path, size: u64, starts: u32) -> Result<Running> {
+    fn spawn(kind: Kind, folder: &Path, size: u64, starts: u32, more: &[String]) -> Result<Running> {
         let socket = folder.join("nbd.sock");
         let image = folder.join("lun.img");
         let _ = std::fs::remove_file(&socket);
@@ -68,6 +76,7 @@ impl Server {
                 command
             }
         };
+        command.args(more);
         Running::start("NBD server", &mut command, folder.join(format!("server-{starts}.log")))
     }
 
@@ -100,10 +109,29 @@ impl Server {
         &mut self.process
     }
 
+    /// The path of the control socket of the bundled target.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    /// Asks the bundled target at its control port.
+    pub fn control(&self, request: &Value) -> Result<Value> {
+        let address: redirector::target::Address = format!("unix:{}", self.control_socket().display())
+            .parse()
+            .map_err(|error| anyhow::anyhow!("the control address: {error}"))?;
+        Ok(redirector::target::ask(&address, None, request)?)
+    }
+
+    /// Kills the server with SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
     /// Kills the server with SIGKILL and starts it again on what its file holds.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = Self::spawn(self.kind, &self.folder, self.size, self.starts)?;
+        self.process = Self::spawn(self.kind, &self.folder, self.size, self.starts, &self.more)?;
         self.starts += 1;
         self.wait_ready()
     }

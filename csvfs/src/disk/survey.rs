@@ -13,6 +13,7 @@ use super::frame::Damage;
 use super::label::Label;
 use super::layout::{self, BLOCK_LEN, byte};
 use super::map::ChunkMap;
+use super::signature::{Content, identify};
 use super::superblock::Superblock;
 
 /// What is wrong with a structure outside the store.
@@ -99,11 +100,17 @@ pub enum SurveyError {
     /// The LUN could not be read.
     #[error("cannot read the structures at the start of the LUN (errno {0})")]
     Read(i32),
-    /// There is no label.
-    #[error("this LUN holds no csvfs volume: {0}")]
-    NoVolume(Damage),
+    /// There is no label; what is there instead.
+    #[error("this LUN holds no csvfs volume: it {0}; nothing was changed")]
+    NoVolume(String),
+    /// The label is that of a later program.
+    #[error("the volume was made by a later program; of its label, {0}; nothing was changed")]
+    Later(Damage),
     /// The label is damaged.
-    #[error("the label in block 0 is damaged: {0}; without it the volume cannot be opened")]
+    #[error(
+        "the label in block 0 is damaged: {0}; without it the volume cannot be opened: restore the first 4096 bytes \
+         of the LUN from a backup"
+    )]
     Label(Damage),
     /// A feature is not known.
     #[error(
@@ -118,7 +125,10 @@ pub enum SurveyError {
     )]
     NoSuperblock(Damage),
     /// No chunk map.
-    #[error("both copies of the chunk map are damaged (first: {0}; second: {1}); the store cannot be found")]
+    #[error(
+        "both copies of the chunk map are damaged (first: {0}; second: {1}); the store cannot \
+         be found: restore the volume from a backup"
+    )]
     NoMap(Damage, Damage),
     /// The newest superblock is from a later writer than the chunk map.
     #[error(
@@ -151,6 +161,17 @@ pub enum SurveyError {
         /// The volume's size in bytes.
         size: u64,
     },
+}
+
+/// What a LUN without a label carries, and what to do.
+fn what_else(lun: &dyn Lun) -> String {
+    match identify(lun, &Pool::default()) {
+        Ok(Content::Other(what)) => format!("carries {what}; check the URL"),
+        Ok(Content::Unknown | Content::Volume(_)) => {
+            "carries nothing that is known; check the URL, or make a volume by csvfs format".to_owned()
+        }
+        Err(errno) => format!("cannot be read (errno {errno})"),
+    }
 }
 
 /// A claim block: its contents, or why it has none.
@@ -203,7 +224,8 @@ impl Survey {
         }
         let head = read_bytes(lun, &Pool::default(), 0, layout::HEAD).map_err(SurveyError::Read)?;
         let label = Label::decode(block(&head, 0)).map_err(|damage| match damage {
-            Damage::Blank | Damage::Magic(_) => SurveyError::NoVolume(damage),
+            Damage::Blank | Damage::Magic(_) => SurveyError::NoVolume(what_else(lun)),
+            later @ Damage::Version(_) => SurveyError::Later(later),
             other => SurveyError::Label(other),
         })?;
         let slots: Vec<_> = (0..layout::SLOTS as u64)

@@ -1,0 +1,16 @@
+//! Bad input and bad days, with real processes: a clear error each time, and nothing lost.
+
+mod ending;
+mod foreign;
+mod full;
+mod helper;
+mod hostile;
+mod limits;
+mod metadata;
+mod other_lun;
+mod second;
+mod server_errors;
+mod server_gone;
+mod superblock;
+mod versions;
+mod wrong_lun;
