@@ -326,10 +326,15 @@ impl Filesystem for Front {
         _request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
-        _data_only: bool,
+        data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.connection.service.sync(HandleId(handle.0), empty("fsync", reply));
+        let (service, done) = (&self.connection.service, empty("fsync", reply));
+        if data_only {
+            service.sync_data(HandleId(handle.0), done);
+        } else {
+            service.sync(HandleId(handle.0), done);
+        }
     }
 
     fn fsyncdir(
