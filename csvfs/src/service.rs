@@ -181,6 +181,10 @@ pub trait FileService: Send + Sync + Debug {
     fn write(&self, handle: HandleId, offset: u64, data: Slice, mode: WriteMode, done: Done<u64>);
     /// Makes what was written through any handle of this file durable, with its metadata.
     fn sync(&self, handle: HandleId, done: Done<()>);
+    /// As `sync`, but times may stay behind (fdatasync).
+    fn sync_data(&self, handle: HandleId, done: Done<()>) {
+        self.sync(handle, done);
+    }
     /// Makes everything that was written or changed through this node durable (syncfs).
     fn sync_all(&self, done: Done<()>);
     /// Allocates, punches or zeroes a range; `keep_size` as FALLOC_FL_KEEP_SIZE.

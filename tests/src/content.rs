@@ -38,7 +38,9 @@ pub fn fill(path: &Path, seed: u64, blocks: u64) -> io::Result<()> {
 /// Demands that the file `path` has been made by [`fill`].
 pub fn check(path: &Path, seed: u64, blocks: u64) -> Result<()> {
     let mut found = Vec::new();
-    File::open(path).and_then(|mut file| file.read_to_end(&mut found)).with_context(|| path.display().to_string())?;
+    File::open(path)
+        .and_then(|mut file| file.read_to_end(&mut found))
+        .with_context(|| path.display().to_string())?;
     ensure!(found.len() as u64 == blocks * BLOCK as u64, "{} has {} bytes", path.display(), found.len());
     for (index, chunk) in (0..).zip(found.chunks(BLOCK)) {
         ensure!(chunk == block(seed, index, 0), "{}: block {index} is wrong", path.display());
@@ -69,8 +71,12 @@ impl Ledger {
 
     /// Syncs `file`: what was acknowledged by now survives from now on.
     pub fn sync(&mut self, file: &File) -> io::Result<()> {
-        let covered: Vec<(u64, u64)> =
-            self.written.iter().filter(|(_, (_, done))| *done).map(|(index, (version, _))| (*index, *version)).collect();
+        let covered: Vec<(u64, u64)> = self
+            .written
+            .iter()
+            .filter(|(_, (_, done))| *done)
+            .map(|(index, (version, _))| (*index, *version))
+            .collect();
         file.sync_data()?;
         self.synced.extend(covered);
         Ok(())
@@ -85,7 +91,10 @@ impl Ledger {
     /// Demands that every block that was acknowledged reads as it was written last.
     pub fn check_all(&self, file: &File, seed: u64) -> Result<()> {
         for (index, (version, _)) in self.written.iter().filter(|(_, (_, done))| *done) {
-            ensure!(read(file, *index)? == block(seed, *index, *version), "block {index} is not what was written");
+            ensure!(
+                read(file, *index)? == block(seed, *index, *version),
+                "block {index} is not what was written"
+            );
         }
         Ok(())
     }

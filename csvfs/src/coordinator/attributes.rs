@@ -106,12 +106,12 @@ impl Change<'_, '_> {
 
     fn store_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Result<(), Stop> {
         self.dirty = true;
-        self.tables.xattrs.insert(xattr_key(ino.0, name).as_slice(), value)?;
+        self.tables.xattrs_mut()?.insert(xattr_key(ino.0, name).as_slice(), value)?;
         Ok(())
     }
 
     fn has_xattr(&self, ino: Ino, name: &[u8]) -> Result<bool, Stop> {
-        Ok(self.tables.xattrs.get(xattr_key(ino.0, name).as_slice())?.is_some())
+        Ok(self.tables.xattrs()?.get(xattr_key(ino.0, name).as_slice())?.is_some())
     }
 
     /// [`crate::proto::Operation::SetXattr`].
@@ -139,7 +139,7 @@ impl Change<'_, '_> {
             return self.set_acl(ino, record, name, value, clear_sgid, now);
         }
         self.room()?;
-        if !exists && list_xattrs(&self.tables.xattrs, ino)?.len() + name.len() + 1 > XATTR_LIST_MAX {
+        if !exists && list_xattrs(self.tables.xattrs()?, ino)?.len() + name.len() + 1 > XATTR_LIST_MAX {
             return Err(Refusal::NoSpace.into());
         }
         self.store_xattr(ino, name, value)?;
@@ -186,7 +186,7 @@ impl Change<'_, '_> {
                 record.set(XATTRS, true);
             }
             None => {
-                self.tables.xattrs.remove(xattr_key(ino.0, name).as_slice())?;
+                self.tables.xattrs_mut()?.remove(xattr_key(ino.0, name).as_slice())?;
             }
         }
         record.ctime.set(now.0);
@@ -202,7 +202,7 @@ impl Change<'_, '_> {
             return Err(Refusal::NoData.into());
         }
         self.dirty = true;
-        self.tables.xattrs.remove(xattr_key(ino.0, name).as_slice())?;
+        self.tables.xattrs_mut()?.remove(xattr_key(ino.0, name).as_slice())?;
         if name == acl::ACCESS {
             record.set(ACCESS_ACL, false);
         }
@@ -216,9 +216,9 @@ impl Change<'_, '_> {
 
     /// Takes all extended attributes of a removed inode away.
     pub fn remove_xattrs(&mut self, ino: Ino) -> Result<(), Stop> {
-        let names = list_xattrs(&self.tables.xattrs, ino)?;
+        let names = list_xattrs(self.tables.xattrs()?, ino)?;
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            self.tables.xattrs.remove(xattr_key(ino.0, name).as_slice())?;
+            self.tables.xattrs_mut()?.remove(xattr_key(ino.0, name).as_slice())?;
         }
         Ok(())
     }

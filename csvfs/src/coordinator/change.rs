@@ -85,7 +85,7 @@ impl<'a, 't> Change<'a, 't> {
     /// Writes the numbers, if they changed. Tells whether there is anything to commit.
     pub fn finish(&mut self) -> Result<bool> {
         if self.counters != self.before {
-            self.tables.counters.insert(COUNTERS_ROW, self.counters)?;
+            self.tables.counters_mut()?.insert(COUNTERS_ROW, self.counters)?;
             self.dirty = true;
         }
         Ok(self.dirty)
@@ -93,7 +93,7 @@ impl<'a, 't> Change<'a, 't> {
 
     /// The record of `ino`, which exists.
     pub fn inode(&self, ino: Ino) -> Result<InodeRecord, Stop> {
-        match self.tables.inodes.get(ino.0)? {
+        match self.tables.inodes()?.get(ino.0)? {
             Some(value) => Ok(InodeRecord::parse(ino, value.value())?.0),
             None => Err(Refusal::NotFound.into()),
         }
@@ -125,13 +125,13 @@ impl<'a, 't> Change<'a, 't> {
     pub fn put(&mut self, ino: Ino, record: &InodeRecord) -> Result<(), Stop> {
         self.dirty = true;
         if record.kind() == Kind::Symlink {
-            let value = match self.tables.inodes.get(ino.0)? {
+            let value = match self.tables.inodes()?.get(ino.0)? {
                 Some(old) => [record.as_bytes(), InodeRecord::parse(ino, old.value())?.1].concat(),
                 None => record.as_bytes().to_vec(),
             };
-            self.tables.inodes.insert(ino.0, value.as_slice())?;
+            self.tables.inodes_mut()?.insert(ino.0, value.as_slice())?;
         } else {
-            self.tables.inodes.insert(ino.0, record.as_bytes())?;
+            self.tables.inodes_mut()?.insert(ino.0, record.as_bytes())?;
         }
         Ok(())
     }

@@ -241,7 +241,7 @@ impl Change<'_, '_> {
         if record.has(crate::store::record::XATTRS) {
             self.remove_xattrs(ino)?;
         }
-        self.tables.inodes.remove(ino.0)?;
+        self.tables.inodes_mut()?.remove(ino.0)?;
         super::space::subtract(&mut self.counters.inodes, 1)?;
         Ok(Some(()))
     }
@@ -367,7 +367,7 @@ impl Change<'_, '_> {
     fn mark_shared(&mut self, ino: Ino, extent: &Extent) -> Result<(), Stop> {
         self.dirty = true;
         let record = ExtentRecord::of(&Extent { shared: true, ..*extent });
-        self.tables.extents.insert(pair(ino.0, extent.file.0), record)?;
+        self.tables.extents_mut()?.insert(pair(ino.0, extent.file.0), record)?;
         Ok(())
     }
 

@@ -72,7 +72,7 @@ where
 impl Change<'_, '_> {
     /// The extents of `ino` with a block from `first` on, the last first, at most `limit`.
     pub fn last_extents(&self, ino: Ino, first: FileBlock, limit: usize) -> Result<Vec<Extent>, Stop> {
-        last_extents(&self.tables.extents, ino, first, limit)
+        last_extents(self.tables.extents()?, ino, first, limit)
     }
 
     /// The extents of `ino` with a block in `from..to`, at most `limit`.
@@ -83,7 +83,7 @@ impl Change<'_, '_> {
         to: FileBlock,
         limit: usize,
     ) -> Result<Vec<Extent>, Stop> {
-        extents(&self.tables.extents, ino, from, to, limit)
+        extents(self.tables.extents()?, ino, from, to, limit)
     }
 
     /// Takes the parts within `from..to` of `extents` out of the layout, and drops their references.
@@ -114,7 +114,7 @@ impl Change<'_, '_> {
     ) -> Result<(), Stop> {
         self.dirty = true;
         if whole.file == gone.file {
-            self.tables.extents.remove(pair(ino.0, whole.file.0))?;
+            self.tables.extents_mut()?.remove(pair(ino.0, whole.file.0))?;
         } else {
             self.store_extent(ino, &part(whole, whole.file, gone.file))?;
         }
@@ -128,7 +128,7 @@ impl Change<'_, '_> {
     }
 
     fn store_extent(&mut self, ino: Ino, extent: &Extent) -> Result<(), Stop> {
-        self.tables.extents.insert(pair(ino.0, extent.file.0), ExtentRecord::of(extent))?;
+        self.tables.extents_mut()?.insert(pair(ino.0, extent.file.0), ExtentRecord::of(extent))?;
         Ok(())
     }
 
@@ -141,15 +141,15 @@ impl Change<'_, '_> {
                 && first.state == second.state
                 && first.shared == second.shared
         };
-        let before = self.tables.extents.range(pair(ino.0, 0)..pair(ino.0, extent.file.0))?.next_back();
+        let before = self.tables.extents()?.range(pair(ino.0, 0)..pair(ino.0, extent.file.0))?.next_back();
         let left = before.transpose()?.map(|(key, record)| record.value().at(FileBlock(low(key.value()))));
         if let Some(left) = left.filter(|left| alike(left, &extent)) {
             extent = Extent { len: left.len + extent.len, ..left };
         }
         let next = pair(ino.0, extent.end().0);
-        let after = self.tables.extents.get(next)?.map(|record| record.value().at(extent.end()));
+        let after = self.tables.extents()?.get(next)?.map(|record| record.value().at(extent.end()));
         if let Some(right) = after.filter(|right| alike(&extent, right)) {
-            self.tables.extents.remove(next)?;
+            self.tables.extents_mut()?.remove(next)?;
             extent.len += right.len;
         }
         self.store_extent(ino, &extent)

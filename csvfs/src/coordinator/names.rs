@@ -85,7 +85,7 @@ pub fn check_name(name: &[u8]) -> Result<(), Refusal> {
 impl Change<'_, '_> {
     /// What `name` stands for in `parent`, or where it can be put.
     pub fn find(&self, parent: Ino, name: &[u8]) -> Result<Result<Found, Option<u64>>, Stop> {
-        find(&self.tables.entries, &self.scene.key, parent, name)
+        find(self.tables.entries()?, &self.scene.key, parent, name)
     }
 
     /// What `name` stands for in `parent`; it must exist.
@@ -104,20 +104,22 @@ impl Change<'_, '_> {
         name: &[u8],
     ) -> Result<(), Stop> {
         self.dirty = true;
-        self.tables.entries.insert(pair(parent.0, cookie), EntryRecord::value(ino, kind, name).as_slice())?;
+        self.tables
+            .entries_mut()?
+            .insert(pair(parent.0, cookie), EntryRecord::value(ino, kind, name).as_slice())?;
         Ok(())
     }
 
     /// Takes the name at `cookie` away.
     pub fn remove_entry(&mut self, parent: Ino, cookie: u64) -> Result<(), Stop> {
         self.dirty = true;
-        self.tables.entries.remove(pair(parent.0, cookie))?;
+        self.tables.entries_mut()?.remove(pair(parent.0, cookie))?;
         Ok(())
     }
 
     /// Whether the directory has no entry.
     pub fn is_empty(&self, ino: Ino) -> Result<bool, Stop> {
-        Ok(self.tables.entries.range(pair(ino.0, 0)..=pair(ino.0, u64::MAX))?.next().is_none())
+        Ok(self.tables.entries()?.range(pair(ino.0, 0)..=pair(ino.0, u64::MAX))?.next().is_none())
     }
 
     /// A new inode's record, its target, and its ACLs, by what its directory demands. Changes nothing.
@@ -193,13 +195,13 @@ impl Change<'_, '_> {
         add(&mut self.counters.next_ino, 1);
         add(&mut self.counters.inodes, 1);
         if new.target.is_empty() {
-            self.tables.inodes.insert(ino.0, new.record.as_bytes())?;
+            self.tables.inodes_mut()?.insert(ino.0, new.record.as_bytes())?;
         } else {
             let value = [new.record.as_bytes(), &new.target].concat();
-            self.tables.inodes.insert(ino.0, value.as_slice())?;
+            self.tables.inodes_mut()?.insert(ino.0, value.as_slice())?;
         }
         for (name, value) in &new.attributes {
-            self.tables.xattrs.insert(xattr_key(ino.0, name).as_slice(), value.as_slice())?;
+            self.tables.xattrs_mut()?.insert(xattr_key(ino.0, name).as_slice(), value.as_slice())?;
         }
         Ok(ino)
     }
@@ -272,7 +274,7 @@ impl Change<'_, '_> {
 
     fn add_orphan(&mut self, ino: Ino, now: Timestamp) -> Result<(), Stop> {
         self.dirty = true;
-        if self.tables.orphans.insert(ino.0, now.0)?.is_none() {
+        if self.tables.orphans_mut()?.insert(ino.0, now.0)?.is_none() {
             add(&mut self.counters.orphans, 1);
         }
         Ok(())
@@ -281,7 +283,7 @@ impl Change<'_, '_> {
     /// `ino` is no orphan any more.
     pub fn remove_orphan(&mut self, ino: Ino) -> Result<(), Stop> {
         self.dirty = true;
-        if self.tables.orphans.remove(ino.0)?.is_some() {
+        if self.tables.orphans_mut()?.remove(ino.0)?.is_some() {
             subtract(&mut self.counters.orphans, 1)?;
         }
         Ok(())
@@ -410,7 +412,7 @@ pub fn fewer_links(record: &mut InodeRecord) {
 impl Change<'_, '_> {
     /// An ACL that the inode is flagged to have.
     pub fn acl(&self, ino: Ino, which: &[u8]) -> Result<Option<Acl>, Stop> {
-        match self.tables.xattrs.get(xattr_key(ino.0, which).as_slice())? {
+        match self.tables.xattrs()?.get(xattr_key(ino.0, which).as_slice())? {
             Some(value) => Ok(Acl::parse(value.value())?),
             None => Ok(None),
         }

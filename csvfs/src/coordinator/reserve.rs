@@ -45,7 +45,7 @@ impl Change<'_, '_> {
         let runs = self.take(want.min(most), GRANT_RUNS)?;
         for run in &runs {
             if self.scene.rules.keeps(Rule::V6) {
-                self.tables.reserves.insert(pair(client.0, run.start.0), run.len)?;
+                self.tables.reserves_mut()?.insert(pair(client.0, run.start.0), run.len)?;
             }
             add(&mut self.counters.reserved, run.len);
         }
@@ -54,7 +54,7 @@ impl Change<'_, '_> {
 
     /// The entry of the client's reserve that has `block`.
     fn reserved_at(&self, client: ClientId, block: LunBlock) -> Result<Option<Run>, Stop> {
-        let last = self.tables.reserves.range(pair(client.0, 0)..=pair(client.0, block.0))?.next_back();
+        let last = self.tables.reserves()?.range(pair(client.0, 0)..=pair(client.0, block.0))?.next_back();
         let Some(row) = last else { return Ok(None) };
         let (key, len) = row?;
         let run = Run { start: LunBlock(low(key.value())), len: len.value() };
@@ -87,12 +87,12 @@ impl Change<'_, '_> {
         while at < run.end() {
             let entry = self.reserved_at(client, at)?.ok_or_else(not_reserved)?;
             let end = entry.end().min(run.end());
-            self.tables.reserves.remove(pair(client.0, entry.start.0))?;
+            self.tables.reserves_mut()?.remove(pair(client.0, entry.start.0))?;
             if entry.start < at {
-                self.tables.reserves.insert(pair(client.0, entry.start.0), at - entry.start)?;
+                self.tables.reserves_mut()?.insert(pair(client.0, entry.start.0), at - entry.start)?;
             }
             if end < entry.end() {
-                self.tables.reserves.insert(pair(client.0, end.0), entry.end() - end)?;
+                self.tables.reserves_mut()?.insert(pair(client.0, end.0), entry.end() - end)?;
             }
             at = end;
         }
@@ -118,7 +118,7 @@ impl Change<'_, '_> {
             self.spend(client, *run)?;
             if self.scene.rules.keeps(Rule::P6) {
                 let record = HeldRecord::new(run.len, Why::Ghost, self.scene.now);
-                self.tables.quarantine.insert(run.start.0, record)?;
+                self.tables.quarantine_mut()?.insert(run.start.0, record)?;
                 add(&mut self.counters.quarantined, run.len);
             } else {
                 self.give(*run)?;
@@ -130,7 +130,7 @@ impl Change<'_, '_> {
     /// The whole reserve of a client that is over is held back, and its slots are forgotten (V6).
     pub fn end_reserve(&mut self, client: ClientId) -> Result<(), Stop> {
         let mut runs = Vec::new();
-        for row in self.tables.reserves.range(pair(client.0, 0)..=pair(client.0, u64::MAX))? {
+        for row in self.tables.reserves()?.range(pair(client.0, 0)..=pair(client.0, u64::MAX))? {
             let (key, len) = row?;
             runs.push(Run { start: LunBlock(low(key.value())), len: len.value() });
         }
@@ -139,12 +139,12 @@ impl Change<'_, '_> {
             self.hold(run, Why::ClientEnded)?;
         }
         let mut slots = Vec::new();
-        for row in self.tables.slots.range(pair(client.0, 0)..=pair(client.0, u64::MAX))? {
+        for row in self.tables.slots()?.range(pair(client.0, 0)..=pair(client.0, u64::MAX))? {
             slots.push(row?.0.value());
         }
         for key in slots {
             self.dirty = true;
-            self.tables.slots.remove(key)?;
+            self.tables.slots_mut()?.remove(key)?;
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Change<'_, '_> {
         let mut chunks = Vec::new();
         for _ in 0..wanted.min(CHUNKS_AT_ONCE) {
             let Some(chunk) = self.take_chunk(chunk_blocks)? else { break };
-            self.tables.chunks.insert(chunk.start.0, chunk.len)?;
+            self.tables.chunks_mut()?.insert(chunk.start.0, chunk.len)?;
             add(&mut self.counters.metadata, chunk.len);
             chunks.push(chunk);
         }
@@ -165,21 +165,22 @@ impl Change<'_, '_> {
     pub fn release(&mut self, free: &[Run], ghosts: &[Run]) -> Result<(), Stop> {
         for (runs, ghost) in [(free, false), (ghosts, true)] {
             for run in runs {
-                let Some(record) = self.tables.pending.get(run.start.0)?.map(|record| record.value()) else {
+                let Some(record) = self.tables.pending()?.get(run.start.0)?.map(|record| record.value())
+                else {
                     continue;
                 };
                 // The record may have grown since it was looked at; what was looked at is its start.
                 self.dirty = true;
-                self.tables.pending.remove(run.start.0)?;
+                self.tables.pending_mut()?.remove(run.start.0)?;
                 let rest = record.len.get().saturating_sub(run.len);
                 if rest > 0 {
                     let record = HeldRecord { len: U64::new(rest), ..record };
-                    self.tables.pending.insert(run.end().0, record)?;
+                    self.tables.pending_mut()?.insert(run.end().0, record)?;
                 }
                 subtract(&mut self.counters.pending, run.len)?;
                 if ghost {
                     let record = HeldRecord { len: U64::new(run.len), ..record };
-                    self.tables.quarantine.insert(run.start.0, record)?;
+                    self.tables.quarantine_mut()?.insert(run.start.0, record)?;
                     add(&mut self.counters.quarantined, run.len);
                 } else {
                     self.give(*run)?;
@@ -192,10 +193,10 @@ impl Change<'_, '_> {
     /// Frees what is in quarantine and no ghost can reach any more.
     pub fn release_quarantine(&mut self, free: &[Run]) -> Result<(), Stop> {
         for run in free {
-            let whole = self.tables.quarantine.get(run.start.0)?.map(|record| record.value().len.get());
+            let whole = self.tables.quarantine()?.get(run.start.0)?.map(|record| record.value().len.get());
             if whole == Some(run.len) {
                 self.dirty = true;
-                self.tables.quarantine.remove(run.start.0)?;
+                self.tables.quarantine_mut()?.remove(run.start.0)?;
                 subtract(&mut self.counters.quarantined, run.len)?;
                 self.give(*run)?;
             }
@@ -207,7 +208,7 @@ impl Change<'_, '_> {
     pub fn reclaim(&mut self, from: u64) -> Result<Option<u64>, Stop> {
         let mut budget = super::data::STEP_EXTENTS;
         let mut orphans = Vec::new();
-        for row in self.tables.orphans.range(from..)?.take(budget) {
+        for row in self.tables.orphans()?.range(from..)?.take(budget) {
             orphans.push(row?.0.value());
         }
         for number in &orphans {

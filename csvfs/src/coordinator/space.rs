@@ -72,7 +72,7 @@ impl Change<'_, '_> {
         let mut seen = Vec::new();
         let cursor = self.hints.data;
         for range in [cursor..u64::MAX, 0..cursor] {
-            for row in self.tables.free.range(range)? {
+            for row in self.tables.free()?.range(range)? {
                 let (start, len) = row?;
                 let run = Run { start: LunBlock(start.value()), len: len.value() };
                 if run.len >= want {
@@ -97,7 +97,7 @@ impl Change<'_, '_> {
         let mut looked = 0;
         let mut found = None;
         'search: for range in [cursor..u64::MAX, 0..cursor] {
-            for row in self.tables.free.range(range)? {
+            for row in self.tables.free()?.range(range)? {
                 let (start, len) = row?;
                 let run = Run { start: LunBlock(start.value()), len: len.value() };
                 let first = LunBlock(run.start.0.next_multiple_of(blocks));
@@ -121,12 +121,12 @@ impl Change<'_, '_> {
     /// Takes `part` out of the free extent `run`.
     fn cut_free(&mut self, run: Run, part: Run) -> Result<(), Stop> {
         self.dirty = true;
-        self.tables.free.remove(run.start.0)?;
+        self.tables.free_mut()?.remove(run.start.0)?;
         if run.start < part.start {
-            self.tables.free.insert(run.start.0, part.start - run.start)?;
+            self.tables.free_mut()?.insert(run.start.0, part.start - run.start)?;
         }
         if part.end() < run.end() {
-            self.tables.free.insert(part.end().0, run.end() - part.end())?;
+            self.tables.free_mut()?.insert(part.end().0, run.end() - part.end())?;
         }
         subtract(&mut self.counters.free, part.len)?;
         Ok(())
@@ -137,7 +137,7 @@ impl Change<'_, '_> {
         self.dirty = true;
         let Run { mut start, len } = run;
         let mut end = start + len;
-        let before = self.tables.free.range(..run.start.0)?.next_back().transpose()?;
+        let before = self.tables.free()?.range(..run.start.0)?.next_back().transpose()?;
         if let Some((key, value)) = before.map(|(key, value)| (key.value(), value.value())) {
             if key + value > start.0 {
                 return Err(damaged(run, "are freed twice").into());
@@ -146,17 +146,17 @@ impl Change<'_, '_> {
                 start = LunBlock(key);
             }
         }
-        let after = self.tables.free.range(run.start.0..)?.next().transpose()?;
+        let after = self.tables.free()?.range(run.start.0..)?.next().transpose()?;
         if let Some((key, value)) = after.map(|(key, value)| (key.value(), value.value())) {
             if key < end.0 {
                 return Err(damaged(run, "are freed twice").into());
             }
             if key == end.0 {
                 end = LunBlock(key + value);
-                self.tables.free.remove(key)?;
+                self.tables.free_mut()?.remove(key)?;
             }
         }
-        self.tables.free.insert(start.0, end - start)?;
+        self.tables.free_mut()?.insert(start.0, end - start)?;
         add(&mut self.counters.free, len);
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Change<'_, '_> {
         self.dirty = true;
         let now = self.scene.now;
         // Runs that are freed one after the other are mostly neighbours: one record for both.
-        let before = self.tables.pending.range(..run.start.0)?.next_back().transpose()?;
+        let before = self.tables.pending()?.range(..run.start.0)?.next_back().transpose()?;
         let joined = before.map(|(key, value)| (key.value(), value.value())).filter(|(key, record)| {
             key + record.len.get() == run.start.0
                 && record.why.get() == why as u32
@@ -179,7 +179,7 @@ impl Change<'_, '_> {
             Some((key, record)) => Run { start: LunBlock(key), len: record.len.get() + run.len },
             None => run,
         };
-        if self.tables.pending.insert(whole.start.0, HeldRecord::new(whole.len, why, now))?.is_some()
+        if self.tables.pending_mut()?.insert(whole.start.0, HeldRecord::new(whole.len, why, now))?.is_some()
             && joined.is_none()
         {
             return Err(damaged(run, "are freed twice").into());
@@ -204,11 +204,11 @@ impl Change<'_, '_> {
             pieces.push((Run { start: from, len: to - from }, record.count.get()));
             *at = to;
         };
-        if let Some(row) = self.tables.shared.range(..run.start.0)?.next_back() {
+        if let Some(row) = self.tables.shared()?.range(..run.start.0)?.next_back() {
             let (start, record) = row?;
             note(start.value(), record.value(), &mut at);
         }
-        for row in self.tables.shared.range(run.start.0..run.end().0)? {
+        for row in self.tables.shared()?.range(run.start.0..run.end().0)? {
             let (start, record) = row?;
             note(start.value(), record.value(), &mut at);
         }
@@ -220,31 +220,31 @@ impl Change<'_, '_> {
 
     /// Cuts the entry of the shared table that covers `block` in two there.
     fn split_shared(&mut self, block: LunBlock) -> Result<(), Stop> {
-        let Some(row) = self.tables.shared.range(..block.0)?.next_back() else { return Ok(()) };
+        let Some(row) = self.tables.shared()?.range(..block.0)?.next_back() else { return Ok(()) };
         let (start, record) = row.map(|(start, record)| (start.value(), record.value()))?;
         let end = start + record.len.get();
         if end <= block.0 {
             return Ok(());
         }
         let part = |len: u64| SharedRecord { len: U64::new(len), count: record.count };
-        self.tables.shared.insert(start, part(block.0 - start))?;
-        self.tables.shared.insert(block.0, part(end - block.0))?;
+        self.tables.shared_mut()?.insert(start, part(block.0 - start))?;
+        self.tables.shared_mut()?.insert(block.0, part(end - block.0))?;
         Ok(())
     }
 
     /// Joins the entry of the shared table that starts at `block` with the one before it, if they are alike.
     fn join_shared(&mut self, block: LunBlock) -> Result<(), Stop> {
-        let Some(second) = self.tables.shared.get(block.0)?.map(|record| record.value()) else {
+        let Some(second) = self.tables.shared()?.get(block.0)?.map(|record| record.value()) else {
             return Ok(());
         };
-        let Some(row) = self.tables.shared.range(..block.0)?.next_back() else { return Ok(()) };
+        let Some(row) = self.tables.shared()?.range(..block.0)?.next_back() else { return Ok(()) };
         let (start, first) = row.map(|(start, record)| (start.value(), record.value()))?;
         if start + first.len.get() != block.0 || first.count != second.count {
             return Ok(());
         }
-        self.tables.shared.remove(block.0)?;
+        self.tables.shared_mut()?.remove(block.0)?;
         let len = U64::new(first.len.get() + second.len.get());
-        self.tables.shared.insert(start, SharedRecord { len, count: first.count })?;
+        self.tables.shared_mut()?.insert(start, SharedRecord { len, count: first.count })?;
         Ok(())
     }
 
@@ -263,9 +263,9 @@ impl Change<'_, '_> {
             }
             if new >= 2 {
                 let record = SharedRecord { len: U64::new(piece.len), count: U64::new(new) };
-                self.tables.shared.insert(piece.start.0, record)?;
+                self.tables.shared_mut()?.insert(piece.start.0, record)?;
             } else if *old >= 2 {
-                self.tables.shared.remove(piece.start.0)?;
+                self.tables.shared_mut()?.remove(piece.start.0)?;
             }
         }
         for (piece, _) in pieces {

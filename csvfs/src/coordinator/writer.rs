@@ -176,7 +176,7 @@ impl Writer {
             scarce: core.parts.space.is_scarce(),
             now: core.parts.clock.wall().0,
         };
-        let mut change = Change::new(Tables::open(&transaction)?, self.counters, self.hints, scene);
+        let mut change = Change::new(Tables::of(&transaction), self.counters, self.hints, scene);
         let applied = self.apply_group(&mut change, group, outcome);
         outcome.gone.append(&mut change.dying);
         applied?;
@@ -287,7 +287,7 @@ impl Writer {
             return Err(Refusal::Invalid(SlotRefusal::NoSuchSlot(slot).to_string()).into());
         }
         if self.core.parts.rules.keeps(Rule::V4) && !self.known.contains(&head.client) {
-            let record = change.tables.clients.get(head.client.0)?.map(|record| record.value());
+            let record = change.tables.clients()?.get(head.client.0)?.map(|record| record.value());
             if record.is_some_and(|record| record.flags.get() & ENDED != 0) {
                 self.core.opens.lock().end(head.client);
                 return Err(Refusal::Stale(format!("client {} is over", head.client)).into());
@@ -296,7 +296,7 @@ impl Writer {
         if self.slots.get(head.client, slot).is_none() {
             // V4: what an earlier process executed is in the store.
             let key = pair(head.client.0, u64::from(slot.0));
-            if let Some(value) = change.tables.slots.get(key)? {
+            if let Some(value) = change.tables.slots()?.get(key)? {
                 let (sequence, reply) = SlotRecord::parse(value.value())?;
                 self.slots.put(head.client, slot, Sequence(sequence), reply.to_vec());
             }
@@ -322,13 +322,13 @@ impl Writer {
         if !self.known.contains(&head.client) {
             let record =
                 ClientRecord { session: U64::new(head.session.0), flags: U32::ZERO, zero: U32::ZERO };
-            change.tables.clients.insert(head.client.0, record)?;
+            change.tables.clients_mut()?.insert(head.client.0, record)?;
             self.known.insert(head.client);
         }
         change.dirty = true;
         if self.core.parts.rules.keeps(Rule::V4) {
             let value = SlotRecord::value(sequence.0, reply);
-            change.tables.slots.insert(pair(head.client.0, u64::from(slot.0)), value.as_slice())?;
+            change.tables.slots_mut()?.insert(pair(head.client.0, u64::from(slot.0)), value.as_slice())?;
         }
         self.slots.put(head.client, slot, sequence, reply.to_vec());
         Ok(())
@@ -381,7 +381,7 @@ impl Writer {
         change.dirty = true;
         let session = U64::new(self.core.parts.authority.session().0);
         let record = ClientRecord { session, flags: U32::new(ENDED), zero: U32::ZERO };
-        change.tables.clients.insert(client.0, record)?;
+        change.tables.clients_mut()?.insert(client.0, record)?;
         Ok(())
     }
 }
@@ -423,14 +423,14 @@ pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
         scarce: false,
         now: core.parts.clock.wall().0,
     };
-    let mut change = Change::new(Tables::open(&transaction)?, counters, Hints::default(), scene);
+    let mut change = Change::new(Tables::of(&transaction), counters, Hints::default(), scene);
     for client in earlier {
         match change.end_reserve(client) {
             Ok(()) => {}
             Err(Stop::Broken(error)) => return Err(error),
             Err(Stop::Refused(refusal)) => return Err(StoreError::Damaged(refusal.to_string())),
         }
-        change.tables.clients.remove(client.0)?;
+        change.tables.clients_mut()?.remove(client.0)?;
     }
     change.finish()?;
     drop(change);

@@ -30,12 +30,12 @@ const CONGESTED_AT: u16 = 384;
 #[expect(clippy::cast_possible_truncation, reason = "255 fits")]
 const NAME_LEN: u32 = NAME_MAX as u32;
 
-/// What we ask of the kernel if it has it.
+/// What we ask of the kernel if it has it. Not FUSE_ATOMIC_O_TRUNC: with it, an open for reading with O_TRUNC empties a
+/// program that is being executed before the kernel finds that it must not.
 const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_MAX_PAGES,
@@ -55,7 +55,6 @@ const WANTED: &[InitFlags] = &[
 /// Without these the file system would be wrong or much too slow.
 const NEEDED: InitFlags = InitFlags::FUSE_POSIX_LOCKS
     .union(InitFlags::FUSE_FLOCK_LOCKS)
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_ASYNC_DIO)
@@ -326,10 +325,15 @@ impl Filesystem for Front {
         _request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
-        _data_only: bool,
+        data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.connection.service.sync(HandleId(handle.0), empty("fsync", reply));
+        let (service, done) = (&self.connection.service, empty("fsync", reply));
+        if data_only {
+            service.sync_data(HandleId(handle.0), done);
+        } else {
+            service.sync(HandleId(handle.0), done);
+        }
     }
 
     fn fsyncdir(

@@ -9,6 +9,7 @@ use redirector::lun::Outcome;
 use super::Core;
 use super::file::{File, Phase};
 use super::media::refusal;
+use super::open::Handle;
 use super::task::{promise, run};
 use super::turn::Held;
 use crate::proto::{Answer, Operation, WrittenRun};
@@ -157,6 +158,36 @@ impl Core {
     /// Puts the file on the list of those that the background commits.
     pub(super) fn list(&self, file: &Arc<File>) {
         self.dirty.lock().push(file.ino);
+    }
+
+    /// Makes what was written through any handle of the file durable, and tells this handle of failures that it has not
+    /// been told of. With `data_only` times may stay behind: data in its old place then costs a flush and no message.
+    pub(super) async fn sync(self: &Arc<Self>, handle: &Handle, data_only: bool) -> Result<(), Refusal> {
+        let file = &handle.file;
+        if !file.is_regular() {
+            // Names are durable when they are acknowledged.
+            return Ok(());
+        }
+        self.counters.sync();
+        let in_place = || {
+            file.size.load(SeqCst) <= file.known_size.load(SeqCst)
+                && file.layout.read().dirty_runs(FileBlock(0), 1).0.is_empty()
+        };
+        let result = if data_only && in_place() {
+            let flushed = self.flush().await;
+            if flushed.is_err() {
+                file.failures.fetch_add(1, SeqCst);
+            }
+            flushed
+        } else {
+            self.commit(file).await
+        };
+        let failures = file.failures.load(SeqCst);
+        let told = handle.failures.swap(failures, SeqCst);
+        if result.is_ok() && told != failures {
+            return Err(Refusal::Io("what was written before could not be committed at first".to_owned()));
+        }
+        result
     }
 
     /// Commits every file, and tells the first failure.

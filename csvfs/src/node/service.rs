@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 
 use redirector::buffer::Slice;
 
@@ -205,20 +204,15 @@ impl FileService for Node {
         let handle = self.core.find(handle);
         self.answer(done, |core| async move {
             let handle = handle?;
-            if !handle.file.is_regular() {
-                // Names are durable when they are acknowledged.
-                return Ok(());
-            }
-            core.counters.sync();
-            let result = core.commit(&handle.file).await;
-            let failures = handle.file.failures.load(SeqCst);
-            let told = handle.failures.swap(failures, SeqCst);
-            if result.is_ok() && told != failures {
-                return Err(Refusal::Io(
-                    "what was written before could not be committed at first".to_owned(),
-                ));
-            }
-            result
+            core.sync(&handle, false).await
+        });
+    }
+
+    fn sync_data(&self, handle: HandleId, done: Done<()>) {
+        let handle = self.core.find(handle);
+        self.answer(done, |core| async move {
+            let handle = handle?;
+            core.sync(&handle, true).await
         });
     }
 

@@ -13,14 +13,15 @@ pub fn initialise(database: &Database, free: &[Run], now: Timestamp) -> Result<(
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
     {
-        let mut tables = Tables::open(&transaction)?;
+        let mut tables = Tables::of(&transaction);
+        tables.create()?;
         let mut root = InodeRecord::new(Kind::Directory, 0o755, 0, 0, now);
         root.nlink = U32::new(2);
         root.parent = U64::new(Ino::ROOT.0);
-        tables.inodes.insert(Ino::ROOT.0, root.as_bytes())?;
+        tables.inodes_mut()?.insert(Ino::ROOT.0, root.as_bytes())?;
         let mut total = 0;
         for run in free.iter().filter(|run| run.len > 0) {
-            tables.free.insert(run.start.0, run.len)?;
+            tables.free_mut()?.insert(run.start.0, run.len)?;
             total += run.len;
         }
         let counters = Counters {
@@ -31,7 +32,7 @@ pub fn initialise(database: &Database, free: &[Run], now: Timestamp) -> Result<(
             free: U64::new(total),
             ..Counters::default()
         };
-        tables.counters.insert(COUNTERS_ROW, counters)?;
+        tables.counters_mut()?.insert(COUNTERS_ROW, counters)?;
     }
     transaction.commit()?;
     Ok(())

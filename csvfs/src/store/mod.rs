@@ -20,6 +20,7 @@
 //! reserve are ranges. Every block of the data region is in exactly one of `free`, `reserves`, `pending`, `quarantine`,
 //! `chunks`, or the extents of files; a block of several extents is in `shared` with their number.
 
+pub mod bulk;
 pub mod check;
 pub mod cookie;
 mod dump;

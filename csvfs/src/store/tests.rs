@@ -87,3 +87,35 @@ proptest::proptest! {
         let _ = SlotRecord::parse(&bytes);
     }
 }
+
+#[test]
+fn a_bulk_of_files_is_a_sound_store() {
+    let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+    let region = [Run { start: LunBlock(10), len: 5000 }];
+    initialise(&database, &region, Timestamp(5)).unwrap();
+    let key = HashKey([7; 16]);
+    bulk::load(&database, &key, 2500, Timestamp(6)).unwrap();
+    let findings = check::check(&database, &key, &region, &mut |_, _, _| {}).unwrap();
+    assert!(findings.is_clean(), "{findings}");
+    assert!(bulk::load(&database, &key, 2501, Timestamp(6)).is_err());
+}
+
+/// Prints figures: `cargo test --release -p csvfs figures -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+fn figures_of_a_check_of_a_million_files() {
+    let place = tempfile::tempdir().unwrap();
+    let database = Database::builder().set_cache_size(64 << 20).create(place.path().join("store")).unwrap();
+    let region = [Run { start: LunBlock(10), len: 1 << 21 }];
+    initialise(&database, &region, Timestamp(5)).unwrap();
+    let key = HashKey([7; 16]);
+    let start = std::time::Instant::now();
+    bulk::load(&database, &key, 1_000_000, Timestamp(6)).unwrap();
+    println!("loaded in {:.1?}", start.elapsed());
+    let start = std::time::Instant::now();
+    let findings = check::check(&database, &key, &region, &mut |_, _, _| {}).unwrap();
+    println!("checked in {:.1?}", start.elapsed());
+    assert!(findings.is_clean());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap());
+}

@@ -253,3 +253,24 @@ fn what_there_is_not_is_refused() {
     // SAFETY: one entry.
     assert_eq!(checked(unsafe { libc::poll(&raw mut poll, 1, 0) }).unwrap(), 1, "always ready");
 }
+
+#[test]
+fn a_program_that_runs_is_not_written_to() {
+    let mounted = Mounted::new();
+    let path = mounted.path("program");
+    fs::copy("/bin/sleep", &path).unwrap();
+    let len = fs::metadata(&path).unwrap().len();
+    let mut running = std::process::Command::new(&path).arg("60").spawn().unwrap();
+    for flags in
+        [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC, libc::O_WRONLY | libc::O_TRUNC]
+    {
+        let name = crate::mounted::terminated(&path);
+        // SAFETY: the path is a NUL-terminated string.
+        let opened = checked(unsafe { libc::open(name.as_ptr(), flags) });
+        assert_eq!(errno(opened), libc::ETXTBSY, "{flags:#x}");
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), len);
+    assert!(running.try_wait().unwrap().is_none(), "it still runs");
+    running.kill().unwrap();
+    running.wait().unwrap();
+}

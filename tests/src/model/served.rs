@@ -211,7 +211,9 @@ impl Served {
     fn copy(&self, from: &Path, from_offset: u32, to: &Path, to_offset: u32, len: u32) -> Answer<()> {
         self.with_file(from, |source| {
             self.with_file(to, |target| {
-                let (mut done_bytes, len) = (0, u64::from(len));
+                // What the copy itself adds to the end of a file is not copied again.
+                let left = self.find(from)?.size.saturating_sub(u64::from(from_offset));
+                let (mut done_bytes, len) = (0, u64::from(len).min(left));
                 while done_bytes < len {
                     let (at, into) = (u64::from(from_offset) + done_bytes, u64::from(to_offset) + done_bytes);
                     let left = len - done_bytes;

@@ -85,7 +85,9 @@ pub fn apply(root: &RealPath, op: &Op) -> Result<(), Errno> {
         Op::Copy(from, from_offset, to, to_offset, len) => {
             let (source, target) = (open(&real(root, from))?, open(&real(root, to))?);
             let (mut from, mut to) = (i64::from(*from_offset), i64::from(*to_offset));
-            let end = from + i64::from(*len);
+            // What the copy itself adds to the end of a file is not copied again.
+            let size = source.metadata().map_err(|error| errno(&error))?.len();
+            let end = (from + i64::from(*len)).min(i64::try_from(size).unwrap_or(i64::MAX));
             while from < end {
                 let left = usize::try_from(end - from).expect("the test's lengths are small");
                 // SAFETY: two open descriptors and two valid offsets.

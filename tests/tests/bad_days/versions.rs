@@ -36,10 +36,11 @@ impl Image {
         let label = Label::decode(&self.block(0)?)?;
         let slots = (SLOTS_AT..SLOTS_AT + 8).map(|slot| Ok((slot, self.block(slot)?)));
         let slots = slots.collect::<Result<Vec<_>>>()?;
-        let decoded = slots.iter().filter_map(|(slot, block)| {
-            Some((*slot, Superblock::decode(block, label.uuid).ok()?))
-        });
-        let (slot, newest) = decoded.max_by_key(|(_, superblock)| superblock.epoch).context("a superblock")?;
+        let decoded = slots
+            .iter()
+            .filter_map(|(slot, block)| Some((*slot, Superblock::decode(block, label.uuid).ok()?)));
+        let (slot, newest) =
+            decoded.max_by_key(|(_, superblock)| superblock.epoch).context("a superblock")?;
         self.put(slot, &Superblock { features, ..newest }.encode(label.uuid))
     }
 }
@@ -99,7 +100,11 @@ fn an_unknown_incompatible_feature_is_left_alone() -> Result<()> {
     let site = Site::new()?;
     let url = a_volume_with_a_file(&site)?;
     Image::of(&site).set_features(Features { incompatible: 0x40, ..Features::default() })?;
-    nobody_touches_it(&site, &url, &["incompatible features 0x40", "use a newer csvfs", "nothing was changed"])
+    nobody_touches_it(
+        &site,
+        &url,
+        &["incompatible features 0x40", "use a newer csvfs", "nothing was changed"],
+    )
 }
 
 #[test]

@@ -21,7 +21,11 @@ fn all_refuse(site: &Site, url: &str, parts: &[&str]) -> Result<()> {
 fn a_server_that_is_not_there_is_named() -> Result<()> {
     let site = Site::new()?;
     let socket = site.text("none.sock");
-    all_refuse(&site, &format!("nbd+unix:///vms?socket={socket}"), &[&socket, "cannot be reached", "check that"])?;
+    all_refuse(
+        &site,
+        &format!("nbd+unix:///vms?socket={socket}"),
+        &[&socket, "cannot be reached", "check that"],
+    )?;
     // A port that nobody listens on: it was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let url = format!("nbd://127.0.0.1:{port}/vms");
@@ -79,7 +83,9 @@ fn a_folder_that_cannot_be_mounted_on_is_refused() -> Result<()> {
 
 #[test]
 fn usage_errors_exit_with_two() -> Result<()> {
-    for words in [&["mount"][..], &["format"], &["fsck", "--lun"], &["format", "--lun", "x", "--bogus"], &["bogus"]] {
+    for words in
+        [&["mount"][..], &["format"], &["fsck", "--lun"], &["format", "--lun", "x", "--bogus"], &["bogus"]]
+    {
         assert_eq!(refused(words)?.code, 2, "{words:?}");
     }
     Ok(())

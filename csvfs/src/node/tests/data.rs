@@ -1,6 +1,6 @@
 //! Data comes back as it was written.
 
-use super::platter::Platter;
+use super::platter::{Event, Platter};
 use super::world::World;
 use crate::proto::Allocation;
 use crate::service::{FileService, Seek, WriteMode};
@@ -189,4 +189,28 @@ fn a_full_volume_says_so_and_space_comes_back() {
     world.truncate(a.attr.ino, 0);
     world.write(b.handle, 0, &[4; 1 << 20]);
     assert!(world.read(b.handle, 0, 1 << 20) == vec![4; 1 << 20]);
+}
+
+/// fdatasync of an overwrite is a flush; of anything that moves a mapping or the size it is a commit.
+#[test]
+fn a_data_sync_in_place_sends_no_message() {
+    let world = world();
+    let file = world.file("a");
+    let commits = || {
+        world
+            .events()
+            .iter()
+            .filter(|event| matches!(event, Event::Message(name) if name.starts_with("Commit")))
+            .count()
+    };
+    let sync_data = || wait(|done| world.node.sync_data(file.handle, done)).unwrap();
+    world.write(file.handle, 0, &[1; 8192]);
+    sync_data();
+    assert_eq!(commits(), 1);
+    world.write(file.handle, 4096, &[2; 4096]);
+    sync_data();
+    assert_eq!(commits(), 1, "the data is where it was, and flushed");
+    world.write(file.handle, 8192, &[3; 4096]);
+    sync_data();
+    assert_eq!(commits(), 2, "the file has grown");
 }

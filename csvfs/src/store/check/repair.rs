@@ -47,7 +47,7 @@ pub fn repair(
         }
         let mut transaction = database.begin_write()?;
         transaction.set_quick_repair(true);
-        let mut mender = Mender::open(Tables::open(&transaction)?, *key, now)?;
+        let mut mender = Mender::open(Tables::of(&transaction), *key, now)?;
         let mut mended = 0;
         for finding in &repair.left.list {
             if mender.mend(finding)? {
@@ -84,12 +84,12 @@ struct Mender<'t> {
 impl<'t> Mender<'t> {
     fn open(tables: Tables<'t>, key: HashKey, now: Timestamp) -> Result<Self> {
         let counters =
-            tables.counters.get(COUNTERS_ROW)?.map(|counters| counters.value()).unwrap_or_default();
+            tables.counters()?.get(COUNTERS_ROW)?.map(|counters| counters.value()).unwrap_or_default();
         Ok(Self { tables, counters, key, now, shared: Vec::new() })
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.tables.counters.insert(COUNTERS_ROW, self.counters)?;
+        self.tables.counters_mut()?.insert(COUNTERS_ROW, self.counters)?;
         Ok(())
     }
 
@@ -97,7 +97,7 @@ impl<'t> Mender<'t> {
     fn mend(&mut self, finding: &Finding) -> Result<bool> {
         match finding {
             Finding::UnreadableInode(ino) => {
-                self.tables.inodes.remove(ino.0)?;
+                self.tables.inodes_mut()?.remove(ino.0)?;
             }
             Finding::NoRoot => self.make_root()?,
             Finding::Links { ino, found, .. } => {
@@ -106,7 +106,7 @@ impl<'t> Mender<'t> {
             Finding::Unreachable(ino) => return self.adopt(*ino),
             Finding::Ring(ino) => return self.open_ring(*ino),
             Finding::NotAnOrphan(ino) => {
-                self.tables.orphans.remove(ino.0)?;
+                self.tables.orphans_mut()?.remove(ino.0)?;
             }
             Finding::Blocks { ino, found, .. } => {
                 return self.change(*ino, |record| record.blocks = U64::new(*found));
@@ -117,7 +117,7 @@ impl<'t> Mender<'t> {
             Finding::Extent { ino, file, run, fault } => self.mend_extent(*ino, *file, *run, *fault)?,
             Finding::Space { run, fault } => return self.mend_space(*run, *fault),
             Finding::Xattr { ino, name, .. } => {
-                self.tables.xattrs.remove(xattr_key(ino.0, name).as_slice())?;
+                self.tables.xattrs_mut()?.remove(xattr_key(ino.0, name).as_slice())?;
             }
             Finding::XattrFlags { ino, flags } => {
                 return self.change(*ino, |record| {
@@ -128,7 +128,7 @@ impl<'t> Mender<'t> {
             Finding::UnknownClient(client) => {
                 // On record under a session that never was: ended, and its reserve returned, when the volume opens.
                 let record = ClientRecord { session: U64::ZERO, flags: U32::ZERO, zero: U32::ZERO };
-                self.tables.clients.insert(*client, record)?;
+                self.tables.clients_mut()?.insert(*client, record)?;
             }
             Finding::Number { count, found, .. } => self.set_number(*count, *found),
         }
@@ -155,19 +155,19 @@ impl<'t> Mender<'t> {
         let mut root = InodeRecord::new(Kind::Directory, 0o755, 0, 0, self.now);
         root.nlink = U32::new(2);
         root.parent = U64::new(Ino::ROOT.0);
-        self.tables.inodes.insert(Ino::ROOT.0, root.as_bytes())?;
+        self.tables.inodes_mut()?.insert(Ino::ROOT.0, root.as_bytes())?;
         Ok(())
     }
 
     fn inode(&self, ino: Ino) -> Result<Option<(InodeRecord, Vec<u8>)>> {
-        let Some(value) = self.tables.inodes.get(ino.0)? else { return Ok(None) };
+        let Some(value) = self.tables.inodes()?.get(ino.0)? else { return Ok(None) };
         Ok(InodeRecord::parse(ino, value.value()).ok().map(|(record, tail)| (record, tail.to_vec())))
     }
 
     fn change(&mut self, ino: Ino, change: impl FnOnce(&mut InodeRecord)) -> Result<bool> {
         let Some((mut record, tail)) = self.inode(ino)? else { return Ok(false) };
         change(&mut record);
-        self.tables.inodes.insert(ino.0, [record.as_bytes(), &tail].concat().as_slice())?;
+        self.tables.inodes_mut()?.insert(ino.0, [record.as_bytes(), &tail].concat().as_slice())?;
         Ok(true)
     }
 
@@ -176,7 +176,7 @@ impl<'t> Mender<'t> {
         let cookies = self.key.cookies(name);
         let mut free = Some(*cookies.start());
         for row in
-            self.tables.entries.range(pair(parent.0, *cookies.start())..=pair(parent.0, *cookies.end()))?
+            self.tables.entries()?.range(pair(parent.0, *cookies.start())..=pair(parent.0, *cookies.end()))?
         {
             let (key, value) = row?;
             let cookie = low(key.value());
@@ -194,7 +194,9 @@ impl<'t> Mender<'t> {
 
     fn insert(&mut self, parent: Ino, ino: Ino, kind: Kind, name: &[u8]) -> Result<bool> {
         let Err(Some(cookie)) = self.find(parent, name)? else { return Ok(false) };
-        self.tables.entries.insert(pair(parent.0, cookie), EntryRecord::value(ino, kind, name).as_slice())?;
+        self.tables
+            .entries_mut()?
+            .insert(pair(parent.0, cookie), EntryRecord::value(ino, kind, name).as_slice())?;
         Ok(true)
     }
 
@@ -208,14 +210,14 @@ impl<'t> Mender<'t> {
             Err(None) => return Ok(None),
             Err(Some(_)) => {}
         }
-        let last = self.tables.inodes.last()?.map_or(Ino::ROOT.0, |(last, _)| last.value());
+        let last = self.tables.inodes()?.last()?.map_or(Ino::ROOT.0, |(last, _)| last.value());
         let ino = Ino(self.counters.next_ino.get().max(last + 1));
         self.counters.next_ino.set(ino.0 + 1);
         self.counters.inodes.set(self.counters.inodes.get() + 1);
         let mut record = InodeRecord::new(Kind::Directory, 0o700, 0, 0, self.now);
         record.nlink = U32::new(2);
         record.parent = U64::new(Ino::ROOT.0);
-        self.tables.inodes.insert(ino.0, record.as_bytes())?;
+        self.tables.inodes_mut()?.insert(ino.0, record.as_bytes())?;
         self.insert(Ino::ROOT, ino, Kind::Directory, LOST_AND_FOUND)?;
         self.change(Ino::ROOT, |root| root.nlink = U32::new(root.nlink.get() + 1))?;
         Ok(Some(ino))
@@ -250,14 +252,14 @@ impl<'t> Mender<'t> {
         }
         let parent = self.inode(at)?.map_or(0, |(record, _)| record.parent.get());
         let mut names = Vec::new();
-        for row in self.tables.entries.range(pair(parent, 0)..=pair(parent, u64::MAX))? {
+        for row in self.tables.entries()?.range(pair(parent, 0)..=pair(parent, u64::MAX))? {
             let (key, value) = row?;
             if EntryRecord::parse(value.value()).is_ok_and(|(ino, _, _)| ino == at) {
                 names.push(key.value());
             }
         }
         for key in names {
-            self.tables.entries.remove(key)?;
+            self.tables.entries_mut()?.remove(key)?;
         }
         self.adopt(at)
     }
@@ -266,14 +268,15 @@ impl<'t> Mender<'t> {
         let key = pair(parent.0, cookie);
         match fault {
             EntryFault::OtherKind(kind) => {
-                let Some(value) = self.tables.entries.get(key)?.map(|value| value.value().to_vec()) else {
+                let Some(value) = self.tables.entries()?.get(key)?.map(|value| value.value().to_vec()) else {
                     return Ok(false);
                 };
                 let Ok((ino, _, name)) = EntryRecord::parse(&value) else { return Ok(false) };
-                self.tables.entries.insert(key, EntryRecord::value(ino, kind, name).as_slice())?;
+                self.tables.entries_mut()?.insert(key, EntryRecord::value(ino, kind, name).as_slice())?;
             }
             EntryFault::Misplaced => {
-                let Some(value) = self.tables.entries.remove(key)?.map(|value| value.value().to_vec()) else {
+                let Some(value) = self.tables.entries_mut()?.remove(key)?.map(|value| value.value().to_vec())
+                else {
                     return Ok(false);
                 };
                 let Ok((ino, kind, name)) = EntryRecord::parse(&value) else { return Ok(false) };
@@ -290,7 +293,7 @@ impl<'t> Mender<'t> {
             | EntryFault::BadName
             | EntryFault::Twice
             | EntryFault::SecondName => {
-                self.tables.entries.remove(key)?;
+                self.tables.entries_mut()?.remove(key)?;
             }
         }
         Ok(true)
@@ -299,7 +302,7 @@ impl<'t> Mender<'t> {
     fn mend_extent(&mut self, ino: Ino, file: FileBlock, run: Run, fault: ExtentFault) -> Result<()> {
         match fault {
             ExtentFault::NoFile | ExtentFault::Overlap | ExtentFault::BadLength => {
-                self.tables.extents.remove(pair(ino.0, file.0))?;
+                self.tables.extents_mut()?.remove(pair(ino.0, file.0))?;
             }
             ExtentFault::Outside | ExtentFault::OnMetadata => self.cut_extents(ino, run)?,
             ExtentFault::Unmarked => self.shared.push(run),
@@ -310,7 +313,7 @@ impl<'t> Mender<'t> {
     /// Takes the blocks of `run` out of the layout of `ino`: they hold something else.
     fn cut_extents(&mut self, ino: Ino, run: Run) -> Result<()> {
         let mut hit = Vec::new();
-        for row in self.tables.extents.range(pair(ino.0, 0)..=pair(ino.0, u64::MAX))? {
+        for row in self.tables.extents()?.range(pair(ino.0, 0)..=pair(ino.0, u64::MAX))? {
             let (key, record) = row?;
             let extent = record.value().at(FileBlock(low(key.value())));
             if extent.run().overlaps(run) {
@@ -318,13 +321,13 @@ impl<'t> Mender<'t> {
             }
         }
         for extent in hit {
-            self.tables.extents.remove(pair(ino.0, extent.file.0))?;
+            self.tables.extents_mut()?.remove(pair(ino.0, extent.file.0))?;
             let (from, to) = (run.start.max(extent.lun), run.end().min(extent.lun + extent.len));
             let left = Extent { len: from - extent.lun, ..extent };
             let skipped = to - extent.lun;
             let right = Extent { file: extent.file + skipped, lun: to, len: extent.len - skipped, ..extent };
             for part in [left, right].iter().filter(|part| part.len > 0) {
-                self.tables.extents.insert(pair(ino.0, part.file.0), ExtentRecord::of(part))?;
+                self.tables.extents_mut()?.insert(pair(ino.0, part.file.0), ExtentRecord::of(part))?;
             }
         }
         Ok(())
@@ -345,7 +348,7 @@ impl<'t> Mender<'t> {
             joined
         });
         let mut marked = Vec::new();
-        for row in self.tables.extents.iter()? {
+        for row in self.tables.extents()?.iter()? {
             let (key, record) = row?;
             let mut record: ExtentRecord = record.value();
             let run = Run { start: LunBlock(record.lun.get()), len: record.len.get() };
@@ -356,7 +359,7 @@ impl<'t> Mender<'t> {
             }
         }
         for (key, record) in marked {
-            self.tables.extents.insert(key, record)?;
+            self.tables.extents_mut()?.insert(key, record)?;
         }
         Ok(())
     }
@@ -364,7 +367,7 @@ impl<'t> Mender<'t> {
     fn mend_space(&mut self, run: Run, fault: BlockFault) -> Result<bool> {
         match fault {
             BlockFault::Lost => {
-                self.tables.free.insert(run.start.0, run.len)?;
+                self.tables.free_mut()?.insert(run.start.0, run.len)?;
                 self.join_free(run)?;
             }
             // What files have, they keep; so does the metadata area.
@@ -375,7 +378,7 @@ impl<'t> Mender<'t> {
                 self.cut_shared(run)?;
                 if found >= 2 {
                     let record = SharedRecord { len: U64::new(run.len), count: U64::new(found) };
-                    self.tables.shared.insert(run.start.0, record)?;
+                    self.tables.shared_mut()?.insert(run.start.0, record)?;
                     // As extents that nothing told apart have come to share blocks, all are marked.
                     self.shared.push(run);
                 }
@@ -387,18 +390,18 @@ impl<'t> Mender<'t> {
     /// Joins a free run with its neighbours.
     fn join_free(&mut self, run: Run) -> Result<()> {
         let (mut start, mut end) = (run.start.0, run.end().0);
-        let before = self.tables.free.range(..run.start.0)?.next_back().transpose()?;
+        let before = self.tables.free()?.range(..run.start.0)?.next_back().transpose()?;
         let before = before.map(|(key, len)| (key.value(), len.value()));
         if let Some((key, _)) = before.filter(|(key, len)| key + len == start) {
-            self.tables.free.remove(start)?;
+            self.tables.free_mut()?.remove(start)?;
             start = key;
         }
-        let after = self.tables.free.get(end)?.map(|len| len.value());
+        let after = self.tables.free()?.get(end)?.map(|len| len.value());
         if let Some(len) = after {
-            self.tables.free.remove(end)?;
+            self.tables.free_mut()?.remove(end)?;
             end += len;
         }
-        self.tables.free.insert(start, end - start)?;
+        self.tables.free_mut()?.insert(start, end - start)?;
         Ok(())
     }
 
@@ -407,7 +410,7 @@ impl<'t> Mender<'t> {
         match place {
             Place::Free => {
                 let mut rows = Vec::new();
-                for row in self.tables.free.range(..run.end().0)?.rev() {
+                for row in self.tables.free()?.range(..run.end().0)?.rev() {
                     let (start, len) = row?;
                     rows.push(Run { start: LunBlock(start.value()), len: len.value() });
                     // Extents that overlap each other may reach far: look back past the first that ends before.
@@ -416,15 +419,15 @@ impl<'t> Mender<'t> {
                     }
                 }
                 for row in rows.iter().filter(|row| row.overlaps(run)) {
-                    self.tables.free.remove(row.start.0)?;
+                    self.tables.free_mut()?.remove(row.start.0)?;
                 }
                 for part in rows.iter().filter(|row| row.overlaps(run)).flat_map(|row| without(*row, run)) {
-                    self.tables.free.insert(part.start.0, part.len)?;
+                    self.tables.free_mut()?.insert(part.start.0, part.len)?;
                 }
             }
             Place::Reserve => {
                 let mut rows = Vec::new();
-                for row in self.tables.reserves.iter()? {
+                for row in self.tables.reserves()?.iter()? {
                     let (key, len) = row?;
                     let reserved = Run { start: LunBlock(low(key.value())), len: len.value() };
                     if reserved.overlaps(run) {
@@ -432,17 +435,17 @@ impl<'t> Mender<'t> {
                     }
                 }
                 for (client, reserved) in rows {
-                    self.tables.reserves.remove(pair(client, reserved.start.0))?;
+                    self.tables.reserves_mut()?.remove(pair(client, reserved.start.0))?;
                     for part in without(reserved, run) {
-                        self.tables.reserves.insert(pair(client, part.start.0), part.len)?;
+                        self.tables.reserves_mut()?.insert(pair(client, part.start.0), part.len)?;
                     }
                 }
             }
             Place::Pending | Place::Quarantine => {
                 let table = if place == Place::Pending {
-                    &mut self.tables.pending
+                    self.tables.pending_mut()?
                 } else {
-                    &mut self.tables.quarantine
+                    self.tables.quarantine_mut()?
                 };
                 let mut rows = Vec::new();
                 for row in table.iter()? {
@@ -469,7 +472,7 @@ impl<'t> Mender<'t> {
     /// Takes `run` out of the table of shared runs.
     fn cut_shared(&mut self, run: Run) -> Result<()> {
         let mut rows = Vec::new();
-        for row in self.tables.shared.range(..run.end().0)?.rev() {
+        for row in self.tables.shared()?.range(..run.end().0)?.rev() {
             let (start, record) = row?;
             let record: SharedRecord = record.value();
             let shared = Run { start: LunBlock(start.value()), len: record.len.get() };
@@ -479,10 +482,10 @@ impl<'t> Mender<'t> {
             rows.push((shared, record));
         }
         for (shared, record) in rows {
-            self.tables.shared.remove(shared.start.0)?;
+            self.tables.shared_mut()?.remove(shared.start.0)?;
             for part in without(shared, run) {
                 let record = SharedRecord { len: U64::new(part.len), ..record };
-                self.tables.shared.insert(part.start.0, record)?;
+                self.tables.shared_mut()?.insert(part.start.0, record)?;
             }
         }
         Ok(())

@@ -20,7 +20,8 @@ const NOW: Timestamp = Timestamp(7);
 fn entry(tables: &mut Tables<'_>, parent: u64, name: &str, ino: u64, kind: Kind) {
     let cookie = *KEY.cookies(name.as_bytes()).start();
     tables
-        .entries
+        .entries_mut()
+        .unwrap()
         .insert(pair(parent, cookie), EntryRecord::value(Ino(ino), kind, name.as_bytes()).as_slice())
         .unwrap();
 }
@@ -32,14 +33,14 @@ fn inode(tables: &mut Tables<'_>, ino: u64, kind: Kind, change: impl FnOnce(&mut
         record.parent = U64::new(1);
     }
     change(&mut record);
-    tables.inodes.insert(ino, record.as_bytes()).unwrap();
+    tables.inodes_mut().unwrap().insert(ino, record.as_bytes()).unwrap();
 }
 
 fn change(tables: &mut Tables<'_>, ino: u64, change: impl FnOnce(&mut InodeRecord)) {
     let mut record =
-        InodeRecord::parse(Ino(ino), tables.inodes.get(ino).unwrap().unwrap().value()).unwrap().0;
+        InodeRecord::parse(Ino(ino), tables.inodes().unwrap().get(ino).unwrap().unwrap().value()).unwrap().0;
     change(&mut record);
-    tables.inodes.insert(ino, record.as_bytes()).unwrap();
+    tables.inodes_mut().unwrap().insert(ino, record.as_bytes()).unwrap();
 }
 
 fn extent(lun: u64, len: u64, flags: u32) -> ExtentRecord {
@@ -60,32 +61,36 @@ fn sound() -> Database {
             record.flags = U32::new(crate::store::record::XATTRS);
         });
         inode(tables, 6, Kind::File, |record| record.nlink = U32::ZERO);
-        tables.orphans.insert(6, 7).unwrap();
+        tables.orphans_mut().unwrap().insert(6, 7).unwrap();
         change(tables, 1, |record| record.nlink = U32::new(3));
         entry(tables, 1, "d", 2, Kind::Directory);
         entry(tables, 2, "e", 3, Kind::Directory);
         entry(tables, 1, "f", 4, Kind::File);
         entry(tables, 1, "g", 5, Kind::File);
-        tables.extents.insert(pair(4, 0), extent(1000, 10, WRITTEN | MAYBE_SHARED)).unwrap();
-        tables.extents.insert(pair(5, 0), extent(1000, 5, WRITTEN | MAYBE_SHARED)).unwrap();
-        tables.extents.insert(pair(5, 7), extent(1020, 10, 0)).unwrap();
-        tables.shared.insert(1000, SharedRecord { len: U64::new(5), count: U64::new(2) }).unwrap();
-        tables.xattrs.insert(xattr_key(5, b"user.x").as_slice(), b"v".as_slice()).unwrap();
-        tables.reserves.insert(pair(1, 1100), 10).unwrap();
+        tables.extents_mut().unwrap().insert(pair(4, 0), extent(1000, 10, WRITTEN | MAYBE_SHARED)).unwrap();
+        tables.extents_mut().unwrap().insert(pair(5, 0), extent(1000, 5, WRITTEN | MAYBE_SHARED)).unwrap();
+        tables.extents_mut().unwrap().insert(pair(5, 7), extent(1020, 10, 0)).unwrap();
+        tables
+            .shared_mut()
+            .unwrap()
+            .insert(1000, SharedRecord { len: U64::new(5), count: U64::new(2) })
+            .unwrap();
+        tables.xattrs_mut().unwrap().insert(xattr_key(5, b"user.x").as_slice(), b"v".as_slice()).unwrap();
+        tables.reserves_mut().unwrap().insert(pair(1, 1100), 10).unwrap();
         let client = ClientRecord { session: U64::new(1), flags: U32::ZERO, zero: U32::ZERO };
-        tables.clients.insert(1, client).unwrap();
-        tables.pending.insert(1200, HeldRecord::new(10, Why::Freed, 0)).unwrap();
-        tables.quarantine.insert(1300, HeldRecord::new(10, Why::Ghost, 0)).unwrap();
-        tables.chunks.insert(1400, 16).unwrap();
-        tables.free.remove(1000).unwrap();
+        tables.clients_mut().unwrap().insert(1, client).unwrap();
+        tables.pending_mut().unwrap().insert(1200, HeldRecord::new(10, Why::Freed, 0)).unwrap();
+        tables.quarantine_mut().unwrap().insert(1300, HeldRecord::new(10, Why::Ghost, 0)).unwrap();
+        tables.chunks_mut().unwrap().insert(1400, 16).unwrap();
+        tables.free_mut().unwrap().remove(1000).unwrap();
         let mut free = 0;
         for (start, end) in
             [(1010, 1020), (1030, 1100), (1110, 1200), (1210, 1300), (1310, 1400), (1416, 2000)]
         {
-            tables.free.insert(start, end - start).unwrap();
+            tables.free_mut().unwrap().insert(start, end - start).unwrap();
             free += end - start;
         }
-        let mut counters = tables.counters.get(COUNTERS_ROW).unwrap().unwrap().value();
+        let mut counters = tables.counters().unwrap().get(COUNTERS_ROW).unwrap().unwrap().value();
         counters.next_ino = U64::new(7);
         counters.inodes = U64::new(6);
         counters.orphans = U64::new(1);
@@ -94,7 +99,7 @@ fn sound() -> Database {
         counters.pending = U64::new(10);
         counters.quarantined = U64::new(10);
         counters.metadata = U64::new(16);
-        tables.counters.insert(COUNTERS_ROW, counters).unwrap();
+        tables.counters_mut().unwrap().insert(COUNTERS_ROW, counters).unwrap();
     });
     let findings = checked(&database);
     assert!(findings.is_clean(), "{findings}");
@@ -103,7 +108,7 @@ fn sound() -> Database {
 
 fn edit(database: &Database, edit: impl FnOnce(&mut Tables<'_>)) {
     let transaction = database.begin_write().unwrap();
-    edit(&mut Tables::open(&transaction).unwrap());
+    edit(&mut Tables::of(&transaction));
     transaction.commit().unwrap();
 }
 
@@ -166,7 +171,7 @@ fn wrong_numbers_of_links() {
 #[test]
 fn a_file_that_lost_its_name_goes_to_lost_and_found() {
     let database = damaged(&["inode 4 has no name"], |tables| {
-        tables.entries.remove(pair(1, *KEY.cookies(b"f").start())).unwrap();
+        tables.entries_mut().unwrap().remove(pair(1, *KEY.cookies(b"f").start())).unwrap();
     });
     assert_eq!(find(&database, &["lost+found", "#4"]), Some(4));
 }
@@ -174,7 +179,7 @@ fn a_file_that_lost_its_name_goes_to_lost_and_found() {
 #[test]
 fn a_directory_that_lost_its_name_keeps_what_is_in_it() {
     let database = damaged(&["inode 2 has no name"], |tables| {
-        tables.entries.remove(pair(1, *KEY.cookies(b"d").start())).unwrap();
+        tables.entries_mut().unwrap().remove(pair(1, *KEY.cookies(b"d").start())).unwrap();
     });
     assert_eq!(find(&database, &["lost+found", "#2", "e"]), Some(3));
 }
@@ -182,7 +187,7 @@ fn a_directory_that_lost_its_name_keeps_what_is_in_it() {
 #[test]
 fn rings_of_directories_are_opened() {
     let database = damaged(&["directory inode 2 cannot be reached"], |tables| {
-        tables.entries.remove(pair(1, *KEY.cookies(b"d").start())).unwrap();
+        tables.entries_mut().unwrap().remove(pair(1, *KEY.cookies(b"d").start())).unwrap();
         entry(tables, 3, "loop", 2, Kind::Directory);
         change(tables, 2, |record| record.parent = U64::new(3));
         change(tables, 3, |record| record.nlink = U32::new(3));
@@ -195,7 +200,7 @@ fn rings_of_directories_are_opened() {
 #[test]
 fn the_root_is_made_again() {
     let database = damaged(&["the root directory is missing"], |tables| {
-        tables.inodes.remove(1).unwrap();
+        tables.inodes_mut().unwrap().remove(1).unwrap();
     });
     let names = ["#2", "#4", "#5"].map(|name| find(&database, &["lost+found", name]));
     // The names are still there, as the new root has the old one's number.
@@ -206,9 +211,9 @@ fn the_root_is_made_again() {
 fn orphans_are_what_the_list_says() {
     let database =
         damaged(&["inode 4 is listed as waiting", "inode 44 is listed", "inode 6 has no name"], |tables| {
-            tables.orphans.insert(4, 1).unwrap();
-            tables.orphans.insert(44, 1).unwrap();
-            tables.orphans.remove(6).unwrap();
+            tables.orphans_mut().unwrap().insert(4, 1).unwrap();
+            tables.orphans_mut().unwrap().insert(44, 1).unwrap();
+            tables.orphans_mut().unwrap().remove(6).unwrap();
         });
     assert_eq!(find(&database, &["lost+found", "#6"]), Some(6));
 }
@@ -220,7 +225,7 @@ fn entries_that_lead_nowhere() {
         |tables| {
             entry(tables, 1, "ghost", 77, Kind::File);
             entry(tables, 88, "inside", 4, Kind::File);
-            tables.entries.insert(pair(1, 5000), b"xx".as_slice()).unwrap();
+            tables.entries_mut().unwrap().insert(pair(1, 5000), b"xx".as_slice()).unwrap();
         },
     );
     assert_eq!(find(&database, &["ghost"]), None);
@@ -237,9 +242,10 @@ fn entries_of_the_wrong_type_place_or_name() {
         |tables| {
             entry(tables, 1, "f", 4, Kind::Fifo);
             let place = pair(1, *KEY.cookies(b"g").start());
-            tables.entries.remove(place).unwrap();
+            tables.entries_mut().unwrap().remove(place).unwrap();
             tables
-                .entries
+                .entries_mut()
+                .unwrap()
                 .insert(pair(1, 7000), EntryRecord::value(Ino(5), Kind::File, b"g").as_slice())
                 .unwrap();
             entry(tables, 1, "a/b", 4, Kind::File);
@@ -254,7 +260,8 @@ fn names_that_stand_twice() {
         damaged(&["a name that the directory has already", "is a second name of a directory"], |tables| {
             let second = *KEY.cookies(b"f").start() + 1;
             tables
-                .entries
+                .entries_mut()
+                .unwrap()
                 .insert(pair(1, second), EntryRecord::value(Ino(5), Kind::File, b"f").as_slice())
                 .unwrap();
             entry(tables, 1, "again", 3, Kind::Directory);
@@ -274,7 +281,7 @@ fn a_directory_that_names_another_parent() {
 fn unreadable_inodes() {
     let database =
         damaged(&["the record of inode 4 cannot be read", "names an inode that does not exist"], |tables| {
-            tables.inodes.insert(4, b"short".as_slice()).unwrap();
+            tables.inodes_mut().unwrap().insert(4, b"short".as_slice()).unwrap();
         });
     assert_eq!(find(&database, &["f"]), None);
     let snapshot = Snapshot::take(&database).unwrap();
@@ -293,10 +300,10 @@ fn extents_that_overlap_or_belong_to_nothing() {
     damaged(
         &["overlaps the extent before it", "belongs to no regular file", "has an impossible length"],
         |tables| {
-            tables.extents.insert(pair(5, 3), extent(1500, 5, WRITTEN)).unwrap();
-            tables.extents.insert(pair(3, 0), extent(1600, 5, WRITTEN)).unwrap();
-            tables.extents.insert(pair(99, 0), extent(1700, 5, WRITTEN)).unwrap();
-            tables.extents.insert(pair(4, 50), extent(1800, 0, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(5, 3), extent(1500, 5, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(3, 0), extent(1600, 5, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(99, 0), extent(1700, 5, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(4, 50), extent(1800, 0, WRITTEN)).unwrap();
         },
     );
 }
@@ -305,8 +312,8 @@ fn extents_that_overlap_or_belong_to_nothing() {
 fn extents_beyond_the_region_or_on_metadata_are_cut_out() {
     let database =
         damaged(&["outside of the blocks for data", "lies on blocks of the metadata area"], |tables| {
-            tables.extents.insert(pair(4, 100), extent(1990, 20, WRITTEN)).unwrap();
-            tables.extents.insert(pair(4, 200), extent(1390, 20, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(4, 100), extent(1990, 20, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(4, 200), extent(1390, 20, WRITTEN)).unwrap();
         });
     let snapshot = Snapshot::take(&database).unwrap();
     let cut = snapshot.extents.get(pair(4, 100)).unwrap().unwrap().value();
@@ -318,9 +325,9 @@ fn lost_and_doubly_used_blocks() {
     damaged(
         &["1040..1050 belong to nothing", "1000..1005 belong to inode 4 and also to the free blocks"],
         |tables| {
-            tables.free.insert(1030, 10).unwrap();
-            tables.free.insert(1050, 50).unwrap();
-            tables.free.insert(1000, 5).unwrap();
+            tables.free_mut().unwrap().insert(1030, 10).unwrap();
+            tables.free_mut().unwrap().insert(1050, 50).unwrap();
+            tables.free_mut().unwrap().insert(1000, 5).unwrap();
         },
     );
 }
@@ -334,18 +341,18 @@ fn blocks_in_two_places() {
         "listed in the free blocks, but are outside",
     ];
     damaged(&words, |tables| {
-        tables.free.insert(1110, 190).unwrap();
-        tables.reserves.insert(pair(1, 1115), 10).unwrap();
-        tables.free.insert(1210, 95).unwrap();
-        tables.pending.insert(1008, HeldRecord::new(4, Why::Freed, 0)).unwrap();
-        tables.free.insert(3000, 10).unwrap();
+        tables.free_mut().unwrap().insert(1110, 190).unwrap();
+        tables.reserves_mut().unwrap().insert(pair(1, 1115), 10).unwrap();
+        tables.free_mut().unwrap().insert(1210, 95).unwrap();
+        tables.pending_mut().unwrap().insert(1008, HeldRecord::new(4, Why::Freed, 0)).unwrap();
+        tables.free_mut().unwrap().insert(3000, 10).unwrap();
     });
 }
 
 #[test]
 fn overlapping_free_extents() {
     damaged(&["the free blocks and also to the free blocks"], |tables| {
-        tables.free.insert(1040, 20).unwrap();
+        tables.free_mut().unwrap().insert(1040, 20).unwrap();
     });
 }
 
@@ -354,8 +361,16 @@ fn wrong_reference_counts() {
     damaged(
         &["1000..1005 are referred to by 2 extents, but 3 are counted", "1600..1605 are referred to by 0"],
         |tables| {
-            tables.shared.insert(1000, SharedRecord { len: U64::new(5), count: U64::new(3) }).unwrap();
-            tables.shared.insert(1600, SharedRecord { len: U64::new(5), count: U64::new(2) }).unwrap();
+            tables
+                .shared_mut()
+                .unwrap()
+                .insert(1000, SharedRecord { len: U64::new(5), count: U64::new(3) })
+                .unwrap();
+            tables
+                .shared_mut()
+                .unwrap()
+                .insert(1600, SharedRecord { len: U64::new(5), count: U64::new(2) })
+                .unwrap();
         },
     );
 }
@@ -364,7 +379,7 @@ fn wrong_reference_counts() {
 fn two_files_that_claim_the_same_blocks_share_them() {
     let database =
         damaged(&["are referred to by 2 extents, but 1 are counted", "is not marked as shared"], |tables| {
-            tables.extents.insert(pair(4, 30), extent(1022, 4, WRITTEN)).unwrap();
+            tables.extents_mut().unwrap().insert(pair(4, 30), extent(1022, 4, WRITTEN)).unwrap();
             change(tables, 4, |record| record.blocks = U64::new(14));
         });
     let snapshot = Snapshot::take(&database).unwrap();
@@ -384,9 +399,14 @@ fn attributes_without_an_inode_and_inodes_that_deny_theirs() {
             "inode 5 says wrongly whether it has extended attributes",
         ],
         |tables| {
-            tables.xattrs.insert(xattr_key(66, b"user.y").as_slice(), b"v".as_slice()).unwrap();
             tables
-                .xattrs
+                .xattrs_mut()
+                .unwrap()
+                .insert(xattr_key(66, b"user.y").as_slice(), b"v".as_slice())
+                .unwrap();
+            tables
+                .xattrs_mut()
+                .unwrap()
                 .insert(xattr_key(4, b"system.posix_acl_access").as_slice(), b"v".as_slice())
                 .unwrap();
             change(tables, 5, |record| record.flags = U32::ZERO);
@@ -397,9 +417,9 @@ fn attributes_without_an_inode_and_inodes_that_deny_theirs() {
 #[test]
 fn reserves_and_slots_of_unknown_clients() {
     damaged(&["client c8 has reserves or slots", "client c9 has reserves or slots"], |tables| {
-        tables.reserves.remove(pair(1, 1100)).unwrap();
-        tables.reserves.insert(pair(8, 1100), 10).unwrap();
-        tables.slots.insert(pair(9, 0), [0; 8].as_slice()).unwrap();
+        tables.reserves_mut().unwrap().remove(pair(1, 1100)).unwrap();
+        tables.reserves_mut().unwrap().insert(pair(8, 1100), 10).unwrap();
+        tables.slots_mut().unwrap().insert(pair(9, 0), [0; 8].as_slice()).unwrap();
     });
 }
 
@@ -417,7 +437,7 @@ fn wrong_numbers_of_the_volume() {
         "of the metadata area is 67 on record",
     ];
     damaged(&words, |tables| {
-        let mut counters = tables.counters.get(COUNTERS_ROW).unwrap().unwrap().value();
+        let mut counters = tables.counters().unwrap().get(COUNTERS_ROW).unwrap().unwrap().value();
         counters.next_ino = U64::new(3);
         let fields = [
             &mut counters.inodes,
@@ -432,7 +452,7 @@ fn wrong_numbers_of_the_volume() {
         for (i, field) in (60..).zip(fields) {
             *field = U64::new(i);
         }
-        tables.counters.insert(COUNTERS_ROW, counters).unwrap();
+        tables.counters_mut().unwrap().insert(COUNTERS_ROW, counters).unwrap();
     });
 }
 
@@ -458,16 +478,16 @@ proptest::proptest! {
         edit(&database, |tables| for (table, ino, at, len) in rows {
             let lun = 995 + at * 27;
             match table {
-                0 => drop(tables.inodes.insert(ino, [1; 96].as_slice()).unwrap()),
-                1 => drop(tables.inodes.remove(ino).unwrap()),
+                0 => drop(tables.inodes_mut().unwrap().insert(ino, [1; 96].as_slice()).unwrap()),
+                1 => drop(tables.inodes_mut().unwrap().remove(ino).unwrap()),
                 2 => entry(tables, ino, "x", at, Kind::Directory),
-                3 => drop(tables.extents.insert(pair(ino, at), extent(lun, len, WRITTEN)).unwrap()),
-                4 => drop(tables.free.insert(lun, len).unwrap()),
-                5 => drop(tables.free.remove(1030).unwrap()),
-                6 => drop(tables.shared.insert(lun, SharedRecord { len: U64::new(len), count: U64::new(ino) }).unwrap()),
-                7 => drop(tables.pending.insert(lun, HeldRecord::new(len, Why::Freed, 0)).unwrap()),
-                8 => drop(tables.reserves.insert(pair(ino, lun), len).unwrap()),
-                _ => drop(tables.orphans.insert(ino, 0).unwrap()),
+                3 => drop(tables.extents_mut().unwrap().insert(pair(ino, at), extent(lun, len, WRITTEN)).unwrap()),
+                4 => drop(tables.free_mut().unwrap().insert(lun, len).unwrap()),
+                5 => drop(tables.free_mut().unwrap().remove(1030).unwrap()),
+                6 => drop(tables.shared_mut().unwrap().insert(lun, SharedRecord { len: U64::new(len), count: U64::new(ino) }).unwrap()),
+                7 => drop(tables.pending_mut().unwrap().insert(lun, HeldRecord::new(len, Why::Freed, 0)).unwrap()),
+                8 => drop(tables.reserves_mut().unwrap().insert(pair(ino, lun), len).unwrap()),
+                _ => drop(tables.orphans_mut().unwrap().insert(ino, 0).unwrap()),
             }
         });
         let repair = repair(&database, &KEY, &[REGION], NOW, &mut |_, _, _| {}).unwrap();
