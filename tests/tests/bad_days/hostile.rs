@@ -131,9 +131,9 @@ fn a_server_that_speaks_nonsense_is_refused() -> Result<()> {
         vec![0; 100_000],
     ];
     let url = format!("nbd+unix:///vms?socket={}", socket.display());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let current = parking_lot::Mutex::new(Vec::new());
     std::thread::scope(|scope| -> Result<()> {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let current = parking_lot::Mutex::new(Vec::new());
         let (stop, current, listener) = (&stop, &current, &listener);
         scope.spawn(move || {
             for stream in listener.incoming() {

@@ -108,7 +108,7 @@ fn a_flipped_byte_is_found_or_does_no_harm() -> Result<()> {
 fn edit(url: &str, change: impl FnOnce(&mut Tables<'_>) -> Result<()>) -> Result<()> {
     let volume = open(lun(url)?, OpenOptions::new(ClientId(77), "test"))?;
     let transaction = volume.database.begin_write()?;
-    change(&mut Tables::open(&transaction)?)?;
+    change(&mut Tables::of(&transaction))?;
     transaction.commit()?;
     volume.close()?;
     Ok(())
@@ -116,11 +116,11 @@ fn edit(url: &str, change: impl FnOnce(&mut Tables<'_>) -> Result<()>) -> Result
 
 fn set_links(tables: &mut Tables<'_>, ino: u64, links: u32) -> Result<()> {
     let mut record = {
-        let row = tables.inodes.get(ino)?.context("the inode")?;
+        let row = tables.inodes()?.get(ino)?.context("the inode")?;
         InodeRecord::parse(Ino(ino), row.value())?.0
     };
     record.nlink = U32::new(links);
-    tables.inodes.insert(ino, record.as_bytes())?;
+    tables.inodes_mut()?.insert(ino, record.as_bytes())?;
     Ok(())
 }
 
