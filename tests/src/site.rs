@@ -1,14 +1,16 @@
 //! A place of its own for one test: an image, a server, mounts, all in one scratch folder.
 
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::mounted::{Mounted, csvfs};
+use crate::process::Running;
+use crate::programs;
 use crate::wait::until;
 
 /// The window of claims in most tests, in milliseconds: long enough that a busy machine keeps it.
@@ -119,7 +121,19 @@ impl Site {
         std::fs::create_dir_all(&folder)?;
         let mut arguments = vec!["mount", "--foreground", "--lun", url, &folder, "--run-dir", &run];
         arguments.extend(options);
-        refused(&arguments)
+        let mut command = Command::new(programs::ours("csvfs")?);
+        command.args(&arguments);
+        let mut process = Running::start("csvfs mount", &mut command, self.path("refused.log"))?;
+        if let Ok(line) = process.first_line() {
+            // Ended before its mount is taken away, lest it closes the volume.
+            process.kill();
+            let _ = Command::new("umount").arg("-l").arg(&folder).status();
+            bail!("csvfs {arguments:?} should have failed, but: {line}");
+        }
+        let ended = process.end(Duration::from_secs(30))?;
+        let said = process.errors();
+        let code = ended.code().with_context(|| format!("csvfs {arguments:?} was killed: {said}"))?;
+        Ok(Refused { code, said })
     }
 
     /// What `csvfs status --json` says of the mount on `mnt`.

@@ -29,7 +29,7 @@ fn replaced(
     server.restart()?;
     let folder = mount.path().to_owned();
     let waiting = std::thread::spawn(move || content::fill(&folder.join("during"), 2, 100));
-    let seen = until("the status says why", Duration::from_secs(10), || {
+    let seen = until("the status says why", Duration::from_secs(5), || {
         let status = site.status().ok()?;
         (status["state"] == "paused" && status["path"].to_string().contains(why)).then_some(())
     });
@@ -50,9 +50,7 @@ fn replaced(
 }
 
 fn said(mount: &mut Mounted, why: &str) -> Result<()> {
-    until("the log says why", Duration::from_secs(10), || {
-        mount.process().errors().contains(why).then_some(())
-    })
+    until("the log says why", Duration::from_secs(5), || mount.process().errors().contains(why).then_some(()))
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn dies_and_is_followed(site: &Site, url: &str) -> Result<String> {
 }
 
 #[test]
-fn v1_on_a_file_the_second_is_refused_and_the_next_opens_in_place() -> Result<()> {
+fn on_a_file_the_second_is_refused_and_the_next_opens_in_place() -> Result<()> {
     let site = Site::new()?;
     let url = site.new_image(SIZE)?;
     let how = dies_and_is_followed(&site, &url)?;

@@ -9,7 +9,7 @@ use lab::mounted::{csvfs, csvfs_ok, fsck_clean};
 use lab::site::refused;
 use serde_json::Value;
 
-const BLOCK: u64 = 4096;
+const BLOCK: usize = 4096;
 
 /// A volume that has been mounted a few times, with a file.
 fn used() -> Result<(Site, String)> {
@@ -25,13 +25,13 @@ fn used() -> Result<(Site, String)> {
 
 fn damage(site: &Site, block: u64) -> Result<()> {
     let image = std::fs::OpenOptions::new().write(true).open(site.image())?;
-    Ok(image.write_all_at(b"damage", block * BLOCK + 40)?)
+    Ok(image.write_all_at(b"damage", block * BLOCK as u64 + 40)?)
 }
 
 fn is_used(site: &Site, block: u64) -> Result<bool> {
-    let mut bytes = [0; BLOCK as usize];
-    std::fs::File::open(site.image())?.read_exact_at(&mut bytes, block * BLOCK)?;
-    Ok(bytes != [0; BLOCK as usize])
+    let mut bytes = [0; BLOCK];
+    std::fs::File::open(site.image())?.read_exact_at(&mut bytes, block * BLOCK as u64)?;
+    Ok(bytes != [0; BLOCK])
 }
 
 fn fsck(url: &str, arguments: &[&str]) -> Result<(bool, Value)> {
