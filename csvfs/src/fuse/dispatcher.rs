@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use redirector::buffer::Pool;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 use super::abi::{
     AttrOut, CopyRangeIn, CopyRangeOut, CreateIn, EntryOut, FlushIn, InHeader, InterruptIn, LkIn,
@@ -83,6 +83,7 @@ impl Dispatcher {
             opcode::RELEASE => self.release(&header),
             opcode::GETLK | opcode::SETLK | opcode::SETLKW => self.lock(&header),
             opcode::INTERRUPT => self.interrupt(),
+            opcode::LOOKUP => self.lookup(&header),
             opcode::OPEN => self.open(&header),
             opcode::CREATE => self.create(&header),
             opcode::TMPFILE => self.create_unnamed(&header),
@@ -197,6 +198,30 @@ impl Dispatcher {
             Err(refusal) => reply.refuse("open", &refusal),
         });
         self.connection.service.open(Ino(header.nodeid), mode, done);
+        Some(())
+    }
+
+    fn lookup(&self, header: &InHeader) -> Option<()> {
+        let body = self.inbox.body();
+        let name = terminated(&body)?;
+        if matches!(name, b"." | b"..") || name.len() > NAME_MAX {
+            self.forward(header);
+            return Some(());
+        }
+        let reply = self.reply(header);
+        let connection = Arc::clone(&self.connection);
+        let absent = self.connection.validity.absent();
+        let done: Done<Attr> = Box::new(move |result| match result {
+            Ok(attr) => reply.structure(&entry_out(&connection, &attr)),
+            // An entry without an inode says for how long the name does not exist.
+            Err(Refusal::NotFound) if !absent.is_zero() => reply.structure(&EntryOut {
+                entry_valid: absent.as_secs(),
+                entry_valid_nanos: absent.subsec_nanos(),
+                ..EntryOut::new_zeroed()
+            }),
+            Err(refusal) => reply.refuse("lookup", &refusal),
+        });
+        self.connection.service.lookup(Ino(header.nodeid), name, done);
         Some(())
     }
 
