@@ -84,6 +84,7 @@ impl Dispatcher {
             opcode::GETLK | opcode::SETLK | opcode::SETLKW => self.lock(&header),
             opcode::INTERRUPT => self.interrupt(),
             opcode::LOOKUP => self.lookup(&header),
+            opcode::GETATTR => self.get_attr(&header),
             opcode::OPEN => self.open(&header),
             opcode::CREATE => self.create(&header),
             opcode::TMPFILE => self.create_unnamed(&header),
@@ -273,13 +274,16 @@ impl Dispatcher {
         (mode, done)
     }
 
-    fn set_attr(&self, header: &InHeader) -> Option<()> {
-        let body = self.inbox.body();
-        let (request, _) = SetAttrIn::read_from_prefix(&body).ok()?;
-        let (set, size) = set_attr(&request, || self.connection.service.now());
+    fn get_attr(&self, header: &InHeader) -> Option<()> {
+        self.connection.service.get_attr(Ino(header.nodeid), self.attributes(header, "getattr"));
+        Some(())
+    }
+
+    /// Answers with attributes.
+    fn attributes(&self, header: &InHeader, operation: &'static str) -> Done<Attr> {
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
-        let done: Done<_> = Box::new(move |result| match result {
+        Box::new(move |result| match result {
             Ok(attr) => {
                 let validity = connection.validity.attributes(&attr);
                 reply.structure(&AttrOut {
@@ -289,8 +293,15 @@ impl Dispatcher {
                     attributes: kernel_attributes(&attr),
                 });
             }
-            Err(refusal) => reply.refuse("setattr", &refusal),
-        });
+            Err(refusal) => reply.refuse(operation, &refusal),
+        })
+    }
+
+    fn set_attr(&self, header: &InHeader) -> Option<()> {
+        let body = self.inbox.body();
+        let (request, _) = SetAttrIn::read_from_prefix(&body).ok()?;
+        let (set, size) = set_attr(&request, || self.connection.service.now());
+        let done = self.attributes(header, "setattr");
         self.connection.service.set_attr(Ino(header.nodeid), set, size, done);
         Some(())
     }
