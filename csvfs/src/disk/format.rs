@@ -144,6 +144,7 @@ pub fn format<E: Into<Box<dyn Error + Send + Sync>>>(
         lease: Arc::new(Lease::unlimited()),
         clock: Arc::clone(&options.clock),
         rules: Rules::all(),
+        hold: Duration::from_secs(120),
     };
     let area = Arc::new(Area::new(around, map, Side::A));
     let database =

@@ -40,6 +40,8 @@ pub struct OpenOptions {
     /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; a larger one
     /// is trusted, as it is left to fsck (a copy is always checked).
     pub check_max: u64,
+    /// How long a write of metadata waits for a lapsed lease to be won back, before it fails (P2).
+    pub hold: Duration,
     /// The lease of the session, if a cluster keeps it. Otherwise the heartbeat makes and extends one.
     pub lease: Option<Arc<Lease>>,
     /// The clocks.
@@ -61,6 +63,7 @@ impl OpenOptions {
             cache_bytes: 64 << 20,
             copy_memory_max: 512 << 20,
             check_max: 16 << 20,
+            hold: Duration::from_secs(120),
             lease: None,
             clock: Arc::new(SystemClock),
             rules: Rules::all(),
@@ -383,7 +386,7 @@ impl Opening {
         let label = won.survey.label.clone();
         let quiesce = options.quiesce.unwrap_or(label.quiesce);
         let (clock, rules, pool) = (Arc::clone(&options.clock), options.rules, options.pool.clone());
-        let around = Surroundings { lun, pool, label, lease, clock, rules };
+        let around = Surroundings { lun, pool, label, lease, clock, rules, hold: options.hold };
         Self { around, in_place, options, keeps_lease, waited: begun.since(asked), begun, quiesce }
     }
 

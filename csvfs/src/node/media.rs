@@ -1,8 +1,9 @@
 //! The LUN as the node uses it: under the lease, and with flushes shared.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use lockd::clock::Clock;
+use lockd::clock::{BootTime, Clock};
 use lockd::lease::Lease;
 use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
@@ -29,6 +30,10 @@ pub(super) struct Media {
     lease: Arc<Lease>,
     clock: Arc<dyn Clock>,
     rules: Rules,
+    /// How long a lapsed lease is waited for (P2).
+    hold: Duration,
+    /// The deadline of the lease that has lapsed, and when somebody first wanted it: all who wait count from there.
+    lapse: Mutex<(BootTime, BootTime)>,
     request_max: usize,
     flushes: Mutex<Flushes>,
     /// Who waits for the lease to be won back, or for a ghost to die: they look again at each tick.
@@ -63,6 +68,7 @@ impl Media {
         lease: Arc<Lease>,
         clock: Arc<dyn Clock>,
         rules: Rules,
+        hold: Duration,
         alarm: Arc<Alarm>,
     ) -> Self {
         let request_max = usize::try_from(lun.geometry().request_max).unwrap_or(usize::MAX);
@@ -73,6 +79,8 @@ impl Media {
             lease,
             clock,
             rules,
+            hold,
+            lapse: Mutex::default(),
             request_max,
             flushes: Mutex::default(),
             waiting: Mutex::default(),
@@ -91,15 +99,32 @@ impl Media {
         self.lease.admits(self.rules, &*self.clock)
     }
 
-    /// Waits until the lease is won back. An ended one never is.
+    /// Waits until the lease is won back, as long as I/O is held for a LUN that is gone (P2). An ended one never is.
     pub(super) async fn lease(&self) -> Result<(), Refusal> {
+        if self.has_lease() {
+            return Ok(());
+        }
         while !self.has_lease() {
+            if self.rules.keeps(Rule::P2) && self.lapsed_for() > self.hold {
+                let hold = self.hold.as_secs();
+                return Err(Refusal::Io(format!("no heartbeat has reached the LUN for {hold} s; look after the LUN")));
+            }
             if self.lease.deadline().0 == 0 {
                 return Err(Refusal::Io("the session of this node has ended; mount again".to_owned()));
             }
             self.tick_passed().await;
         }
         Ok(())
+    }
+
+    /// How long the lease has been wanted in vain.
+    fn lapsed_for(&self) -> Duration {
+        let (deadline, now) = (self.lease.deadline(), self.clock.boot());
+        let mut lapse = self.lapse.lock();
+        if lapse.0 != deadline {
+            *lapse = (deadline, now);
+        }
+        now.since(lapse.1)
     }
 
     /// P7: waits until no ghost overlaps one of the runs that `runs` tells.

@@ -66,6 +66,7 @@ mod write;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use lockd::authority::Authority;
@@ -127,6 +128,8 @@ pub struct Options {
     pub reserve_max: u64,
     /// Uncommitted extents of a file that start a commit.
     pub dirty_parts_max: usize,
+    /// How long a request waits for a lapsed lease to be won back, before it fails (P2).
+    pub hold: Duration,
     /// Whether the time of the last read is kept (relatime).
     pub atime: bool,
     /// Whether the node has threads of its own, for what it does by itself and for questions that come up where nobody
@@ -141,6 +144,7 @@ impl Default for Options {
             reserve_min: 4096,
             reserve_max: 131_072,
             dirty_parts_max: 4096,
+            hold: Duration::from_secs(120),
             atime: true,
             background: true,
         }
@@ -207,7 +211,7 @@ impl Node {
         let asker = if options.background { Some(Asker::start()?) } else { None };
         let core = Arc::new(Core {
             channel: Channel::new(carrier, authority.session(), client, coordinator, asker),
-            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules, Arc::clone(&alarm))),
+            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules, options.hold, Arc::clone(&alarm))),
             authority,
             clock,
             rules,

@@ -83,6 +83,7 @@ impl Settings {
         let mut options = disk::open::OpenOptions::new(self.client, &self.node);
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;
+        options.hold = self.hold;
         options.clock = Arc::clone(&self.clock);
         options.rules = self.rules;
         options.pool = self.pool.clone();
@@ -96,6 +97,7 @@ impl Settings {
             // A volume that is only read is not touched by anybody in the background either.
             background: !self.read_only,
             atime: !self.read_only,
+            hold: self.hold,
             ..node::Options::default()
         }
     }

@@ -99,6 +99,12 @@ pub enum AreaError {
     /// The session is over.
     #[error("the lease has ended: another session may write to the volume; unmount and mount again")]
     LeaseEnded,
+    /// The lease was not won back in time.
+    #[error(
+        "no heartbeat has reached the LUN for {} s: nothing may be written (look after the LUN, then mount anew)",
+        .0.as_secs()
+    )]
+    NoHeartbeat(Duration),
     /// Something beyond the end was asked for.
     #[error("bytes {offset}+{len} are beyond the end of the metadata store, {end}")]
     Beyond {
@@ -121,7 +127,7 @@ impl AreaError {
         match self {
             Self::Failed { errno, .. } | Self::Read { errno, .. } => *errno,
             Self::Full => libc::ENOSPC,
-            Self::Unknown { .. } | Self::LeaseEnded | Self::Beyond { .. } | Self::Closed => libc::EIO,
+            Self::Unknown { .. } | Self::LeaseEnded | Self::NoHeartbeat(_) | Self::Beyond { .. } | Self::Closed => libc::EIO,
         }
     }
 }
@@ -156,16 +162,20 @@ pub(super) struct Surroundings {
     pub lease: Arc<Lease>,
     pub clock: Arc<dyn Clock>,
     pub rules: Rules,
+    /// How long a lapsed lease is waited for (P2).
+    pub hold: Duration,
 }
 
 impl Surroundings {
-    /// Waits until the lease holds (L3); an ended one never does again.
+    /// Waits until the lease holds (L3), as long as I/O is held for a LUN that is gone (P2); an ended one never does
+    /// again.
     pub(super) fn await_lease(&self) -> Result<(), AreaError> {
         self.await_lease_unless(|| None)
     }
 
     /// Waits until the lease holds, or until there is a reason not to wait any more.
     fn await_lease_unless(&self, given_up: impl Fn() -> Option<AreaError>) -> Result<(), AreaError> {
+        let began = self.clock.boot();
         loop {
             if !self.rules.keeps(Rule::L3) || self.lease.holds(self.clock.as_ref()) {
                 return Ok(());
@@ -175,6 +185,9 @@ impl Surroundings {
             }
             if let Some(reason) = given_up() {
                 return Err(reason);
+            }
+            if self.rules.keeps(Rule::P2) && self.clock.boot().since(began) > self.hold {
+                return Err(AreaError::NoHeartbeat(self.hold));
             }
             self.clock.sleep(LEASE_POLL);
         }

@@ -37,6 +37,7 @@ fn area(lun: &BenchLun) -> AreaBackend {
     lun.forget_events();
     AreaBackend(Arc::new(Area::new(
         Surroundings {
+            hold: Duration::from_secs(120),
             lun: lun.wire(),
             pool: Pool::default(),
             label,

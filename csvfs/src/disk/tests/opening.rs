@@ -202,6 +202,27 @@ fn v2_a_late_write_of_an_earlier_incarnation_cannot_hurt() {
 }
 
 #[test]
+fn p2_the_area_does_not_wait_for_a_lease_longer_than_io_is_held() {
+    let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
+    make(&lun, &clock).unwrap();
+    let (wire, lease) = (lun.wire(), Arc::new(Lease::lapsed()));
+    lease.extend(clock.boot().after(Duration::from_secs(3600)));
+    let mut options = options(1, &clock);
+    options.lease = Some(Arc::clone(&lease));
+    options.hold = Duration::from_secs(1);
+    let volume = open(wire as Arc<dyn Lun>, options).unwrap();
+    clock.advance(Duration::from_secs(3601));
+    let (began, its_clock) = (clock.boot(), clock.clone());
+    // Without the rule it would be waited for for ever.
+    clock.on_sleep(move || {
+        assert!(its_clock.boot().since(began) < Duration::from_secs(9), "the lease is waited for in vain");
+    });
+    assert!(try_put(&volume.database, 1, &[1]).is_err());
+    let error = volume.area.broken().unwrap();
+    assert!(error.to_string().contains("no heartbeat"), "{error}");
+}
+
+#[test]
 fn l3_the_area_starts_no_write_without_a_lease() {
     let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
     make(&lun, &clock).unwrap();

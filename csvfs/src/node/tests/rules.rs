@@ -8,6 +8,7 @@ use redirector::lun::Outcome;
 
 use super::platter::{Event, Platter, What};
 use super::world::{World, bytes, start, until, wait};
+use crate::node::Options;
 use crate::proto::{Allocation, SetAttr};
 use crate::refusal::Refusal;
 use crate::service::FileService;
@@ -59,6 +60,29 @@ fn l3_a_write_waits_for_the_lease_and_a_read_is_not_answered_without() {
     let refused = world.start_write(file.handle, 0, &[4; 4096]);
     world.node.round();
     assert!(matches!(refused.recv_timeout(Duration::from_secs(10)).unwrap(), Err(Refusal::Io(_))));
+}
+
+#[test]
+fn p2_a_lapsed_lease_is_not_waited_for_longer_than_io_is_held() {
+    let world = world();
+    let file = world.file("a");
+    world.write(file.handle, 0, &[1; 8192]);
+    world.clock.advance(Duration::from_nanos(1 << 61));
+    let write = world.start_write(file.handle, 0, &[2; 8192]);
+    let partial = world.start_write(file.handle, 100, &[3; 10]);
+    let read = start(|done| world.node.read(file.handle, 0, 8192, done));
+    world.node.round();
+    a_while();
+    assert!(write.try_recv().is_err() && partial.try_recv().is_err() && read.try_recv().is_err());
+    world.clock.advance(Options::default().hold + Duration::from_millis(1));
+    world.node.round();
+    for refused in [write, partial] {
+        assert!(matches!(refused.recv_timeout(Duration::from_secs(10)).unwrap(), Err(Refusal::Io(_))));
+    }
+    assert!(matches!(read.recv_timeout(Duration::from_secs(10)).unwrap(), Err(Refusal::Io(_))));
+    // Won back after all: it goes on.
+    world.lease.extend(BootTime(u64::MAX - 1));
+    world.write(file.handle, 0, &[4; 8192]);
 }
 
 #[test]
