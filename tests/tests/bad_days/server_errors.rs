@@ -39,13 +39,15 @@ impl Trouble {
     /// Sets a fault on requests of `kind` within a range of bytes.
     fn fault(&self, kind: &str, errno: i32, offset: u64, length: u64) -> Result<()> {
         let action = json!({"error": {"errno": errno}});
-        let request = json!({"op": "fault", "action": action, "kinds": [kind], "offset": offset, "length": length});
+        let request =
+            json!({"op": "fault", "action": action, "kinds": [kind], "offset": offset, "length": length});
         self.server.control(&request).map(drop)
     }
 
     fn clear(&self) -> Result<Value> {
         let faults = self.server.control(&json!({"op": "faults"}))?;
-        let fired = faults["faults"].as_array().is_some_and(|all| all.iter().all(|fault| fault["fired"] != 0));
+        let fired =
+            faults["faults"].as_array().is_some_and(|all| all.iter().all(|fault| fault["fired"] != 0));
         ensure!(fired, "the fault did not strike: {faults}");
         self.server.control(&json!({"op": "clear"}))
     }

@@ -51,7 +51,8 @@ fn under_load(kind: Kind, trouble: impl FnOnce(&Site, &mut Server) -> Result<()>
         let namer = scope.spawn(|| -> Result<u64> {
             let mut names = 0;
             while !stop.load(Ordering::Acquire) {
-                std::fs::write(folder.join(format!("name{names}")), names.to_string()).context("a new file")?;
+                std::fs::write(folder.join(format!("name{names}")), names.to_string())
+                    .context("a new file")?;
                 names += 1;
                 // Not so many that the metadata fill the small LUN.
                 std::thread::sleep(Duration::from_millis(5));
@@ -64,7 +65,8 @@ fn under_load(kind: Kind, trouble: impl FnOnce(&Site, &mut Server) -> Result<()>
                 (writer.is_finished() || count.load(Ordering::Acquire) > from + more).then_some(())
             })
         };
-        let happened = progress(200, 20).and_then(|()| trouble(&site, &mut server)).and_then(|()| progress(200, 30));
+        let happened =
+            progress(200, 20).and_then(|()| trouble(&site, &mut server)).and_then(|()| progress(200, 30));
         stop.store(true, Ordering::Release);
         let ledger = writer.join().expect("the writer does not panic");
         let names = namer.join().expect("the namer does not panic");

@@ -9,6 +9,9 @@ use lab::mounted::{csvfs, csvfs_ok, fsck_clean};
 use lab::site::refused;
 use serde_json::Value;
 
+/// A block in bytes.
+const BLOCK_LEN: usize = 4096;
+
 const BLOCK: u64 = 4096;
 
 /// A volume that has been mounted a few times, with a file.
@@ -29,9 +32,9 @@ fn damage(site: &Site, block: u64) -> Result<()> {
 }
 
 fn is_used(site: &Site, block: u64) -> Result<bool> {
-    let mut bytes = [0; BLOCK as usize];
+    let mut bytes = [0; BLOCK_LEN];
     std::fs::File::open(site.image())?.read_exact_at(&mut bytes, block * BLOCK)?;
-    Ok(bytes != [0; BLOCK as usize])
+    Ok(bytes != [0; BLOCK_LEN])
 }
 
 fn fsck(url: &str, arguments: &[&str]) -> Result<(bool, Value)> {
