@@ -1,1 +1,159 @@
-//! stub
+//! Arbitrary bytes on every port and socket: nothing dies, nothing grows, and who behaves is served.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::mounted::fsck_clean;
+use lab::server::{Kind, Server};
+use lab::site::{SIZE, format_quick};
+use lab::{Site, content};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+
+/// The most memory in bytes that a process may have taken in the end.
+const MEMORY_MAX: u64 = 256 << 20;
+
+/// What the process has occupied at most, in bytes.
+fn memory(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
+    Ok(kib << 10)
+}
+
+/// Things that a server may be sent.
+fn nonsense(random: &mut SmallRng) -> Vec<Vec<u8>> {
+    let mut sent: Vec<Vec<u8>> = Vec::new();
+    for len in [1, 4, 17, 28, 128, 4096, 100_000] {
+        let mut bytes = vec![0; len];
+        random.fill(&mut bytes[..]);
+        sent.push(bytes);
+    }
+    // A client's flags, then options of the NBD protocol: of random kinds, with lengths from nothing to all there is.
+    for len in [0, 1, 4096, 65_536, 0x7fff_ffff_u32, u32::MAX] {
+        for option in [1, 3, 5, 6, 7, 8, 10, random.random(), 0x4353_5601] {
+            let mut bytes = vec![0, 0, 0, random.random_range(0..4)];
+            bytes.extend_from_slice(b"IHAVEOPT");
+            bytes.extend_from_slice(&u32::to_be_bytes(option));
+            bytes.extend_from_slice(&len.to_be_bytes());
+            let mut body = vec![0; (len as usize).min(100)];
+            random.fill(&mut body[..]);
+            bytes.extend_from_slice(&body);
+            sent.push(bytes);
+        }
+    }
+    // Half a line and much too long a line, for sockets that read lines.
+    sent.push(b"{\"op\":".to_vec());
+    sent.push(vec![b'x'; 3 << 20]);
+    sent.push([b"[".repeat(100_000), b"\n".to_vec()].concat());
+    sent.push(b"{\"op\":\"fence\",\"client\":-1}\n{\"op\":null}\n\n\n\0\n".to_vec());
+    sent
+}
+
+/// Sends each piece of nonsense by a connection of its own; half of them stay open for a while without a word.
+fn throw(socket: &Path, seed: u64) -> Result<()> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut open = Vec::new();
+    for (i, bytes) in nonsense(&mut random).into_iter().enumerate() {
+        let mut stream = UnixStream::connect(socket).context("the server still listens")?;
+        stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+        stream.set_read_timeout(Some(Duration::from_millis(5)))?;
+        // It may have been closed in the middle.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.read(&mut [0; 4096]);
+        if i % 2 == 0 {
+            open.push(stream);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn csv_target_survives_arbitrary_bytes_beside_a_mount() -> Result<()> {
+    let site = Site::new()?;
+    let mut server = Server::start(Kind::CsvTarget, &site.path(""), SIZE)?;
+    let url = server.url();
+    format_quick(&url)?;
+    let mount = site.mount(&url)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let (data, control) = (server.socket(), server.control_socket());
+        let throwing = [scope.spawn(move || throw(&data, 1)), scope.spawn(move || throw(&control, 2))];
+        for round in 0..10 {
+            content::fill(&mount.path().join(format!("file{round}")), round, 100)?;
+        }
+        throwing.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    for round in 0..10 {
+        content::check(&mount.path().join(format!("file{round}")), round, 100)?;
+    }
+    ensure!(server.control(&json!({"op": "status"}))?["ok"] == true);
+    let used = memory(server.process().pid())?;
+    ensure!(used < MEMORY_MAX, "the target has taken {used} bytes");
+    ensure!(!server.process().errors().contains("panicked"), "{}", server.process().errors());
+    mount.unmount()?;
+    fsck_clean(&url)
+}
+
+#[test]
+fn the_status_socket_survives_arbitrary_bytes() -> Result<()> {
+    let site = Site::new()?;
+    let url = site.volume()?;
+    let mut mount = site.mount(&url)?;
+    let socket = site.path("run/local").join(format!("{}.sock", mount.process().pid()));
+    throw(&socket, 3)?;
+    ensure!(site.status()?["state"] == "direct");
+    // Somebody who asks and never reads does not keep others waiting for ever.
+    let silent: Vec<_> = (0..50).map(|_| UnixStream::connect(&socket)).collect::<Result<_, _>>()?;
+    ensure!(site.status()?["state"] == "direct");
+    drop(silent);
+    let used = memory(mount.process().pid())?;
+    ensure!(used < MEMORY_MAX, "the mount has taken {used} bytes");
+    ensure!(mount.process().errors().is_empty(), "{}", mount.process().errors());
+    mount.unmount()
+}
+
+/// What calls itself an NBD server may be anything.
+#[test]
+fn a_server_that_speaks_nonsense_is_refused() -> Result<()> {
+    let site = Site::new()?;
+    let socket = site.path("liar.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+    let replies: Vec<Vec<u8>> = vec![
+        Vec::new(),
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        b"NBDMAGIC".to_vec(),
+        [b"NBDMAGICIHAVEOPT\x00\x03".to_vec(), vec![0xff; 4096]].concat(),
+        [&b"NBDMAGICIHAVEOPT\x00\x03"[..], &0x3e88_9045_565a9_u64.to_be_bytes()[..], &[0xff; 64]].concat(),
+        vec![0; 100_000],
+    ];
+    let url = format!("nbd+unix:///vms?socket={}", socket.display());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let current = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| -> Result<()> {
+        let (stop, current, listener) = (&stop, &current, &listener);
+        scope.spawn(move || {
+            for stream in listener.incoming() {
+                if stop.load(std::sync::atomic::Ordering::Acquire) {
+                    return;
+                }
+                if let Ok(mut stream) = stream {
+                    let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
+                    let reply: Vec<u8> = current.lock().clone();
+                    let _ = stream.write_all(&reply);
+                    let _ = stream.read(&mut [0; 4096]);
+                }
+            }
+        });
+        let tried = replies.iter().try_for_each(|reply| {
+            reply.clone_into(&mut *current.lock());
+            site.mount_refused(&url, &[])?.saying(&["vms"]).map(drop)
+        });
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        drop(UnixStream::connect(&socket));
+        tried
+    })
+}
