@@ -120,10 +120,17 @@ fn fill_with_names(folder: &Path) -> Result<usize> {
             let created = File::create(&path).and_then(|file| {
                 made.fetch_add(1, Ordering::Relaxed);
                 use std::os::unix::ffi::OsStrExt;
-                let (path, value) = (std::ffi::CString::new(path.as_os_str().as_bytes())?, vec![1_u8; 60_000]);
+                let (path, value) =
+                    (std::ffi::CString::new(path.as_os_str().as_bytes())?, vec![1_u8; 60_000]);
                 // SAFETY: the strings and the value are valid for the duration of the call.
                 let status = unsafe {
-                    libc::setxattr(path.as_ptr(), c"user.large".as_ptr(), value.as_ptr().cast(), value.len(), 0)
+                    libc::setxattr(
+                        path.as_ptr(),
+                        c"user.large".as_ptr(),
+                        value.as_ptr().cast(),
+                        value.len(),
+                        0,
+                    )
                 };
                 drop(file);
                 if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

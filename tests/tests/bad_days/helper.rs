@@ -32,7 +32,9 @@ impl Helper {
 
     fn options(&self) -> Option<String> {
         let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
-        let line = mounts.lines().find(|line| line.split(' ').nth(1).map(PathBuf::from) == Some(self.folder.clone()))?;
+        let line = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(1).map(PathBuf::from) == Some(self.folder.clone()))?;
         line.split(' ').nth(3).map(str::to_owned)
     }
 }

@@ -128,7 +128,9 @@ fn a_large_folder_is_listed_and_removed() -> Result<()> {
     let each = |work: &(dyn Fn(usize) -> io::Result<()> + Sync)| {
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|thread| scope.spawn(move || (0..entries).filter(|i| i % 8 == thread).try_for_each(work)))
+                .map(|thread| {
+                    scope.spawn(move || (0..entries).filter(|i| i % 8 == thread).try_for_each(work))
+                })
                 .collect();
             threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
         })

@@ -81,7 +81,11 @@ fn a_flipped_byte_is_found_or_does_no_harm() -> Result<()> {
         let output = csvfs(&["fsck", "--lun", &url])?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(matches!(output.status.code(), Some(0 | 1)), "byte {at}: {:?}: {said}{errors}", output.status);
+        ensure!(
+            matches!(output.status.code(), Some(0 | 1)),
+            "byte {at}: {:?}: {said}{errors}",
+            output.status
+        );
         ensure!(!errors.contains("panicked"), "byte {at}: {errors}");
         if output.status.success() {
             let mount = site.mount(&url)?;
@@ -92,7 +96,10 @@ fn a_flipped_byte_is_found_or_does_no_harm() -> Result<()> {
             mount.unmount()?;
             harmless += 1;
         } else {
-            ensure!(said.contains("damaged") || said.contains("inode") || said.contains("LUN blocks"), "{said}");
+            ensure!(
+                said.contains("damaged") || said.contains("inode") || said.contains("LUN blocks"),
+                "{said}"
+            );
             let refused = site.mount_refused(&url, &[])?;
             refused.saying(&["fsck"]).with_context(|| format!("byte {at}"))?;
             found += 1;
@@ -140,8 +147,8 @@ fn wrong_counts_are_explained_and_mended() -> Result<()> {
     // As many links as there can be, and one more.
     let mount = site.mount(&url)?;
     std::fs::hard_link(mount.path().join("file7"), mount.path().join("link"))?;
-    let error =
-        std::fs::hard_link(mount.path().join("file7"), mount.path().join("more")).expect_err("too many links");
+    let error = std::fs::hard_link(mount.path().join("file7"), mount.path().join("more"))
+        .expect_err("too many links");
     ensure!(error.raw_os_error() == Some(libc::EMLINK), "{error}");
     mount.unmount()?;
     let output = csvfs(&["fsck", "--repair", "--json", "--lun", &url])?;
