@@ -70,7 +70,7 @@ pub fn run(target: &Target, load: Load) -> Result<Sample> {
     }
     match target {
         Target::File(path) => command
-            .args(["--ioengine=io_uring", "--direct=1", "--overwrite=1"])
+            .args(["--ioengine=io_uring", "--direct=1", "--fallocate=none"])
             .arg(format!("--filename={path}")),
         Target::Nbd(url) => command.arg("--ioengine=nbd").arg(format!("--uri={url}")),
     };

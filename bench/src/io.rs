@@ -161,7 +161,7 @@ pub fn on_file(folder: &Path, effort: Effort) -> Result<Vec<Row>> {
 
 /// A sequential write into a new thin file against the same file preallocated and written.
 pub fn thin(folder: &Path, effort: Effort) -> Result<Vec<Row>> {
-    let volume = Volume::served(Kind::NbdkitMemory, folder, LUN)?;
+    let volume = Volume::served(Kind::NbdkitMemory, folder, 2 * LUN)?;
     let thick = volume.prepared_file("thick", FILE)?;
     let load = Load { rw: "write", request: 1 << 20, depth: 4, size: FILE, seconds: 0 };
     let mut rounds = Rounds::default();

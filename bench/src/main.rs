@@ -33,6 +33,9 @@ enum Command {
         /// Only figures whose group has this in its name: nbd, file, thin, creation, listing, million.
         #[arg(long)]
         only: Option<String>,
+        /// Interleaved rounds of each figure.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
         /// Where images of local LUNs are put.
         #[arg(long, default_value = "target/bench")]
         folder: PathBuf,
@@ -54,8 +57,8 @@ fn main() -> Result<()> {
     if cfg!(debug_assertions) {
         bail!("figures count only in a release build: run `make bench`");
     }
-    let Command::Run { quick, full, only, folder } = Arguments::parse().command;
-    let effort = if quick { Effort { rounds: 1, seconds: 1 } } else { Effort { rounds: 5, seconds: 3 } };
+    let Command::Run { quick, full, only, rounds, folder } = Arguments::parse().command;
+    let effort = if quick { Effort { rounds: 1, seconds: 1 } } else { Effort { rounds, seconds: 2 } };
     let mut rows = Vec::new();
     for (name, group) in GROUPS {
         if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {

@@ -146,10 +146,10 @@ impl NullMount {
         std::fs::create_dir_all(&mount)?;
         let program = programs::ours("examples/null_mount")?;
         let mut command = Command::new(program);
-        command.arg(&mount).arg(size.to_string());
+        command.arg(&mount).arg((size >> 20).to_string());
         let mut process = Running::start("null_mount", &mut command, folder.join("null.log"))?;
         process.first_line()?;
-        Ok(Self { file: mount.join("file"), folder: mount, process })
+        Ok(Self { file: mount.join("data"), folder: mount, process })
     }
 }
 

@@ -157,7 +157,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (path(), offset(), len(), allocate).prop_map(|(p, o, l, how)| Op::Allocate(p, o, l, how)),
         5 => (path(), offset(), path(), offset(), len()).prop_map(|(a, ao, b, bo, l)| Op::Copy(a, ao, b, bo, l)),
         2 => (path(), prop_oneof![Just(0o600_u16), Just(0o644), Just(0o755), Just(0o700)]).prop_map(|(p, m)| Op::Mode(p, m)),
-        2 => (path(), 0..4_u8, 0..3000_u16).prop_map(|(p, n, l)| Op::SetAttribute(p, n, l)),
+        2 => (path(), 0..4_u8, 0..900_u16).prop_map(|(p, n, l)| Op::SetAttribute(p, n, l)),
         1 => (path(), 0..4_u8).prop_map(|(p, n)| Op::RemoveAttribute(p, n)),
         3 => (path(), offset(), len(), 1..=255_u8).prop_map(|(p, o, l, v)| Op::Map(p, o, l, v)),
     ]

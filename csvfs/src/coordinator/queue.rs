@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use lockd::ids::ClientId;
 use lockd::network::OnReply;
@@ -80,9 +81,14 @@ pub enum NotTaken {
     Stopped(Work),
 }
 
+/// How long a group waits for those who are likely to ask again: far less than a commit takes.
+const GATHER: Duration = Duration::from_micros(300);
+
 #[derive(Debug, Default)]
 struct State {
     work: VecDeque<Work>,
+    /// How many pieces the writer waits for.
+    wanted: usize,
     stopped: bool,
 }
 
@@ -104,19 +110,36 @@ impl Queue {
             return Err(NotTaken::Full(work));
         }
         state.work.push_back(work);
-        self.arrived.notify_one();
+        if state.work.len() >= state.wanted {
+            self.arrived.notify_one();
+        }
         Ok(())
     }
 
     /// All that waits, up to a group; waits for the first unless `more` is at hand. `None` when stopped and empty.
-    pub fn take(&self, more: bool) -> Option<Vec<Work>> {
+    ///
+    /// `answered` is how many requests have just been answered: those who asked are likely to ask again, at once and
+    /// together, and one commit for all of them costs hardly more than one for the first. So the group waits a little
+    /// for them, together with what is queued already; a single asker never waits.
+    pub fn take(&self, more: bool, answered: usize) -> Option<Vec<Work>> {
         let mut state = self.state.lock();
+        let expected = (state.work.len() + answered).min(GROUP_MAX);
         while state.work.is_empty() && !more {
             if state.stopped {
                 return None;
             }
+            state.wanted = 1;
             self.arrived.wait(&mut state);
         }
+        if !more && !state.stopped && state.work.len() < expected {
+            state.wanted = expected;
+            let until = Instant::now() + GATHER;
+            while state.work.len() < expected
+                && !state.stopped
+                && !self.arrived.wait_until(&mut state, until).timed_out()
+            {}
+        }
+        state.wanted = 0;
         let count = state.work.len().min(GROUP_MAX);
         Some(state.work.drain(..count).collect())
     }

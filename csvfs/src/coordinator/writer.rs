@@ -98,7 +98,9 @@ impl Writer {
 
     /// Serves until the queue is stopped.
     pub fn serve(mut self) {
-        while let Some(arrived) = self.core.queue.take(!self.continued.is_empty()) {
+        let mut answered = 0;
+        while let Some(arrived) = self.core.queue.take(!self.continued.is_empty(), answered) {
+            answered = arrived.len();
             let mut group = std::mem::take(&mut self.continued);
             group.extend(arrived);
             self.group(group);

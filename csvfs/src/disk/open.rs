@@ -588,7 +588,10 @@ impl Opening {
     fn settle(&self, won: &Won, hold: &Hold) -> Result<JoinHandle<()>, OpenError> {
         let (heart, area, around) = (Arc::clone(&hold.heart), Arc::clone(&hold.area), self.around.clone());
         let dead = won.still.clone();
-        let due = self.begun.after(self.quiesce);
+        // Opened in place means that the last writer's requests are proved to be over; those of earlier ones are not.
+        let last = won.survey.superblock.epoch;
+        let proved = self.in_place.is_some() && won.still.iter().all(|(_, claim)| claim.epoch >= last);
+        let due = if proved { self.begun } else { self.begun.after(self.quiesce) };
         let work = move || {
             if !heart.sleep_until(due) {
                 return;

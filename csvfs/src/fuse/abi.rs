@@ -5,6 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The kinds of requests that the dispatcher knows.
 pub(super) mod opcode {
+    pub(in super::super) const LOOKUP: u32 = 1;
+    pub(in super::super) const GETATTR: u32 = 3;
     pub(in super::super) const FORGET: u32 = 2;
     pub(in super::super) const SETATTR: u32 = 4;
     pub(in super::super) const OPEN: u32 = 14;

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use redirector::buffer::Pool;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 use super::abi::{
     AttrOut, CopyRangeIn, CopyRangeOut, CreateIn, EntryOut, FlushIn, InHeader, InterruptIn, LkIn,
@@ -83,6 +83,8 @@ impl Dispatcher {
             opcode::RELEASE => self.release(&header),
             opcode::GETLK | opcode::SETLK | opcode::SETLKW => self.lock(&header),
             opcode::INTERRUPT => self.interrupt(),
+            opcode::LOOKUP => self.lookup(&header),
+            opcode::GETATTR => self.get_attr(&header),
             opcode::OPEN => self.open(&header),
             opcode::CREATE => self.create(&header),
             opcode::TMPFILE => self.create_unnamed(&header),
@@ -200,6 +202,30 @@ impl Dispatcher {
         Some(())
     }
 
+    fn lookup(&self, header: &InHeader) -> Option<()> {
+        let body = self.inbox.body();
+        let name = terminated(&body)?;
+        if matches!(name, b"." | b"..") || name.len() > NAME_MAX {
+            self.forward(header);
+            return Some(());
+        }
+        let reply = self.reply(header);
+        let connection = Arc::clone(&self.connection);
+        let absent = self.connection.validity.absent();
+        let done: Done<Attr> = Box::new(move |result| match result {
+            Ok(attr) => reply.structure(&entry_out(&connection, &attr)),
+            // An entry without an inode says for how long the name does not exist.
+            Err(Refusal::NotFound) if !absent.is_zero() => reply.structure(&EntryOut {
+                entry_valid: absent.as_secs(),
+                entry_valid_nanos: absent.subsec_nanos(),
+                ..EntryOut::new_zeroed()
+            }),
+            Err(refusal) => reply.refuse("lookup", &refusal),
+        });
+        self.connection.service.lookup(Ino(header.nodeid), name, done);
+        Some(())
+    }
+
     fn create(&self, header: &InHeader) -> Option<()> {
         let body = self.inbox.body();
         let (request, name) = CreateIn::read_from_prefix(&body).ok()?;
@@ -248,13 +274,16 @@ impl Dispatcher {
         (mode, done)
     }
 
-    fn set_attr(&self, header: &InHeader) -> Option<()> {
-        let body = self.inbox.body();
-        let (request, _) = SetAttrIn::read_from_prefix(&body).ok()?;
-        let (set, size) = set_attr(&request, || self.connection.service.now());
+    fn get_attr(&self, header: &InHeader) -> Option<()> {
+        self.connection.service.get_attr(Ino(header.nodeid), self.attributes(header, "getattr"));
+        Some(())
+    }
+
+    /// Answers with attributes.
+    fn attributes(&self, header: &InHeader, operation: &'static str) -> Done<Attr> {
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
-        let done: Done<_> = Box::new(move |result| match result {
+        Box::new(move |result| match result {
             Ok(attr) => {
                 let validity = connection.validity.attributes(&attr);
                 reply.structure(&AttrOut {
@@ -264,8 +293,15 @@ impl Dispatcher {
                     attributes: kernel_attributes(&attr),
                 });
             }
-            Err(refusal) => reply.refuse("setattr", &refusal),
-        });
+            Err(refusal) => reply.refuse(operation, &refusal),
+        })
+    }
+
+    fn set_attr(&self, header: &InHeader) -> Option<()> {
+        let body = self.inbox.body();
+        let (request, _) = SetAttrIn::read_from_prefix(&body).ok()?;
+        let (set, size) = set_attr(&request, || self.connection.service.now());
+        let done = self.attributes(header, "setattr");
         self.connection.service.set_attr(Ino(header.nodeid), set, size, done);
         Some(())
     }

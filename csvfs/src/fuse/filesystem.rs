@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use fuser::{
     CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request,
+    IoctlFlags, KernelConfig, OpenFlags, RenameFlags, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
 use super::attributes::{BLOCK_SIZE, fuser_attributes};
@@ -153,40 +152,16 @@ impl Filesystem for Front {
         Ok(())
     }
 
+    /// Only what the dispatcher leaves: the names of a file handle that outlived the kernel's memory of it (NFS), and
+    /// names that are too long.
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some(name) = checked(name) else { return reply.error(Errno::ENAMETOOLONG) };
-        let service = &self.connection.service;
+        let (service, done) = (&self.connection.service, self.entry("lookup", reply));
         match name {
-            // Of a file handle that outlived the kernel's memory of it (NFS).
-            b"." => service.get_attr(Ino(parent.0), self.entry("lookup", reply)),
-            b".." => service.parent(Ino(parent.0), self.entry("lookup", reply)),
-            _ => {
-                let connection = Arc::clone(&self.connection);
-                let absent = self.connection.validity.absent();
-                let done: Done<Attr> = Box::new(move |result| match result {
-                    Ok(attr) => {
-                        let validity = &connection.validity;
-                        let (attributes, entry) = (validity.attributes(&attr), validity.entry());
-                        reply.entry_with_ttls(&attributes, &entry, &fuser_attributes(&attr), Generation(0));
-                    }
-                    Err(Refusal::NotFound) if !absent.is_zero() => {
-                        // An entry without an inode says for how long the name does not exist.
-                        reply.entry(&absent, &directory::no_attributes(INodeNo(0)), Generation(0));
-                    }
-                    Err(refusal) => reply.error(errno("lookup", &refusal)),
-                });
-                service.lookup(Ino(parent.0), name, done);
-            }
+            b"." => service.get_attr(Ino(parent.0), done),
+            b".." => service.parent(Ino(parent.0), done),
+            name => service.lookup(Ino(parent.0), name, done),
         }
-    }
-
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let connection = Arc::clone(&self.connection);
-        let done: Done<Attr> = Box::new(move |result| match result {
-            Ok(attr) => reply.attr(&connection.validity.attributes(&attr), &fuser_attributes(&attr)),
-            Err(refusal) => reply.error(errno("getattr", &refusal)),
-        });
-        self.connection.service.get_attr(Ino(ino.0), done);
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {

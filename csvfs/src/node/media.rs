@@ -107,7 +107,9 @@ impl Media {
         while !self.has_lease() {
             if self.rules.keeps(Rule::P2) && self.lapsed_for() > self.hold {
                 let hold = self.hold.as_secs();
-                return Err(Refusal::Io(format!("no heartbeat has reached the LUN for {hold} s; look after the LUN")));
+                return Err(Refusal::Io(format!(
+                    "no heartbeat has reached the LUN for {hold} s; look after the LUN"
+                )));
             }
             if self.lease.deadline().0 == 0 {
                 return Err(Refusal::Io("the session of this node has ended; mount again".to_owned()));

@@ -66,8 +66,8 @@ mod write;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::clock::Clock;
@@ -211,7 +211,15 @@ impl Node {
         let asker = if options.background { Some(Asker::start()?) } else { None };
         let core = Arc::new(Core {
             channel: Channel::new(carrier, authority.session(), client, coordinator, asker),
-            media: Arc::new(Media::new(lun, pool, lease, Arc::clone(&clock), rules, options.hold, Arc::clone(&alarm))),
+            media: Arc::new(Media::new(
+                lun,
+                pool,
+                lease,
+                Arc::clone(&clock),
+                rules,
+                options.hold,
+                Arc::clone(&alarm),
+            )),
             authority,
             clock,
             rules,

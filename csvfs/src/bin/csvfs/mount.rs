@@ -13,7 +13,7 @@ use clap::Args;
 use csvfs::fuse;
 use csvfs::status::StatusSocket;
 use csvfs::volume::{Settings, Volume};
-use redirector::uri::LunUri;
+use redirector::uri::{Endpoint, LunUri};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -171,11 +171,19 @@ fn serve(
     Ok(())
 }
 
-/// The URL with a file's path made absolute, so that it means the same to a process elsewhere.
+/// The URL with the paths of files, sockets and certificates made absolute, so that it means the same to a process
+/// elsewhere.
 pub fn absolute(text: &str) -> Result<LunUri> {
-    let url = LunUri::from_str(text)?;
-    Ok(match url {
-        LunUri::File(path) => LunUri::File(std::path::absolute(&path).unwrap_or(path)),
+    let from_here = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    Ok(match LunUri::from_str(text)? {
+        LunUri::File(path) => LunUri::File(from_here(path)),
+        LunUri::Nbd(mut nbd) => {
+            if let Endpoint::Unix(socket) = nbd.endpoint {
+                nbd.endpoint = Endpoint::Unix(from_here(socket));
+            }
+            nbd.tls_certificates = nbd.tls_certificates.map(from_here);
+            LunUri::Nbd(nbd)
+        }
         other => other,
     })
 }

@@ -127,7 +127,11 @@ impl AreaError {
         match self {
             Self::Failed { errno, .. } | Self::Read { errno, .. } => *errno,
             Self::Full => libc::ENOSPC,
-            Self::Unknown { .. } | Self::LeaseEnded | Self::NoHeartbeat(_) | Self::Beyond { .. } | Self::Closed => libc::EIO,
+            Self::Unknown { .. }
+            | Self::LeaseEnded
+            | Self::NoHeartbeat(_)
+            | Self::Beyond { .. }
+            | Self::Closed => libc::EIO,
         }
     }
 }
