@@ -63,8 +63,7 @@ fn check_lun(
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VolumeError> {
     let start = Instant::now();
-    let survey = Survey::read(lun.as_ref())?;
-    refuse_beside_writer(lun.as_ref(), &survey, clock)?;
+    let survey = refuse_beside_writer(lun.as_ref(), Survey::read(lun.as_ref())?, clock)?;
     let (findings, notes) = outside(&survey);
     let mut report = Report { volume: survey.label.uuid.to_string(), findings, notes, ..Report::default() };
     let options = ViewOptions { check: true, ..ViewOptions::default() };

@@ -159,8 +159,8 @@ impl Volume {
     /// Opens for reading: claims nothing, and writes nothing.
     fn look(lun: &Arc<dyn Lun>, settings: &Settings) -> Result<Ground, VolumeError> {
         let start = settings.clock.boot();
-        let survey = Survey::read(lun.as_ref())?;
-        refuse_beside_writer(lun.as_ref(), &survey, settings.clock.as_ref())?;
+        let survey =
+            refuse_beside_writer(lun.as_ref(), Survey::read(lun.as_ref())?, settings.clock.as_ref())?;
         let waited = settings.clock.boot();
         let options = ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() };
         let view = open_read_only(lun, survey, &options)?;

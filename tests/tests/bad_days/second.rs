@@ -92,3 +92,22 @@ fn a_dead_mount_is_a_note_to_fsck_and_no_finding() -> Result<()> {
     ensure!(!said.contains("note:"), "{said}");
     Ok(())
 }
+
+/// umount returns before the process has closed the volume: fsck waits for that, and no longer.
+#[test]
+fn fsck_after_umount_waits_for_the_closing_mount() -> Result<()> {
+    let site = Site::new()?;
+    let server = Server::start(Kind::NbdkitMemory, &site.path(""), SIZE)?;
+    let url = server.url();
+    // With the usual window.
+    lab::mounted::format(&url)?;
+    for round in 0..3 {
+        let mount = site.mount(&url)?;
+        content::fill(&mount.path().join(format!("file{round}")), round, 500)?;
+        let began = std::time::Instant::now();
+        ensure!(std::process::Command::new("umount").arg(mount.path()).status()?.success());
+        fsck_clean(&url)?;
+        ensure!(began.elapsed() < std::time::Duration::from_secs(8), "it waited for {:?}", began.elapsed());
+    }
+    Ok(())
+}
