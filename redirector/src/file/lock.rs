@@ -8,6 +8,7 @@
 //! The lock alone speaks of file LUNs only. An earlier client may have reached the file through another program (an NBD
 //! server, a loop device) that takes no lock. So the proof asks for more: that nobody else has the file open at all.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -148,9 +149,16 @@ fn find_holder(file: &File) -> Holder {
     let is_same = |path: &Path| {
         fs::metadata(path).is_ok_and(|other| other.ino() == ours.ino() && other.dev() == ours.dev())
     };
+    // Only then is a file looked at itself: one on a mount that hangs would not answer, and one that is looked at keeps
+    // its mount busy for a moment.
+    let ino = format!("ino:\t{}", ours.ino());
+    let may_be_same = |pid: u32, name: &OsStr| {
+        let info = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("fdinfo").join(name));
+        info.is_ok_and(|info| !info.contains("ino:\t") || info.lines().any(|line| line == ino))
+    };
     let count = |pid: u32| {
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
-        descriptors.flatten().filter(|descriptor| is_same(&descriptor.path())).count()
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        descriptors.filter(|one| may_be_same(pid, &one.file_name()) && is_same(&one.path())).count()
     };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
