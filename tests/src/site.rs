@@ -124,13 +124,21 @@ impl Site {
         let mut command = Command::new(programs::ours("csvfs")?);
         command.args(&arguments);
         let mut process = Running::start("csvfs mount", &mut command, self.path("refused.log"))?;
-        if let Ok(line) = process.first_line() {
+        let is_mounted = || {
+            let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+            mounts.lines().any(|line| line.split(' ').nth(1) == Some(&folder))
+        };
+        let over = until("the mount is refused", Duration::from_secs(30), || {
+            (!process.is_alive() || is_mounted()).then_some(())
+        });
+        if over.is_err() || is_mounted() {
             // Ended before its mount is taken away, lest it closes the volume.
             process.kill();
             let _ = Command::new("umount").arg("-l").arg(&folder).status();
-            bail!("csvfs {arguments:?} should have failed, but: {line}");
+            over?;
+            bail!("csvfs {arguments:?} should have failed; it has mounted the volume");
         }
-        let ended = process.end(Duration::from_secs(30))?;
+        let ended = process.end(Duration::from_secs(5))?;
         let said = process.errors();
         let code = ended.code().with_context(|| format!("csvfs {arguments:?} was killed: {said}"))?;
         Ok(Refused { code, said })

@@ -111,3 +111,26 @@ fn fsck_after_umount_waits_for_the_closing_mount() -> Result<()> {
     }
     Ok(())
 }
+
+/// Whoever looks for the holder of a file touches no other files: those of a mount that hangs would hang it too.
+#[test]
+fn a_hung_mount_does_not_hang_who_is_refused_elsewhere() -> Result<()> {
+    let (hung_site, site) = (Site::new()?, Site::new()?);
+    let mut hung = hung_site.mount(&hung_site.volume()?)?;
+    // Open in a program that nobody has to wait for while it hangs.
+    let open = std::fs::File::create(hung.path().join("open"))?;
+    let mut user = std::process::Command::new("sleep").arg("60").stdin(open).spawn()?;
+    let url = site.volume()?;
+    let mut mount = site.mount(&url)?;
+    let pid = format!("process {}", mount.process().pid());
+    hung.process().signal(libc::SIGSTOP);
+    // Long enough that the kernel has nothing cached any more.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let refused = site.mount_refused(&url, &[]).and_then(|refused| refused.saying(&[&pid]));
+    hung.process().signal(libc::SIGCONT);
+    user.kill()?;
+    user.wait()?;
+    refused?;
+    hung.unmount()?;
+    mount.unmount()
+}
