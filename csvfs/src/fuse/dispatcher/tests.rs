@@ -96,11 +96,11 @@ fn answers(replies: &[Vec<u8>]) -> Vec<(u64, i32)> {
 #[test]
 fn what_is_left_to_fuser_is_tagged_with_its_descriptor() {
     let mut bench = Bench::new();
-    let lookup = request(1, 42, 1, b"name\0");
-    bench.send(&lookup);
+    let read_link = request(5, 42, 1, &[]);
+    bench.send(&read_link);
     let (replies, forwarded) = bench.finish();
     assert!(replies.is_empty());
-    assert_eq!(forwarded, [lookup], "descriptor 0 has the tag 0");
+    assert_eq!(forwarded, [read_link], "descriptor 0 has the tag 0");
 }
 
 #[test]
