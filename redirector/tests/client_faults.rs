@@ -59,7 +59,7 @@ fn a_server_that_hangs_is_suspect_until_it_answers() {
     for _ in 0..1100 {
         assert_eq!(end(&start_read(&*lun, 0, place.pool.take(512))).0, Outcome::Done);
     }
-    server.signal(libc::SIGSTOP);
+    server.stop();
     let write = start_write(&*lun, 0, place.filled(5, 4096), false);
     let read = start_read(&*lun, 4096, place.pool.take(4096));
     wait_for("the path to be suspect", || lun.describe().contains("suspect"));
@@ -79,7 +79,7 @@ fn a_server_that_hangs_for_the_whole_hold_time_is_given_up() {
     let mut options = options();
     options.hold = Duration::from_millis(300);
     let lun = try_open(&unix(&place.path("s"), ""), &options).unwrap();
-    server.signal(libc::SIGSTOP);
+    server.stop();
     let write = start_write(&*lun, 0, place.filled(5, 4096), false);
     assert_eq!(end(&write), Outcome::Unknown);
     server.signal(libc::SIGCONT);

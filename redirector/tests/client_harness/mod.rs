@@ -74,6 +74,20 @@ impl Server {
         Self::start("nbdkit", &all, || UnixStream::connect(socket).is_ok())
     }
 
+    /// Stops it (SIGSTOP), and waits until each of its threads has stopped: until then they still answer.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_for("the server to have stopped", || {
+            std::fs::read_dir(&tasks).is_ok_and(|tasks| {
+                tasks.flatten().all(|task| {
+                    let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+                })
+            })
+        });
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();

@@ -153,7 +153,7 @@ fn a_volume_that_is_full_of_metadata_can_be_emptied() -> Result<()> {
     let (site, server, mount) = mounted()?;
     content::fill(&mount.path().join("kept"), 1, 100)?;
     let names = fill_with_names(mount.path())?;
-    ensure!(names > 50, "only {names} names were made");
+    ensure!(names > 20, "only {names} names were made");
     let error = std::fs::create_dir_all(mount.path().join("one/more/and/more"));
     if let Err(error) = error {
         no_space(&error)?;

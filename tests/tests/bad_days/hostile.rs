@@ -127,7 +127,8 @@ fn a_server_that_speaks_nonsense_is_refused() -> Result<()> {
         b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
         b"NBDMAGIC".to_vec(),
         [b"NBDMAGICIHAVEOPT\x00\x03".to_vec(), vec![0xff; 4096]].concat(),
-        [&b"NBDMAGICIHAVEOPT\x00\x03"[..], &0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &[0xff; 64]].concat(),
+        [&b"NBDMAGICIHAVEOPT\x00\x03"[..], &0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &[0xff; 64]]
+            .concat(),
         vec![0; 100_000],
     ];
     let url = format!("nbd+unix:///vms?socket={}", socket.display());
