@@ -104,14 +104,21 @@ fn fsx_finds_no_difference_on_csv_target() -> Result<()> {
 /// fio writes and verifies, buffered and with O_DIRECT, in blocks of many sizes.
 #[test]
 fn fio_verifies_what_it_wrote() -> Result<()> {
-    on_fresh_volume(Kind::NbdkitMemory, |mount, _| {
+    on_fresh_volume(Kind::NbdkitMemory, |mount, folder| {
         for (name, direct, engine, sizes) in [
             ("direct", "1", "io_uring", "4k-64k"),
             ("buffered", "0", "psync", "512-16k"),
             ("sync", "0", "sync", "4k-4k"),
         ] {
             let output = Command::new(programs::installed("fio")?)
-                .args(["--rw=randrw", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--size=32m"])
+                .args([
+                    "--rw=randrw",
+                    "--verify=crc32c",
+                    "--verify_state_save=0",
+                    "--do_verify=1",
+                    "--verify_fatal=1",
+                    "--size=32m",
+                ])
                 .args(["--iodepth=16", "--numjobs=2", "--fsync=64", "--randseed=3"])
                 .args([
                     &format!("--name={name}"),
@@ -119,6 +126,8 @@ fn fio_verifies_what_it_wrote() -> Result<()> {
                     &format!("--ioengine={engine}"),
                 ])
                 .args([&format!("--bsrange={sizes}"), &format!("--directory={}", mount.display())])
+                // Where it leaves the state of its verification.
+                .current_dir(folder)
                 .output()?;
             ensure!(output.status.success(), "fio {name}: {}", text(&output));
         }
