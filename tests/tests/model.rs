@@ -1,6 +1,7 @@
 //! Random operations on a real mount against a simple reference. Failures that were found are kept below as cases with
 //! a name.
 
+use std::io::Write;
 use std::path::Path as RealPath;
 
 use anyhow::{Context, Result, ensure};
@@ -113,14 +114,17 @@ impl Trial {
         self.mount.take().context("mounted")?.unmount()?;
         self.mount = Some(self.place.mount()?);
         self.compare_all("after a clean remount")?;
-        // What is synced stays, whatever dies.
-        let root = std::fs::File::open(self.root())?;
-        // SAFETY: an open descriptor.
-        let synced = unsafe { libc::syncfs(std::os::fd::AsRawFd::as_raw_fd(&root)) };
-        ensure!(synced == 0, "syncfs: {}", std::io::Error::last_os_error());
-        drop(root);
+        // What is synced stays, whatever dies; syncfs does not reach a FUSE file system, fsync does.
+        let mut kept = std::fs::File::create_new(self.root().join("kept"))?;
+        kept.write_all(&[7; 10_000])?;
+        kept.sync_all()?;
+        drop(kept);
         self.mount.take().context("mounted")?.crash();
         self.mount = Some(self.place.mount()?);
+        ensure!(
+            std::fs::read(self.root().join("kept"))? == [7; 10_000],
+            "what was synced before the crash is lost"
+        );
         self.compare_all("after a crash")?;
         self.mount.take().context("mounted")?.unmount()?;
         fsck_clean(&self.place.url)
