@@ -5,12 +5,14 @@ use std::sync::mpsc;
 
 use crate::buffer::{Buffer, Slice};
 use crate::lun::{Lun, OnDone, Outcome};
+use crate::plug;
 
 fn wait(start: impl FnOnce(OnDone)) -> Result<(), i32> {
     let (sender, receiver) = mpsc::sync_channel(1);
     start(Box::new(move |outcome| {
         let _ = sender.send(outcome);
     }));
+    plug::flush();
     receiver.recv().unwrap_or(Outcome::Unknown).ok()
 }
 
@@ -24,6 +26,7 @@ pub fn read(lun: &dyn Lun, offset: u64, buffer: Buffer) -> Result<Buffer, i32> {
             let _ = sender.send((outcome, buffer));
         }),
     );
+    plug::flush();
     let (outcome, buffer) = receiver.recv().map_err(|_| libc::EIO)?;
     outcome.ok().map(|()| buffer)
 }

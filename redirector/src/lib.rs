@@ -13,6 +13,7 @@ pub mod memory;
 pub mod nbd;
 pub mod open;
 pub mod paths;
+pub mod plug;
 pub mod recording;
 pub mod target;
 pub mod uri;

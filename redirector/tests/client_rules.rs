@@ -194,7 +194,7 @@ fn p5_what_has_not_reached_the_server_dies_with_the_connection() {
     let data = place.filled(1, 64 << 10);
     socket.set_timeout(Some(Duration::from_millis(100))).unwrap();
     let mut sent = 0;
-    while socket.send(&data, &[]).is_ok() {
+    while socket.send(&mut [std::io::IoSlice::new(&data)]).is_ok() {
         sent += data.len();
     }
     assert!(sent > 0, "the socket takes something");

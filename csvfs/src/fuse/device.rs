@@ -19,9 +19,11 @@ impl Device {
         Self { file, index }
     }
 
-    /// A further descriptor of the same, mounted, connection.
-    pub(super) fn duplicate(&self, index: u8) -> io::Result<Self> {
-        Ok(Self { file: sys::clone_fuse_device(&self.file)?, index })
+    /// A further descriptor of the same, mounted, connection. With `waits` unset, [`Device::receive`] fails with
+    /// EAGAIN where there is no request.
+    pub(super) fn duplicate(&self, index: u8, waits: bool) -> io::Result<Self> {
+        let flags = if waits { 0 } else { libc::O_NONBLOCK };
+        Ok(Self { file: sys::clone_fuse_device(&self.file, flags)?, index })
     }
 
     /// Which of the connection's descriptors this is.
@@ -29,7 +31,7 @@ impl Device {
         self.index
     }
 
-    /// Waits for a request and scatters it; its length. One system call.
+    /// Takes a request and scatters it; its length. One system call.
     pub(super) fn receive(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         (&self.file).read_vectored(parts)
     }

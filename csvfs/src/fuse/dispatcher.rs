@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use redirector::buffer::Pool;
+use redirector::plug;
 use zerocopy::{FromBytes, FromZeros};
 
 use super::abi::{
@@ -27,11 +28,16 @@ use crate::refusal::Refusal;
 use crate::service::{Credentials, Done, HandleId, OpenMode, Opened, WriteMode};
 use crate::types::{Attr, Ino, NAME_MAX};
 
-/// One thread's part of a mount: its descriptor and its landing place.
+/// One thread's part of a mount: its descriptors and its landing place.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     connection: Arc<Connection>,
     bridge: Arc<Bridge>,
+    /// Where it waits for requests.
+    waiting: Arc<Device>,
+    /// Where it asks for more, while it holds back what it has started (see [`redirector::plug`]).
+    asking: Arc<Device>,
+    /// That of the two which brought the request in the inbox.
     device: Arc<Device>,
     inbox: Inbox,
 }
@@ -40,26 +46,31 @@ impl Dispatcher {
     pub(super) fn new(
         connection: &Arc<Connection>,
         bridge: &Arc<Bridge>,
-        device: &Arc<Device>,
+        [waiting, asking]: [&Arc<Device>; 2],
         pool: &Pool,
     ) -> Self {
         Self {
             connection: Arc::clone(connection),
             bridge: Arc::clone(bridge),
-            device: Arc::clone(device),
+            waiting: Arc::clone(waiting),
+            asking: Arc::clone(asking),
+            device: Arc::clone(waiting),
             inbox: Inbox::new(pool.clone()),
         }
     }
 
     /// Takes requests until the file system is unmounted.
     pub(super) fn run(mut self) {
+        plug::allow();
         loop {
+            self.device = Arc::clone(if plug::is_empty() { &self.waiting } else { &self.asking });
             match self.inbox.receive(&self.device) {
                 Ok(()) => self.dispatch(),
-                // ENOENT: the request was given up before it could be read.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => plug::flush(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::ENOENT | libc::EAGAIN) => {}
+                    // The request was given up before it could be read.
+                    Some(libc::ENOENT) => {}
                     Some(libc::ENODEV | libc::ECONNABORTED) => return,
                     _ => {
                         tracing::error!("requests cannot be read from /dev/fuse any more: {error}");
@@ -76,6 +87,10 @@ impl Dispatcher {
             tracing::error!(len = self.inbox.len(), "a message of the kernel is not a request");
             return;
         };
+        if !matches!(header.opcode, opcode::READ | opcode::WRITE) {
+            // Anything else may wait for something.
+            plug::flush();
+        }
         let understood = match header.opcode {
             opcode::READ => self.read(&header),
             opcode::WRITE => self.write(&header),

@@ -24,6 +24,8 @@ use crate::service::FileService;
 
 /// Threads in which fuser decodes requests; none of them waits for an answer.
 const FUSER_THREADS: usize = 2;
+/// Threads that take requests from the kernel, at most: each has two descriptors, which are told apart by a byte.
+const THREADS_MAX: u8 = 64;
 
 /// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +71,7 @@ pub fn mount(
     client: ClientId,
     pool: &Pool,
 ) -> Result<MountHandle, MountError> {
-    let file = sys::open_fuse_device().map_err(MountError::Device)?;
+    let file = sys::open_fuse_device(0).map_err(MountError::Device)?;
     let (bridge, fuser_end) = Bridge::pair().map_err(MountError::Resources)?;
     let mountpoint = Mountpoint::mount(path, &file, options)
         .map_err(|source| MountError::Mount { path: path.to_owned(), source })?;
@@ -84,10 +86,15 @@ pub fn mount(
     };
 
     let first = Arc::new(Device::new(file, 0));
-    let clone = |index| first.duplicate(index).map(Arc::new);
+    // Each thread has a descriptor on which it waits for requests, and one by which it asks for more.
+    let threads = options.threads.clamp(1, THREADS_MAX);
+    let clone = |index, waits| first.duplicate(index, waits).map(Arc::new).map_err(MountError::Resources);
     let mut devices = vec![Arc::clone(&first)];
-    for index in 1..options.threads.max(1) {
-        devices.push(clone(index).map_err(MountError::Resources)?);
+    for index in 1..threads {
+        devices.push(clone(index, true)?);
+    }
+    for index in 0..threads {
+        devices.push(clone(threads + index, false)?);
     }
     let locks = Locks::new(locks, client);
     let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching)));
@@ -96,8 +103,9 @@ pub fn mount(
     let (bridge, known) = (Arc::clone(&handle.bridge), devices.clone());
     let forward = move || bridge.carry_replies(|index| known.get(usize::from(index)).cloned());
     handle.forwarder = Some(spawn("fuse-replies", forward)?);
-    for device in &devices {
-        let dispatcher = Dispatcher::new(&connection, &handle.bridge, device, pool);
+    let (waiting, asking) = devices.split_at(threads.into());
+    for (device, asking) in waiting.iter().zip(asking) {
+        let dispatcher = Dispatcher::new(&connection, &handle.bridge, [device, asking], pool);
         handle.dispatchers.push(spawn(&format!("fuse-{}", device.index()), || dispatcher.run())?);
     }
 

@@ -13,14 +13,14 @@ fn checked(status: libc::c_int) -> io::Result<libc::c_int> {
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status) }
 }
 
-/// A fresh descriptor of the FUSE device.
-pub(super) fn open_fuse_device() -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/fuse")
+/// A fresh descriptor of the FUSE device; `flags` are those of open(2).
+pub(super) fn open_fuse_device(flags: libc::c_int) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_CLOEXEC).open("/dev/fuse")
 }
 
 /// A further descriptor of the connection that `device` serves, with a queue of its own.
-pub(super) fn clone_fuse_device(device: &File) -> io::Result<File> {
-    let clone = open_fuse_device()?;
+pub(super) fn clone_fuse_device(device: &File, flags: libc::c_int) -> io::Result<File> {
+    let clone = open_fuse_device(flags)?;
     let source: RawFd = device.as_raw_fd();
     // SAFETY: the request reads one u32 through the pointer, which is valid for the call; both descriptors are open.
     checked(unsafe { libc::ioctl(clone.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw const source) })?;

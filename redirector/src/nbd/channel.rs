@@ -1,6 +1,6 @@
 //! A byte stream to the server, plain or by TLS: whole messages out, any number of bytes in.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -98,10 +98,10 @@ impl Channel {
 }
 
 impl Sending<'_> {
-    /// Sends `head` and `tail` whole.
-    pub fn send(&mut self, head: &[u8], tail: &[u8]) -> io::Result<()> {
-        let Some(tls) = &self.channel.tls else { return self.channel.socket.send(head, tail) };
-        for plain in std::iter::once(head).chain(tail.chunks(TLS_STEP)) {
+    /// Sends `parts` whole and in order.
+    pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let Some(tls) = &self.channel.tls else { return self.channel.socket.send(parts) };
+        for plain in parts.iter().flat_map(|part| part.chunks(TLS_STEP)) {
             self.cipher.clear();
             {
                 let mut tls = tls.lock();
@@ -111,7 +111,7 @@ impl Sending<'_> {
                 }
             }
             // The receiver may use the connection while this waits for room.
-            self.channel.socket.send(&self.cipher, &[])?;
+            self.channel.socket.send(&mut [IoSlice::new(&self.cipher)])?;
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Read for Blocking<'_> {
 
 impl Write for Blocking<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.send(bytes, &[])?;
+        self.0.send(&mut [IoSlice::new(bytes)])?;
         Ok(bytes.len())
     }
 

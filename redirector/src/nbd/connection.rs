@@ -1,6 +1,8 @@
 //! One connection in its transmission phase: the sending half. The submitting thread itself sends, by one system call;
 //! the receiving half is in [`super::receiver`].
 
+use std::io::IoSlice;
+
 use lockd::clock::BootTime;
 use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
@@ -52,22 +54,68 @@ impl Connection {
     ) -> Result<(), Box<Request>> {
         let (mut header, data) = header(&request);
         {
-            let mut flight = self.flight.lock();
-            while !flight.has_room() && !flight.is_closed() {
-                flight.waiting += 1;
-                self.room.wait(&mut flight);
-                flight.waiting -= 1;
-            }
+            let mut flight = self.room();
             if flight.is_closed() {
                 return Err(Box::new(request));
             }
             header.cookie = flight.insert(request, now).into();
         }
-        if sending.send(header.as_bytes(), data.as_deref().unwrap_or_default()).is_err() {
-            // The receiver sees the end of the stream and reports what is in flight, this request too.
+        let data = data.as_deref().unwrap_or_default();
+        self.send(sending, &mut [IoSlice::new(header.as_bytes()), IoSlice::new(data)]);
+        Ok(())
+    }
+
+    /// Sends `requests` in their order, as many by one system call as find room at a time; waits for room. Those come
+    /// back of which nothing has been sent because the connection is closed.
+    pub fn submit_all(
+        &self,
+        sending: &mut Sending<'_>,
+        requests: Vec<Request>,
+        now: BootTime,
+    ) -> Vec<Request> {
+        let mut requests = requests.into_iter().peekable();
+        let mut messages = Vec::with_capacity(requests.len());
+        while requests.peek().is_some() {
+            {
+                let mut flight = self.room();
+                if flight.is_closed() {
+                    return requests.collect();
+                }
+                while flight.has_room()
+                    && let Some(request) = requests.next()
+                {
+                    let (mut header, data) = header(&request);
+                    header.cookie = flight.insert(request, now).into();
+                    messages.push((header, data));
+                }
+            }
+            let mut parts: Vec<_> = messages
+                .iter()
+                .flat_map(|(header, data)| [header.as_bytes(), data.as_deref().unwrap_or_default()])
+                .map(IoSlice::new)
+                .collect();
+            self.send(sending, &mut parts);
+            messages.clear();
+        }
+        Vec::new()
+    }
+
+    /// Waits until a request finds room in flight, or the connection is closed.
+    fn room(&self) -> parking_lot::MutexGuard<'_, Flight> {
+        let mut flight = self.flight.lock();
+        while !flight.has_room() && !flight.is_closed() {
+            flight.waiting += 1;
+            self.room.wait(&mut flight);
+            flight.waiting -= 1;
+        }
+        flight
+    }
+
+    fn send(&self, sending: &mut Sending<'_>, parts: &mut [IoSlice<'_>]) {
+        if sending.send(parts).is_err() {
+            // The receiver sees the end of the stream and reports what is in flight, these requests too.
             self.channel.socket().shutdown();
         }
-        Ok(())
     }
 
     /// Says good-bye, if nobody is sending.
@@ -76,7 +124,7 @@ impl Connection {
         self.channel.socket().deliver_on_close();
         let header = command(cmd::DISC, 0, 0, 0);
         // The server sees the end of the stream anyway.
-        let _ = sending.send(header.as_bytes(), &[]);
+        let _ = sending.send(&mut [IoSlice::new(header.as_bytes())]);
     }
 }
 

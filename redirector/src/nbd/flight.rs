@@ -40,6 +40,18 @@ pub struct Flight {
 }
 
 impl Flight {
+    /// How many requests are in flight.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    /// Whether nothing is in flight.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Whether a request finds room.
     #[must_use]
     pub fn has_room(&self) -> bool {

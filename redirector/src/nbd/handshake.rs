@@ -1,6 +1,6 @@
 //! The negotiation: from a fresh connection to one that takes requests.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ impl Negotiation {
             ));
         }
         let answer = u32::from(flags & (handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES));
-        this.channel.sending().send(&answer.to_be_bytes(), &[])?;
+        this.channel.sending().send(&mut [IoSlice::new(&answer.to_be_bytes())])?;
         if let Some(tls) = tls {
             this = this.start_tls(tls)?;
         }
@@ -150,7 +150,7 @@ impl Negotiation {
             option: option.into(),
             length: length.into(),
         };
-        Ok(self.channel.sending().send(header.as_bytes(), payload)?)
+        Ok(self.channel.sending().send(&mut [IoSlice::new(header.as_bytes()), IoSlice::new(payload)])?)
     }
 
     fn ask(&mut self, option: u32, payload: &[u8]) -> Result<Reply, HandshakeError> {

@@ -10,12 +10,19 @@ use std::time::Duration;
 use lockd::clock::{BootTime, Clock};
 use parking_lot::{Condvar, Mutex};
 
+use crate::nbd::channel::Sending;
 use crate::nbd::connection::Connection;
 use crate::nbd::handshake::Agreement;
 use crate::nbd::receiver::Receiver;
 use crate::paths::latency::Latency;
 use crate::paths::request::Request;
 use crate::paths::way::{self, Abilities, Drained, Events, Link};
+use crate::plug::{self, Outlet};
+
+/// Requests in flight from which on small ones may be held back.
+const BUSY: usize = 6;
+/// Bytes of a write that is held back at most: a longer one is worth a system call of its own.
+const HELD_DATA_MAX: usize = 32 << 10;
 
 /// The connections of one client to one export. When one of them breaks, all are closed.
 pub struct NbdLink {
@@ -110,18 +117,31 @@ impl NbdLink {
     }
 
     fn send(&self, request: Request) -> Result<(), Box<Request>> {
-        let now = self.clock.boot();
+        let (connection, mut sending) = self.turn();
+        connection.submit(&mut sending, request, self.clock.boot())
+    }
+
+    /// The next connection, and the right to send on it. One on which somebody is sending is passed over, once round.
+    fn turn(&self) -> (&Connection, Sending<'_>) {
         let count = self.connections.len();
         let first = if count == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % count };
-        // A connection on which somebody is sending is passed over, once round.
         for step in 0..count {
             let connection = &self.connections[(first + step) % count];
-            if let Some(mut sending) = connection.channel.try_sending() {
-                return connection.submit(&mut sending, request, now);
+            if let Some(sending) = connection.channel.try_sending() {
+                return (connection, sending);
             }
         }
         let connection = &self.connections[first];
-        connection.submit(&mut connection.channel.sending(), request, now)
+        (connection, connection.channel.sending())
+    }
+
+    /// Whether so much is in flight that a small request may wait for others to be sent with it.
+    fn is_busy(&self) -> bool {
+        let mut in_flight = 0;
+        self.connections.iter().any(|connection| {
+            in_flight += connection.flight().len();
+            in_flight >= BUSY
+        })
     }
 
     /// Hands a request to the sender thread, so that the submitting thread does not wait.
@@ -168,9 +188,31 @@ impl NbdLink {
     }
 }
 
+impl Outlet for NbdLink {
+    fn send_held(&self, requests: Vec<Request>) {
+        let unsent = {
+            let (connection, mut sending) = self.turn();
+            connection.submit_all(&mut sending, requests, self.clock.boot())
+        };
+        if !unsent.is_empty() {
+            self.events.lost("the connection is closed", Vec::new(), unsent);
+        }
+    }
+}
+
 impl Link for NbdLink {
     fn submit(&self, request: Request) -> Result<(), Box<Request>> {
-        if way::completing() { self.defer(request) } else { self.send(request) }
+        if way::completing() {
+            return self.defer(request);
+        }
+        if request.data_len() > HELD_DATA_MAX || !self.is_busy() {
+            return self.send(request);
+        }
+        let Some(this) = self.this.upgrade() else { return self.send(request) };
+        match plug::hold(&this, request) {
+            None => Ok(()),
+            Some(back) => self.send(back),
+        }
     }
 
     fn abilities(&self) -> &Abilities {

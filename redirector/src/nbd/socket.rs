@@ -1,7 +1,7 @@
 //! A stream socket to an NBD server, with the options of rule P5. The only place of the client that calls the kernel
 //! directly.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +12,8 @@ use std::time::Duration;
 const USER_TIMEOUT_MS: libc::c_int = 3000;
 /// Socket buffers in bytes, as far as the system allows.
 const BUFFER_BYTES: libc::c_int = 4 << 20;
+/// Parts that one system call takes at most (UIO_MAXIOV of Linux).
+const PARTS_MAX: usize = 1024;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -101,16 +103,16 @@ impl Socket {
         set(&self.fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &time)
     }
 
-    /// Sends `head` and `tail` whole, by one system call if the socket has room; waits for room otherwise.
-    pub fn send(&self, mut head: &[u8], mut tail: &[u8]) -> io::Result<()> {
-        while !head.is_empty() || !tail.is_empty() {
-            let parts = [head, tail]
-                .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+    /// Sends `parts` whole and in order, by one system call if the socket has room; waits for room otherwise.
+    pub fn send(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
             // SAFETY: an all-zero `msghdr` is a valid value.
             let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-            message.msg_iov = parts.as_ptr().cast_mut();
-            message.msg_iovlen = if tail.is_empty() { 1 } else { 2 };
-            // SAFETY: `message` points to `parts`, whose slices live through the call; the kernel only reads them.
+            message.msg_iov = parts.as_mut_ptr().cast();
+            message.msg_iovlen = parts.len().min(PARTS_MAX);
+            // SAFETY: `message` points to `parts`, which are laid out as `iovec`s and whose slices live through the
+            // call; the kernel only reads them.
             let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
             let Ok(sent) = usize::try_from(sent) else {
                 let error = io::Error::last_os_error();
@@ -119,9 +121,7 @@ impl Socket {
                 }
                 return Err(error);
             };
-            let of_head = sent.min(head.len());
-            head = &head[of_head..];
-            tail = &tail[sent - of_head..];
+            IoSlice::advance_slices(&mut parts, sent);
         }
         Ok(())
     }

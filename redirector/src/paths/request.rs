@@ -67,6 +67,15 @@ impl Request {
         }
     }
 
+    /// The bytes that are sent with it.
+    #[must_use]
+    pub fn data_len(&self) -> usize {
+        match &self.command {
+            Command::Write(_, data, ..) => data.len(),
+            _ => 0,
+        }
+    }
+
     /// Tells the caller how it ended.
     pub fn finish(self, outcome: Outcome) {
         match self.command {

@@ -17,6 +17,7 @@ use crate::paths::kept::{Change, Kept};
 use crate::paths::request::{Command, Request};
 use crate::paths::state::{Condition, PathState};
 use crate::paths::way::{self, Abilities, Events, Instance, Link, Way};
+use crate::plug;
 
 /// Held requests at which submission waits; as many may wait for ghosts.
 const HELD_MAX: usize = 4096;
@@ -101,6 +102,8 @@ impl Traffic {
                 Err(back) => request = *back,
             }
         }
+        // Here it may wait for room.
+        plug::flush();
         loop {
             // The lock is not held while something is sent.
             let route = self.route(request);
