@@ -11,7 +11,9 @@ use std::sync::Arc;
 use crate::paths::request::Request;
 
 /// Requests that a thread keeps back at most.
-const HELD_MAX: usize = 16;
+const HELD_MAX: usize = 8;
+/// The same, of those that belong together.
+const TOGETHER_MAX: usize = 32;
 
 /// Sends what was held back for it.
 pub(crate) trait Outlet: Send + Sync {
@@ -22,6 +24,8 @@ pub(crate) trait Outlet: Send + Sync {
 #[derive(Default)]
 struct Plug {
     allowed: bool,
+    /// What is submitted now belongs together: it is held back whether the link is busy or not.
+    together: bool,
     outlet: Option<Arc<dyn Outlet>>,
     held: Vec<Request>,
 }
@@ -43,6 +47,18 @@ pub fn allow() {
     PLUG.with_borrow_mut(|plug| plug.allowed = true);
 }
 
+/// Sends what `start` submits by as few system calls as it can. `start` must not wait for anything.
+pub fn together(start: impl FnOnce()) {
+    let before = PLUG.with_borrow_mut(|plug| {
+        let before = (plug.allowed, plug.together);
+        (plug.allowed, plug.together) = (true, true);
+        before
+    });
+    start();
+    PLUG.with_borrow_mut(|plug| (plug.allowed, plug.together) = before);
+    flush();
+}
+
 /// Whether this thread holds nothing back.
 #[must_use]
 pub fn is_empty() -> bool {
@@ -56,6 +72,11 @@ pub fn flush() {
     if let Some(outlet) = outlet {
         outlet.send_held(held);
     }
+}
+
+/// Whether what this thread submits belongs together.
+pub(crate) fn is_together() -> bool {
+    PLUG.with_borrow(|plug| plug.together)
 }
 
 /// Holds `request` back for `outlet`; it comes back if this thread may not.
@@ -73,7 +94,7 @@ pub(crate) fn hold(outlet: &Arc<impl Outlet + 'static>, request: Request) -> Opt
             plug.outlet = Some(outlet);
         }
         plug.held.push(request);
-        (plug.held.len() >= HELD_MAX, None)
+        (plug.held.len() >= if plug.together { TOGETHER_MAX } else { HELD_MAX }, None)
     });
     if full {
         flush();

@@ -18,6 +18,8 @@ pub(super) struct Failure {
 #[derive(Default)]
 struct Progress {
     in_flight: usize,
+    /// Whoever waits is woken at so many.
+    awaited: usize,
     failure: Option<Failure>,
 }
 
@@ -37,7 +39,10 @@ impl Batch {
             if outcome != Outcome::Done && progress.failure.is_none() {
                 progress.failure = Some(Failure { offset, outcome });
             }
-            shared.1.notify_all();
+            // One wake-up for the whole batch, not one for each request.
+            if progress.in_flight <= progress.awaited {
+                shared.1.notify_all();
+            }
         })
     }
 
@@ -54,6 +59,7 @@ impl Batch {
     /// Waits until at most `most` requests are in flight.
     pub(super) fn wait_until(&self, most: usize) -> Result<(), Failure> {
         let mut progress = self.shared.0.lock();
+        progress.awaited = most;
         while progress.in_flight > most {
             self.shared.1.wait(&mut progress);
         }

@@ -23,8 +23,9 @@ use crate::uri::{Endpoint, NbdUri};
 
 /// How long a server may take for each step of a connection's beginning.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections to a target whose flush covers all of them, if nothing else is asked for.
-pub const CONNECTIONS_DEFAULT: usize = 4;
+/// Connections to a target whose flush covers all of them, if nothing else is asked for: one for each of the two
+/// threads that take requests from the kernel. More only spread small requests, so that fewer are sent together.
+pub const CONNECTIONS_DEFAULT: usize = 2;
 
 /// An NBD export and who we are to its server.
 pub struct Export {

@@ -20,7 +20,7 @@ use crate::paths::way::{self, Abilities, Drained, Events, Link};
 use crate::plug::{self, Outlet};
 
 /// Requests in flight from which on small ones may be held back.
-const BUSY: usize = 6;
+const BUSY: usize = 16;
 /// Bytes of a write that is held back at most: a longer one is worth a system call of its own.
 const HELD_DATA_MAX: usize = 32 << 10;
 
@@ -205,7 +205,7 @@ impl Link for NbdLink {
         if way::completing() {
             return self.defer(request);
         }
-        if request.data_len() > HELD_DATA_MAX || !self.is_busy() {
+        if request.data_len() > HELD_DATA_MAX || !(plug::is_together() || self.is_busy()) {
             return self.send(request);
         }
         let Some(this) = self.this.upgrade() else { return self.send(request) };

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use redirector::plug;
+
 use super::pages::{PAGE, Page};
 use super::{Area, AreaError, FUA_REQUESTS_MAX};
 use crate::disk::batch::Batch;
 use crate::disk::layout;
 use crate::disk::map::ChunkMap;
 use crate::types::BLOCK;
+
+/// Requests that are sent together, after one look at the lease.
+const TOGETHER_MAX: usize = 16;
 
 /// The right to send: one thread at a time has it.
 struct Turn<'a>(&'a Area);
@@ -114,13 +119,17 @@ impl Area {
     }
 
     fn send(&self, batch: &Batch, requests: &[Joined<'_>], fua: bool) -> Result<(), AreaError> {
-        for request in requests {
-            let mut buffer = self.around.pool.take(request.pages.len() * PAGE);
-            for (place, page) in buffer.chunks_exact_mut(PAGE).zip(&request.pages) {
-                place.copy_from_slice(&page[..]);
-            }
+        for requests in requests.chunks(TOGETHER_MAX) {
             self.await_lease()?;
-            batch.write(self.around.lun.as_ref(), request.lun, buffer.share(), fua);
+            plug::together(|| {
+                for request in requests {
+                    let mut buffer = self.around.pool.take(request.pages.len() * PAGE);
+                    for (place, page) in buffer.chunks_exact_mut(PAGE).zip(&request.pages) {
+                        place.copy_from_slice(&page[..]);
+                    }
+                    batch.write(self.around.lun.as_ref(), request.lun, buffer.share(), fua);
+                }
+            });
         }
         Ok(())
     }
