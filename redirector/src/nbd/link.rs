@@ -124,7 +124,12 @@ impl NbdLink {
     /// The next connection, and the right to send on it. One on which somebody is sending is passed over, once round.
     fn turn(&self) -> (&Connection, Sending<'_>) {
         let count = self.connections.len();
-        let first = if count == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % count };
+        // One request at a time stays on one connection: its threads, here and at the server, are warm.
+        let first = if count == 1 || self.connections[0].flight().is_empty() {
+            0
+        } else {
+            self.next.fetch_add(1, Ordering::Relaxed) % count
+        };
         for step in 0..count {
             let connection = &self.connections[(first + step) % count];
             if let Some(sending) = connection.channel.try_sending() {

@@ -12,6 +12,7 @@ use crate::nbd::channel::Cipher;
 use crate::nbd::connection::Connection;
 use crate::nbd::flight::Entry;
 use crate::nbd::reply::{self, HEAD_MAX, Head, ProtocolError};
+use crate::nbd::socket::WHOLE_MIN;
 use crate::nbd::wire::{self, chunk};
 use crate::paths::request::{Command, Request};
 use crate::paths::way::Events;
@@ -120,8 +121,9 @@ impl Receiver {
         self.start += there;
         bytes = &mut bytes[there..];
         while !bytes.is_empty() {
-            // Nothing is ahead now: what follows this payload may come with it.
-            let received = self.connection.channel.receive(bytes, &mut self.ahead, &mut self.cipher)?;
+            // Nothing is ahead now: what follows this payload may come with it, unless it is received whole.
+            let ahead = if bytes.len() >= WHOLE_MIN { &mut [] } else { &mut self.ahead[..] };
+            let received = self.connection.channel.receive(bytes, ahead, &mut self.cipher)?;
             if received == 0 {
                 return Err(ConnectionError::Closed);
             }

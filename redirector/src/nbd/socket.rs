@@ -12,6 +12,8 @@ use std::time::Duration;
 const USER_TIMEOUT_MS: libc::c_int = 3000;
 /// Socket buffers in bytes, as far as the system allows.
 const BUFFER_BYTES: libc::c_int = 4 << 20;
+/// What is as long as this is received whole: the kernel waits for the rest instead of us, again and again.
+pub const WHOLE_MIN: usize = 128 << 10;
 /// Parts that one system call takes at most (UIO_MAXIOV of Linux).
 const PARTS_MAX: usize = 1024;
 
@@ -126,12 +128,13 @@ impl Socket {
         Ok(())
     }
 
-    /// Receives some bytes, into `first` and then into `second`; zero at the end of the stream.
+    /// Receives some bytes (all of `first` if it is [`WHOLE_MIN`] long and `second` empty), into `first` and then into `second`; zero at the end of the stream.
     pub fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
         loop {
             let received = if second.is_empty() {
+                let flags = if first.len() >= WHOLE_MIN { libc::MSG_WAITALL } else { 0 };
                 // SAFETY: `first` is writable for its length through the call.
-                unsafe { libc::recv(self.fd.as_raw_fd(), first.as_mut_ptr().cast(), first.len(), 0) }
+                unsafe { libc::recv(self.fd.as_raw_fd(), first.as_mut_ptr().cast(), first.len(), flags) }
             } else {
                 let parts = [
                     libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
