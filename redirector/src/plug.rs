@@ -105,3 +105,6 @@ pub(crate) fn hold(outlet: &Arc<impl Outlet + 'static>, request: Request) -> Opt
 fn is_same(held: &Arc<dyn Outlet>, outlet: &Arc<impl Outlet>) -> bool {
     std::ptr::addr_eq(Arc::as_ptr(held), Arc::as_ptr(outlet))
 }
+
+#[cfg(test)]
+mod tests;
