@@ -2,8 +2,10 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use lockd::ids::ClientId;
+use lockd::lease::Lease;
 
 use crate::buffer::{Buffer, Slice};
 
@@ -106,6 +108,14 @@ pub trait Lun: Send + Sync + Debug {
     /// (P3). Ways that never reconnect need not look.
     fn expect(&self, identity: Identity) {
         let _ = identity;
+    }
+
+    /// Under whose lease the LUN is changed from now on (L3): a change that was held because no path worked, or that
+    /// waited for a ghost, is sent only while `lease` holds, and given up when it has ended; who submitted it saw the
+    /// lease before that. Changes within `free`, the blocks by which the lease is kept alive, need none. Ways that hold
+    /// nothing back need not look.
+    fn under(&self, lease: Arc<Lease>, free: Range<u64>) {
+        let _ = (lease, free);
     }
 
     /// Proves, without ending anybody, that no other writer can have this LUN open at all, now and as long as it is open

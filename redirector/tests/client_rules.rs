@@ -6,6 +6,7 @@ mod client_harness;
 
 use std::io::Read;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use client_harness::fake::Fake;
 use client_harness::{
     Place, end, options, start_flush, start_read, start_trim, start_write, start_zero, try_open, wait_for,
 };
+use lockd::clock::BootTime;
 use lockd::ids::ClientId;
+use lockd::lease::Lease;
 use proptest::prelude::*;
 use redirector::lun::{Identity, Lun, Outcome, Proof};
 use redirector::nbd::wire::{self, cmd};
@@ -425,4 +428,46 @@ proptest! {
             let _ = end(&start_read(&*lun, 0, place.pool.take(4096)));
         }
     }
+}
+
+#[test]
+fn l3_a_held_write_is_sent_only_under_the_lease() {
+    let place = Place::new();
+    let fake = Fake::start(place.dir.path());
+    let lun = try_open(&fake.uri(), &options()).unwrap();
+    let lease = Arc::new(Lease::lapsed());
+    lun.under(Arc::clone(&lease), 0..4096);
+    // One of unknown outcome, one that was never sent, and a beat.
+    let hold = |sent_at, new_at| {
+        let before = fake.swallowed();
+        fake.script.lock().swallow = Some(cmd::WRITE);
+        let sent = start_write(&*lun, sent_at, place.filled(1, 4096), false);
+        wait_for("the write to arrive", || fake.swallowed() == before + 1);
+        {
+            let mut script = fake.script.lock();
+            script.swallow = None;
+            script.refuse = true;
+        }
+        fake.cut();
+        wait_for("the path to be down", || lun.describe().contains("down"));
+        let new = start_write(&*lun, new_at, place.filled(2, 4096), false);
+        let beat = start_write(&*lun, 0, place.filled(3, 4096), false);
+        fake.script.lock().refuse = false;
+        assert_eq!(end(&beat), Outcome::Done, "the path is up again");
+        (sent, new)
+    };
+    let (sent, new) = hold(8192, 16384);
+    assert_pending("a write of unknown outcome, without the lease", &sent);
+    assert_pending("a write that was held, without the lease", &new);
+    assert_eq!(fake.script.lock().disk[16384], 0);
+    lease.extend(BootTime(u64::MAX - 1));
+    assert_eq!([end(&sent), end(&new)], [Outcome::Done; 2], "won back");
+
+    let lease = Arc::new(Lease::lapsed());
+    lun.under(Arc::clone(&lease), 0..4096);
+    let (sent, new) = hold(32768, 65536);
+    lease.end();
+    assert_eq!(end(&sent), Outcome::Unknown);
+    assert_eq!(end(&new), Outcome::Failed(libc::EIO));
+    assert_eq!(fake.script.lock().disk[65536], 0, "never sent");
 }

@@ -172,17 +172,22 @@ impl Heart {
     /// Beats until it is stopped or fenced.
     fn run(&self) {
         let pause = self.window() / 4;
+        let mut rests = true;
         loop {
             {
                 let mut progress = self.progress.lock();
-                if !progress.stop {
+                if rests && !progress.stop {
                     self.wake.wait_for(&mut progress, pause);
                 }
                 if progress.stop {
                     return;
                 }
             }
-            match self.round() {
+            let begun = self.clock.boot();
+            let round = self.round();
+            // A round that the LUN has held up has won little or nothing: the next one begins at once.
+            rests = round.is_err() || self.clock.boot().since(begun) < pause;
+            match round {
                 Ok(()) => {}
                 Err(BeatError::Fenced(_)) => return,
                 Err(error) => tracing::warn!(%error, "no heartbeat; trying again"),

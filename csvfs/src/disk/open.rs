@@ -398,6 +398,9 @@ impl Opening {
         let mut map = survey.map.clone();
         map.epoch = won.claim.epoch;
         map.sealed = survey.superblock.clone();
+        // L3: what a path holds back is sent under the lease too; the claims are what keeps it alive.
+        let claims = layout::byte(layout::CLAIMS_AT)..layout::byte(layout::CLAIMS_AT + layout::CLAIMS as u64);
+        self.around.lun.under(Arc::clone(&self.around.lease), claims);
         let area = Arc::new(Area::new(self.around.clone(), map, side));
         let fenced = Arc::downgrade(&area);
         let heart = Arc::new(Heart::new(Chest {

@@ -16,6 +16,7 @@ pub mod request;
 mod set;
 pub mod state;
 mod supervisor;
+mod tenure;
 mod traffic;
 pub mod way;
 

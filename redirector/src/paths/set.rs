@@ -8,6 +8,7 @@ use std::thread;
 
 use arc_swap::ArcSwapOption;
 use lockd::ids::ClientId;
+use lockd::lease::Lease;
 use lockd::rules::Rule;
 use parking_lot::{Condvar, Mutex};
 
@@ -19,6 +20,7 @@ use crate::paths::kept::Kept;
 use crate::paths::request::{Command, Request};
 use crate::paths::state::{Condition, PathState};
 use crate::paths::supervisor;
+use crate::paths::tenure::Tenure;
 use crate::paths::traffic::{Traffic, Trouble};
 use crate::paths::way::{Purpose, Way};
 
@@ -102,6 +104,7 @@ impl PathSet {
             flush_fails: AtomicBool::new(false),
             flush_wanted: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            tenure: Mutex::new(None),
             trouble: Mutex::new(Trouble {
                 state,
                 ghosts: GhostTable::default(),
@@ -255,6 +258,10 @@ impl Lun for PathSet {
 
     fn expect(&self, identity: Identity) {
         self.traffic.trouble.lock().identity = Some(identity);
+    }
+
+    fn under(&self, lease: Arc<Lease>, free: Range<u64>) {
+        *self.traffic.tenure.lock() = Some(Tenure { lease, free });
     }
 
     fn is_working(&self) -> bool {

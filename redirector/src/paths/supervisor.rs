@@ -108,7 +108,7 @@ impl Traffic {
         if !free.is_empty() {
             self.room.notify_all();
         }
-        free.into_iter().for_each(|request| self.dispatch(request));
+        self.dispatch_late(free);
     }
 
     /// Sends what was held although the path is up: it came back late.
@@ -122,7 +122,7 @@ impl Traffic {
         };
         if !late.is_empty() {
             self.room.notify_all();
-            late.into_iter().for_each(|request| self.dispatch(request));
+            self.dispatch_late(late);
         }
     }
 
@@ -232,7 +232,7 @@ impl Traffic {
         }
         self.room.notify_all();
         failed.into_iter().for_each(|request| request.finish(Outcome::Failed(libc::EIO)));
-        pending.into_iter().for_each(|request| self.dispatch(request));
+        self.dispatch_late(pending);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::lun::{Identity, OnDone, Outcome};
 use crate::paths::kept::{Change, Kept};
 use crate::paths::request::{Command, Request};
 use crate::paths::state::{Condition, PathState};
+use crate::paths::tenure::{Standing, Tenure};
 use crate::paths::way::{self, Abilities, Events, Instance, Link, Way};
 use crate::plug;
 
@@ -75,6 +76,8 @@ pub struct Traffic {
     pub(super) flush_fails: AtomicBool,
     pub(super) flush_wanted: AtomicBool,
     pub(super) stopped: AtomicBool,
+    /// The lease under which the LUN is changed, once there is one.
+    pub(super) tenure: Mutex<Option<Tenure>>,
     pub(super) trouble: Mutex<Trouble>,
     /// Wakes the supervisor.
     pub(super) news: Condvar,
@@ -117,6 +120,24 @@ impl Traffic {
                         None => return self.wake(),
                     },
                 },
+            }
+        }
+    }
+
+    /// Sends what was held, or has waited for a ghost. L3: a change only under the lease, which may have run out
+    /// meanwhile; it is held on until the lease is won back, and given up when that has ended.
+    pub fn dispatch_late(&self, requests: impl IntoIterator<Item = Request>) {
+        let tenure = self.tenure.lock().clone();
+        for request in requests {
+            let standing = tenure
+                .as_ref()
+                .map_or(Standing::Holds, |tenure| tenure.standing(&request, self.rules, &*self.clock));
+            match standing {
+                Standing::Holds => self.dispatch(request),
+                Standing::Lapsed if !self.stopped.load(Ordering::Acquire) => {
+                    self.trouble.lock().held.push_back(request);
+                }
+                Standing::Lapsed | Standing::Ended => request.give_up(),
             }
         }
     }

@@ -1,0 +1,46 @@
+//! The lease under which a LUN is changed, as far as its paths must know of it (L3).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lockd::clock::Clock;
+use lockd::lease::Lease;
+use lockd::rules::Rules;
+
+use crate::paths::request::Request;
+
+/// Whose lease changes need that are sent later than they were submitted, and where they need none.
+#[derive(Clone, Debug)]
+pub struct Tenure {
+    /// The lease.
+    pub lease: Arc<Lease>,
+    /// The bytes of the LUN by which the lease is kept alive.
+    pub free: Range<u64>,
+}
+
+/// Whether a request may be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It may.
+    Holds,
+    /// Not before the lease is won back.
+    Lapsed,
+    /// Never.
+    Ended,
+}
+
+impl Tenure {
+    /// Whether `request` may be sent now.
+    #[must_use]
+    pub fn standing(&self, request: &Request, rules: Rules, clock: &dyn Clock) -> Standing {
+        let needs =
+            request.changes().is_some_and(|range| range.start < self.free.start || range.end > self.free.end);
+        if !needs || self.lease.admits(rules, clock) {
+            Standing::Holds
+        } else if self.lease.deadline().0 == 0 {
+            Standing::Ended
+        } else {
+            Standing::Lapsed
+        }
+    }
+}
