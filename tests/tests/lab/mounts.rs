@@ -158,6 +158,7 @@ fn the_history_of_a_mount_with_a_reset_san_is_that_of_registers() -> Result<()> 
             happened
         });
         happened?;
+        drop(nodes);
         ensure!(history.len() > 200, "{} operations are not many", history.len());
         check(&history).map_err(|found| anyhow::anyhow!("{found:#?}"))?;
         end_clean(cluster)

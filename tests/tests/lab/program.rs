@@ -13,9 +13,9 @@ use crate::traces;
 
 fn lab(base: &Path, arguments: &str) -> Result<Output> {
     Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(arguments.split(' '))
         .arg("--dir")
         .arg(base)
+        .args(arguments.split(' '))
         .output()
         .with_context(|| format!("lab {arguments}"))
 }
