@@ -2,6 +2,8 @@
 
 mod up;
 
+use std::fmt::Display;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use lab::Cluster;
-use lab::cluster::{self, Base, Cut, Network, State};
+use lab::cluster::{self, Cut, Network, State};
 use serde_json::json;
 
 /// A cluster on this machine to play with: every host is a network namespace.
@@ -130,17 +132,18 @@ fn down(which: &Which) -> Result<()> {
     if !folder.exists() {
         bail!("there is no lab {} in {}", which.name, which.dir.display());
     }
-    // Nobody may sweep or make labs meanwhile.
-    let base = Base::hold(&which.dir)?;
-    let done = match Cluster::attach(&folder) {
-        Ok(cluster) => cluster.down(),
+    match Cluster::attach(&folder) {
+        Ok(cluster) => cluster.down()?,
         // From before the machine was started anew, or cut short while it was made.
-        Err(_) => cluster::remove(&which.name, &folder, &[]),
-    };
-    drop(base);
-    done?;
-    println!("the lab {} is gone", which.name);
+        Err(_) => cluster::remove(&which.name, &folder, &[])?,
+    }
+    say(format_args!("the lab {} is gone", which.name));
     Ok(())
+}
+
+/// Prints a line. Whoever reads it may have heard enough.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Daemons and cuts as one document.
@@ -181,7 +184,7 @@ fn document(cluster: &Cluster, state: &State) -> serde_json::Value {
         "name": state.name,
         "folder": cluster.folder(),
         "cluster_file": cluster.cluster_file(),
-        "lun": cluster.target().url(),
+        "lun": cluster::lun_url(),
         "nodes": nodes,
         "daemons": daemons,
         "cuts": state.cuts,
@@ -192,25 +195,25 @@ fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     let state = cluster.state();
     let all = document(cluster, &state);
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say(serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
-    println!("lab {} in {}; LUN {}", state.name, cluster.folder().display(), cluster.target().url());
+    say(format_args!("lab {} in {}; LUN {}", state.name, cluster.folder().display(), cluster::lun_url()));
     for node in cluster.nodes() {
         let (lan, san) = (Network::Lan.address(node.number()), Network::San.address(node.number()));
         let at = node.mount_point();
         let mounted = if cluster::is_mounted(&at) { "mounted on" } else { "not mounted on" };
-        println!("{:4} lan {lan}, san {san}, {mounted} {}", node.name(), at.display());
+        say(format_args!("{:4} lan {lan}, san {san}, {mounted} {}", node.name(), at.display()));
     }
     for daemon in all["daemons"].as_array().into_iter().flatten() {
         let text = |key: &str| daemon[key].as_str().unwrap_or_default().to_owned();
         let pid = daemon["pid"].as_u64().map(|pid| format!(", pid {pid}")).unwrap_or_default();
-        println!("{:4} {} {}{pid}; log {}", text("host"), text("name"), text("state"), text("log"));
+        say(format_args!("{:4} {} {}{pid}; log {}", text("host"), text("name"), text("state"), text("log")));
     }
     for cut in &state.cuts {
         match &cut.to {
-            Some(to) => println!("cut: {} of {} to {to}", cut.network, cut.host),
-            None => println!("cut: {} of {} ({:?})", cut.network, cut.host, cut.how),
+            Some(to) => say(format_args!("cut: {} of {} to {to}", cut.network, cut.host)),
+            None => say(format_args!("cut: {} of {} ({:?})", cut.network, cut.host, cut.how)),
         }
     }
     Ok(())

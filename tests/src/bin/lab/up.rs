@@ -8,6 +8,8 @@ use lab::Cluster;
 use lab::cluster::{Node, Plan, TargetKind, voters_of};
 use lab::programs;
 
+use super::say;
+
 #[derive(Debug, Args)]
 pub struct Up {
     /// How many nodes.
@@ -70,14 +72,16 @@ impl Up {
             ..Plan::new(self.nodes)
         };
         let cluster = Cluster::up(plan)?;
-        println!("the lab {name} is up: {} nodes, LUN {}", self.nodes, cluster.target().url());
+        say(format_args!("the lab {name} is up: {} nodes, LUN {}", self.nodes, cluster.target().url()));
         if let Err(error) = serve(&cluster, self.standalone) {
             eprintln!("{}", cluster.last_words(10));
             let hint = "what is up stays, so that you can look; end it by `lab down`";
             return Err(error.context(hint));
         }
-        println!("cluster file {}", cluster.cluster_file().display());
-        println!("try `lab status`, `lab exec n1 COMMAND`, `lab cut n1 san`, and `lab down` in the end");
+        say(format_args!("cluster file {}", cluster.cluster_file().display()));
+        say(format_args!(
+            "try `lab status`, `lab exec n1 COMMAND`, `lab cut n1 san`, and `lab down` in the end"
+        ));
         Ok(())
     }
 }
@@ -86,15 +90,15 @@ fn serve(cluster: &Cluster, standalone: bool) -> Result<()> {
     if standalone {
         cluster.format_standalone()?;
         let at = cluster.mount_standalone(1)?;
-        println!("n1 has a mount of its own on {}", at.display());
+        say(format_args!("n1 has a mount of its own on {}", at.display()));
         return Ok(());
     }
     let missing = missing();
     if !missing.is_empty() {
-        println!(
+        say(format_args!(
             "not built: {}; the networks and the LUN are there without (--standalone mounts it on n1)",
             missing.join(", ")
-        );
+        ));
         return Ok(());
     }
     cluster.init()?;
@@ -102,7 +106,7 @@ fn serve(cluster: &Cluster, standalone: bool) -> Result<()> {
     cluster.format()?;
     for number in cluster.nodes().iter().map(Node::number) {
         let at = cluster.mount(number)?;
-        println!("n{number} has the volume on {}", at.display());
+        say(format_args!("n{number} has the volume on {}", at.display()));
     }
     Ok(())
 }
