@@ -20,11 +20,11 @@ pub fn lun_url() -> String {
 #[must_use]
 pub fn cluster_file(name: &str, plan: &Plan) -> String {
     let mut text = format!("name = \"{name}\"\n");
-    let times = [("lease_s", plan.lease_s), ("grace_s", plan.grace_s), ("hold_s", plan.hold_s)];
+    let times = [("lease_s", plan.lease_ms), ("grace_s", plan.grace_ms), ("hold_s", plan.hold_ms)];
     let seconds = |text: &mut String, (key, value): (&str, Option<u32>)| {
-        if let Some(value) = value {
+        if let Some(ms) = value {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{key} = {value}");
+            let _ = writeln!(text, "{key} = {:?}", f64::from(ms) / 1000.0);
         }
     };
     for time in times {
@@ -38,7 +38,7 @@ pub fn cluster_file(name: &str, plan: &Plan) -> String {
     }
     text += &format!("\n[[volume]]\nname = \"{VOLUME}\"\nlun = [\"{}\"]\n", lun_url());
     text += &format!("fence = \"{}\"\n", plan.fence);
-    seconds(&mut text, ("target_quiesce_s", plan.target_quiesce_s));
+    seconds(&mut text, ("target_quiesce_s", plan.target_quiesce_ms));
     text
 }
 
@@ -50,13 +50,13 @@ mod tests {
     fn the_cluster_file_is_as_documented() {
         let plan = Plan {
             voters: 1,
-            lease_s: Some(3),
-            target_quiesce_s: Some(2),
+            lease_ms: Some(3000),
+            target_quiesce_ms: Some(250),
             fence: "nbd-target".to_owned(),
             ..Plan::new(2)
         };
         let expected = r#"name = "lab"
-lease_s = 3
+lease_s = 3.0
 
 [tls]
 dir = "tls"
@@ -75,7 +75,7 @@ voter = false
 name = "vms"
 lun = ["nbd://10.78.0.254:10809/vms"]
 fence = "nbd-target"
-target_quiesce_s = 2
+target_quiesce_s = 0.25
 "#;
         assert_eq!(cluster_file("lab", &plan), expected);
     }

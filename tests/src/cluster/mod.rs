@@ -88,7 +88,10 @@ impl Cluster {
         let name = plan.name.clone().unwrap_or_else(fresh_name);
         let state = State::new(&name, &plan)?;
         let base = Base::hold(&plan.base)?;
-        base.sweep()?;
+        // What cannot be taken away of another lab is no reason not to make this one.
+        if let Err(error) = base.sweep() {
+            eprintln!("{error:#}");
+        }
         let folder = base.found(&state)?;
         drop(base);
         let mut cluster = Self::assemble(folder, state, true);
@@ -127,10 +130,9 @@ impl Cluster {
 
     fn assemble(folder: PathBuf, state: State, is_owner: bool) -> Self {
         let namespace = |host: &str| Namespace::named(&format!("{}{host}", prefix(&state.name)));
-        let nodes = (1..=state.plan.nodes).map(|number| {
-            let name = format!("n{number}");
-            Node::new(number, folder.join(&name), namespace(&name), folder.join("cluster.toml"))
-        });
+        let cluster = cluster_name(&state.name);
+        let nodes = (1..=state.plan.nodes)
+            .map(|number| Node::new(number, &folder, namespace(&format!("n{number}")), &cluster));
         Self {
             nodes: nodes.collect(),
             switch: Switch::new(namespace("switch")),

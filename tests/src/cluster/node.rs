@@ -15,12 +15,16 @@ pub struct Node {
     number: u8,
     folder: PathBuf,
     namespace: Namespace,
+    cluster: String,
     cluster_file: PathBuf,
 }
 
 impl Node {
-    pub(super) fn new(number: u8, folder: PathBuf, namespace: Namespace, cluster_file: PathBuf) -> Self {
-        Self { number, folder, namespace, cluster_file }
+    /// A node of the cluster `cluster` in the lab's folder `lab`.
+    pub(super) fn new(number: u8, lab: &Path, namespace: Namespace, cluster: &str) -> Self {
+        let folder = lab.join(format!("n{number}"));
+        let cluster_file = lab.join("cluster.toml");
+        Self { number, folder, namespace, cluster: cluster.to_owned(), cluster_file }
     }
 
     /// Its number, from 1 on: the last byte of its addresses.
@@ -78,19 +82,25 @@ impl Node {
         Ok(())
     }
 
+    /// The socket of its lockd.
+    #[must_use]
+    pub fn lockd_socket(&self) -> PathBuf {
+        self.run_folder().join(&self.cluster).join(self.name()).join("lockd.sock")
+    }
+
     fn with_environment(&self, spec: DaemonSpec) -> DaemonSpec {
         spec.env("CSV_CLUSTER", &self.cluster_file.display().to_string())
             .env("CSV_NODE", &self.name())
             .env("CSV_RUN_DIR", &self.run_folder().display().to_string())
     }
 
-    /// The lockd of this node: ready when it says so.
+    /// The lockd of this node: ready when its socket accepts clients.
     pub fn lockd(&self) -> Result<DaemonSpec> {
         let spec = DaemonSpec::new("lockd", programs::ours("lockd")?)
             .args([Path::new("--cluster"), &self.cluster_file])
             .args(["--node", &self.name()])
             .args([Path::new("--data"), &self.data_folder(), Path::new("--run-dir"), &self.run_folder()])
-            .ready(Ready::Line("ready".to_owned()));
+            .ready(Ready::Socket(self.lockd_socket()));
         Ok(self.with_environment(spec))
     }
 

@@ -59,14 +59,14 @@ pub struct Plan {
     pub rate_san: Option<u64>,
     /// How the volume's sessions are fenced, as in the cluster file.
     pub fence: String,
-    /// `lease_s` of the cluster file, if not its default.
-    pub lease_s: Option<u32>,
-    /// `grace_s` of the cluster file, if not its default.
-    pub grace_s: Option<u32>,
-    /// `hold_s` of the cluster file, if not its default.
-    pub hold_s: Option<u32>,
-    /// `target_quiesce_s` of the cluster file's volume, if not its default.
-    pub target_quiesce_s: Option<u32>,
+    /// `lease_s` of the cluster file in milliseconds, if not its default.
+    pub lease_ms: Option<u32>,
+    /// `grace_s` of the cluster file in milliseconds, if not its default.
+    pub grace_ms: Option<u32>,
+    /// `hold_s` of the cluster file in milliseconds, if not its default.
+    pub hold_ms: Option<u32>,
+    /// `target_quiesce_s` of the cluster file's volume in milliseconds, if not its default.
+    pub target_quiesce_ms: Option<u32>,
     /// For how long whoever opens the volume watches the claims of others (V1), in milliseconds; also the quiesce time
     /// that the volume is formatted with (V2).
     pub window_ms: u64,
@@ -104,10 +104,10 @@ impl Plan {
             rate_lan: None,
             rate_san: None,
             fence: "lease".to_owned(),
-            lease_s: None,
-            grace_s: None,
-            hold_s: None,
-            target_quiesce_s: None,
+            lease_ms: None,
+            grace_ms: None,
+            hold_ms: None,
+            target_quiesce_ms: None,
             window_ms: 2000,
             kept: false,
         }

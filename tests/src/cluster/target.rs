@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +21,9 @@ use crate::programs;
 pub const CONTROL_PORT: u16 = 10810;
 /// How long a target may take to flush and end.
 const STOP: Duration = Duration::from_secs(20);
+
+/// How long an answer may take: a fence drains what the client has sent.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// What one client of the bundled target has asked for since it was first seen.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -131,8 +134,17 @@ impl Target {
     pub fn control(&self, request: &Value) -> Result<Value> {
         ensure!(self.kind == TargetKind::CsvTarget, "only csv-target has a control port");
         let address = Address::Tcp(format!("{}:{CONTROL_PORT}", Network::San.address(TARGET)));
-        let answer = self.namespace.within(|| redirector::target::ask(&address, None, request))?;
-        answer.with_context(|| format!("asking the target for {request}"))
+        let (namespace, question) = (self.namespace.clone(), request.clone());
+        let (sender, receiver) = mpsc::channel();
+        // A paused target never answers: then this thread is left alone until it does, or is killed.
+        std::thread::spawn(move || {
+            let answer = namespace.within(|| redirector::target::ask(&address, None, &question));
+            // Nobody listens if it took too long.
+            let _ = sender.send(answer);
+        });
+        let asking = || format!("asking the target for {request}");
+        let answer = receiver.recv_timeout(ANSWER).context("it does not answer").with_context(asking)?;
+        answer?.with_context(asking)
     }
 
     /// What each client has asked for, as the target counts it.

@@ -65,7 +65,7 @@ impl Workload {
     /// Runs it on `nodes`, each of which sees the same blocks, while `meanwhile` happens; gives its result and the history.
     ///
     /// It ends when `meanwhile` has called [`Done::stop`], or every thread has done its operations, and never before
-    /// `meanwhile` returns.
+    /// `meanwhile` returns. An operation that is held is waited for.
     pub fn run<T>(&self, nodes: &[Arc<dyn Register>], meanwhile: impl FnOnce(&Done) -> T) -> (T, History) {
         let recorder = Recorder::default();
         let counts = || nodes.iter().map(|_| AtomicU64::new(0)).collect();
