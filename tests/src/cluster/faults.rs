@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Cluster;
+use super::identity::ProcessId;
 use super::namespace::Reached;
 use super::network::{Cut, Network};
 use super::state::CutState;
@@ -70,6 +71,23 @@ impl Cluster {
         let cut = self.way(from, to, network);
         self.switch.heal_way(self.node(from).namespace(), to, network)?;
         self.save(|state| state.cuts.retain(|old| !old.is_of(&cut)))
+    }
+
+    /// Heals every cut and resumes every paused daemon: what a fault test does before it demands progress.
+    pub fn heal_all(&self) -> Result<()> {
+        for cut in self.state().cuts {
+            let from = self.node_named(&cut.host)?.number();
+            match &cut.to {
+                Some(to) => self.heal_way(from, self.node_named(to)?.number(), cut.network)?,
+                None => self.heal(from, cut.network)?,
+            }
+        }
+        for daemon in self.daemons() {
+            if daemon.process().is_some_and(ProcessId::is_paused) {
+                daemon.resume()?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether packets go from one node to another and back.

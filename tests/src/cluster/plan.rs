@@ -51,6 +51,8 @@ pub struct Plan {
     pub voters: u8,
     /// What serves the LUN.
     pub target: TargetKind,
+    /// Further arguments of the target, at the end of its command line.
+    pub target_args: Vec<String>,
     /// The LUN's size in bytes.
     pub lun_bytes: u64,
     /// Bytes a second and direction of each node's LAN interface; none: as fast as the machine is.
@@ -100,6 +102,7 @@ impl Plan {
             nodes,
             voters: voters_of(nodes),
             target: TargetKind::CsvTarget,
+            target_args: Vec::new(),
             lun_bytes: 4 << 30,
             rate_lan: None,
             rate_san: None,

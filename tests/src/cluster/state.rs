@@ -4,6 +4,7 @@
 //! that made it, unless it is kept; whoever makes the next lab takes those away whose owner is gone.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -145,7 +146,8 @@ impl Base {
         labs(&self.folder)
     }
 
-    /// Takes away every lab that nobody has any use for; gives their names.
+    /// Takes away every lab that nobody has any use for; gives their names. A folder that has no state of a lab, or one
+    /// of another version, is left alone.
     ///
     /// # Errors
     /// If one cannot be taken away. The others are tried all the same.
@@ -153,15 +155,11 @@ impl Base {
         let (mut swept, mut failed) = (Vec::new(), Ok(()));
         for folder in self.labs()? {
             let name = name_of(&folder);
-            let known = match State::read(&folder) {
-                Ok(state) if !state.is_abandoned()? => continue,
-                Ok(state) => state.processes(),
-                // The first thing that is made is the state. Without it, there is nothing but the folder.
-                Err(_) if !folder.join("state.json").exists() => Vec::new(),
-                // Of another version, or damaged: whose it is cannot be told.
-                Err(_) => continue,
-            };
-            match removal::remove(&name, &folder, &known) {
+            let Ok(state) = State::read(&folder) else { continue };
+            if state.name != name || !state.is_abandoned()? {
+                continue;
+            }
+            match removal::remove(&name, &folder, &state.processes()) {
                 Ok(()) => swept.push(name),
                 Err(error) => {
                     failed = Err(error.context(format!("removing the lab {name}, whose owner is gone")));
@@ -174,13 +172,19 @@ impl Base {
     /// Makes the folder of a new lab and writes its state down in it.
     pub fn found(&self, state: &State) -> Result<PathBuf> {
         let folder = self.folder.join(&state.name);
-        if let Err(error) = fs::create_dir(&folder) {
-            if error.kind() == std::io::ErrorKind::AlreadyExists {
-                bail!("there is a lab {} already, in {}; end it by `lab down`", state.name, folder.display());
-            }
-            return Err(error).with_context(|| format!("making {}", folder.display()));
+        if folder.exists() {
+            bail!("there is a lab {} already, in {}; end it by `lab down`", state.name, folder.display());
         }
-        state.write(&folder)?;
+        // The folder has its state from the first moment on. One that was cut short here has nothing else.
+        let fresh = self.folder.join(format!(".{}.new", state.name));
+        match fs::remove_dir_all(&fresh) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let context = || format!("making {}", folder.display());
+        fs::create_dir(&fresh).with_context(context)?;
+        state.write(&fresh)?;
+        fs::rename(&fresh, &folder).with_context(context)?;
         Ok(folder)
     }
 }

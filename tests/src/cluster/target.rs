@@ -85,26 +85,26 @@ pub(super) fn spec(plan: &Plan, folder: &Path) -> Result<DaemonSpec> {
     if !image.exists() {
         std::fs::File::create(&image)?.set_len(plan.lun_bytes)?;
     }
-    match plan.target {
+    let spec = match plan.target {
         TargetKind::CsvTarget => {
             let listen = format!("{address}:{LUN_PORT}");
             let spec =
                 DaemonSpec::new("target", programs::ours("csv-target")?).ready(Ready::Line("ready".into()));
-            Ok(spec
-                .args(["--export", VOLUME, "--listen", &listen, "--control"])
+            spec.args(["--export", VOLUME, "--listen", &listen, "--control"])
                 .args([format!("{address}:{CONTROL_PORT}")])
                 .args([Path::new("--file"), &image, Path::new("--state"), &folder.join("state")])
-                .env("RUST_LOG", "info"))
+                .env("RUST_LOG", "info")
         }
         TargetKind::Nbdkit => {
             let listening = SocketAddr::new(address.into(), LUN_PORT);
             let (address, port) = (address.to_string(), LUN_PORT.to_string());
-            Ok(DaemonSpec::new("target", programs::installed("nbdkit")?)
+            DaemonSpec::new("target", programs::installed("nbdkit")?)
                 .ready(Ready::Accepts(listening))
                 .args(["--foreground", "--threads=16", "--ipaddr", &address, "--port", &port, "file"])
-                .args([image]))
+                .args([image])
         }
-    }
+    };
+    Ok(spec.args(&plan.target_args))
 }
 
 impl Target {

@@ -11,6 +11,9 @@ use super::operation::{Block, History};
 use super::recorder::Recorder;
 use super::register::Register;
 
+/// The least pause after an operation that failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(5);
+
 /// What is to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Workload {
@@ -101,8 +104,10 @@ impl Workload {
             };
             let counts = if result.is_ok() { &done.succeeded } else { &done.failed };
             counts[node].fetch_add(1, Ordering::AcqRel);
-            if !self.pause.is_zero() {
-                std::thread::sleep(self.pause);
+            // Failures may come at once and in thousands, each a write that may still land.
+            let pause = if result.is_ok() { self.pause } else { self.pause.max(AFTER_FAILURE) };
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
             }
         }
     }

@@ -65,6 +65,15 @@ fn cuts_separate_what_they_name_and_nothing_else() -> Result<()> {
         cluster.heal_link(1, 2, Network::Lan)?;
         all_reach_all(cluster, Network::Lan)?;
         ensure!(cluster.state().cuts.is_empty(), "{:?}", cluster.state().cuts);
+
+        cluster.cut(3, Network::Lan, Cut::Silent)?;
+        cluster.cut_way(1, 2, Network::San)?;
+        cluster.pause("san", "target")?;
+        cluster.heal_all()?;
+        for network in Network::ALL {
+            all_reach_all(cluster, network)?;
+        }
+        ensure!(cluster.state().cuts.is_empty() && cluster.target().counters().is_ok());
         Ok(())
     })
 }

@@ -62,7 +62,11 @@ fn a_lab_whose_owner_was_killed_is_swept_by_the_next() -> Result<()> {
     // A paused process cannot end by itself.
     processes[1].signal(libc::SIGSTOP)?;
 
+    let foreign = base.path().join("foreign/file");
+    fs::create_dir(base.path().join("foreign"))?;
+    fs::write(&foreign, "")?;
     let next = Cluster::up(plan(base.path().to_owned())).context("the next lab")?;
+    ensure!(foreign.exists(), "what is no lab was swept");
     traces::none("orphan", &folder, &processes)?;
     ensure!(beside.folder().exists() && next.folder().exists(), "the others stay");
     Ok(())

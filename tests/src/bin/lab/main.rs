@@ -118,23 +118,26 @@ impl Which {
         self.dir.join(&self.name)
     }
 
-    fn attach(&self) -> Result<Cluster> {
-        let folder = self.folder();
-        if !folder.join("state.json").exists() {
+    /// Demands that there is such a lab: nothing else is touched, let alone removed.
+    fn check(&self) -> Result<()> {
+        if !self.folder().join("state.json").exists() {
             bail!("there is no lab {} in {}; make one by `lab up`", self.name, self.dir.display());
         }
-        Cluster::attach(&folder)
+        Ok(())
+    }
+
+    fn attach(&self) -> Result<Cluster> {
+        self.check()?;
+        Cluster::attach(&self.folder())
     }
 }
 
 fn down(which: &Which) -> Result<()> {
     let folder = which.folder();
-    if !folder.exists() {
-        bail!("there is no lab {} in {}", which.name, which.dir.display());
-    }
+    which.check()?;
     match Cluster::attach(&folder) {
         Ok(cluster) => cluster.down()?,
-        // From before the machine was started anew, or cut short while it was made.
+        // From before the machine was started anew, or of another version of this program.
         Err(_) => cluster::remove(&which.name, &folder, &[])?,
     }
     say(format_args!("the lab {} is gone", which.name));
