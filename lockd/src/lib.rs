@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cluster;
 pub mod ids;
 pub mod lease;
+pub mod local;
 pub mod locks;
 pub mod network;
 pub mod peers;

@@ -23,10 +23,14 @@ const VERSION: u32 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HeaderError {
     /// It is no lease page, or a damaged one.
-    #[error("it is not a lease page, or damaged; stop the clients of this lockd, remove the file, start lockd again")]
+    #[error(
+        "it is not a lease page, or damaged; stop the clients of this lockd, remove the file, start lockd again"
+    )]
     NotAPage,
     /// It is of another release.
-    #[error("its version is {0} and this program understands {VERSION}; use programs of one release on a machine")]
+    #[error(
+        "its version is {0} and this program understands {VERSION}; use programs of one release on a machine"
+    )]
     Version(u32),
     /// It was made before the machine was started.
     #[error("it was made before this machine was started")]

@@ -182,8 +182,7 @@ fn create(path: &Path, boot: BootId) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut bytes = vec![0; PAGE_BYTES];
     bytes[..HEADER_BYTES].copy_from_slice(&header::encode(boot, lines()));
-    let mut file: File =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
+    let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
     file.write_all(&bytes)?;
     std::fs::rename(&new, path)
 }

@@ -98,7 +98,8 @@ fn the_header_is_these_bytes() {
     expected[8] = 1;
     expected[12] = 64;
     expected[16..32].copy_from_slice(&[7; 16]);
-    expected[60..].copy_from_slice(&crc32fast::hash(&expected[..60]).to_le_bytes());
+    let crc = crc32fast::hash(&expected[..60]);
+    expected[60..].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(header::encode(BOOT, 64), expected);
     assert_eq!(header::check(&expected, BOOT, 64), Ok(()));
 }

@@ -1,8 +1,11 @@
 //! Process descriptors: the unsafe part of knowing processes.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The kernel's number of the socket option that gives the pidfd of the peer (Linux 6.5).
 const SO_PEERPIDFD: libc::c_int = 77;
@@ -57,6 +60,13 @@ pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
     // SAFETY: one pollfd, valid for the call, which does not wait.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
     ready == 1 && poll.revents & libc::POLLIN != 0
+}
+
+/// A pidfd as the reactor of the current runtime waits for it: readable once the process has ended.
+pub(super) fn watched(pidfd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a borrowed descriptor stays open, and the same, for as long as it is borrowed, which is longer than the
+    // registration lives.
+    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 fn socket_option<T: Copy>(stream: &UnixStream, option: libc::c_int, value: &mut T) -> io::Result<()> {

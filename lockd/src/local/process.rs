@@ -2,11 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::pidfd;
 pub use super::pidfd::PeerCredentials;
@@ -109,20 +106,10 @@ impl Process {
     /// # Errors
     /// If the descriptor cannot be waited for.
     pub async fn ended(&self) -> io::Result<()> {
-        let watched = AsyncFd::with_interest(Borrowed(self.pidfd.as_fd()), Interest::READABLE)?;
+        let watched = pidfd::watched(self.pidfd.as_fd())?;
         while !self.has_ended() {
             watched.readable().await?.clear_ready();
         }
         Ok(())
-    }
-}
-
-/// A descriptor that is only lent to the reactor.
-#[derive(Debug)]
-struct Borrowed<'a>(BorrowedFd<'a>);
-
-impl AsRawFd for Borrowed<'_> {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }

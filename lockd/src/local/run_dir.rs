@@ -59,9 +59,9 @@ impl RunDir {
                 continue;
             }
             let nodes = entries(&clusters).into_iter().map(Self);
-            found.extend(nodes.filter(|dir| {
-                dir.socket().exists() && node.is_none_or(|name| dir.0.ends_with(name))
-            }));
+            found.extend(
+                nodes.filter(|dir| dir.socket().exists() && node.is_none_or(|name| dir.0.ends_with(name))),
+            );
         }
         if found.len() > 1 {
             let path = base.to_owned();
