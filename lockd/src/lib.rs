@@ -11,6 +11,7 @@ pub mod ids;
 pub mod lease;
 pub mod locks;
 pub mod network;
+pub mod raft;
 pub mod random;
 pub mod rules;
 pub mod slots;
