@@ -15,6 +15,7 @@ pub mod local;
 pub mod locks;
 pub mod network;
 pub mod peers;
+pub mod raft;
 pub mod random;
 pub mod rules;
 pub mod slots;
