@@ -13,6 +13,7 @@ pub mod ids;
 pub mod lease;
 pub mod local;
 pub mod locks;
+pub mod machine;
 pub mod network;
 pub mod peers;
 pub mod raft;
