@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::error::LockError;
 use super::held::Piece;
-use super::lock::{LockEvent, LockKind, LockOwner, LockRequest};
+use super::lock::{Listed, LockEvent, LockKind, LockOwner, LockRequest};
 use super::range::ByteRange;
 use super::table::LockTable;
 use crate::ids::{ClientId, GrantId, Ticket};
@@ -33,7 +33,11 @@ impl Grants {
 
 /// All owners that `client` can have, in order.
 pub(super) fn owners_of(client: ClientId) -> RangeInclusive<LockOwner> {
-    LockOwner { client, kind: LockKind::Posix, id: 0 }..=LockOwner { client, kind: LockKind::Flock, id: u64::MAX }
+    LockOwner { client, kind: LockKind::Posix, id: 0 }..=LockOwner {
+        client,
+        kind: LockKind::Flock,
+        id: u64::MAX,
+    }
 }
 
 impl<K: Ord + Clone> LockTable<K> {
@@ -59,6 +63,19 @@ impl<K: Ord + Clone> LockTable<K> {
     #[must_use]
     pub fn held_by(&self, client: ClientId) -> BTreeSet<K> {
         self.index.of_client(client).1.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// The files on which `client` holds locks or waits for some.
+    #[must_use]
+    pub fn files_of(&self, client: ClientId) -> BTreeSet<K> {
+        let (tickets, _) = self.index.of_client(client);
+        let waits = tickets.into_iter().filter_map(|ticket| self.index.key_of(ticket).cloned());
+        self.held_by(client).into_iter().chain(waits).collect()
+    }
+
+    /// The locks and waiting requests of one file.
+    pub fn list_of(&self, key: &K) -> impl Iterator<Item = Listed<K>> {
+        self.resources.get_key_value(key).into_iter().flat_map(|(key, resource)| resource.list(key))
     }
 
     /// How many locks `client` holds on `key` by `grants`.
@@ -133,10 +150,12 @@ impl<K: Ord + Clone> LockTable<K> {
         grants: Grants,
     ) -> impl Iterator<Item = (LockOwner, ByteRange, Piece)> {
         let held = self.resources.get(key).into_iter();
-        held.flat_map(move |resource| resource.held.range(owners_of(client))).flat_map(move |(owner, held)| {
-            let all = held.overlapping(ByteRange::WHOLE);
-            all.filter(move |(_, piece)| grants.includes(piece.grant))
-                .map(move |(range, piece)| (*owner, range, *piece))
-        })
+        held.flat_map(move |resource| resource.held.range(owners_of(client))).flat_map(
+            move |(owner, held)| {
+                let all = held.overlapping(ByteRange::WHOLE);
+                all.filter(move |(_, piece)| grants.includes(piece.grant))
+                    .map(move |(range, piece)| (*owner, range, *piece))
+            },
+        )
     }
 }

@@ -245,7 +245,12 @@ impl<K: Ord + Clone> LockTable<K> {
     }
 
     /// Refuses a change that would leave `client` with more locks than it may have.
-    pub(super) fn check_limit(&self, client: ClientId, removed: usize, added: usize) -> Result<(), LockError> {
+    pub(super) fn check_limit(
+        &self,
+        client: ClientId,
+        removed: usize,
+        added: usize,
+    ) -> Result<(), LockError> {
         let limit = self.limits.locks_per_client;
         let after = self.index.usage(client).locks + added - removed;
         if added > removed && after > limit as usize {
@@ -344,7 +349,7 @@ impl<K: Ord + Clone> LockTable<K> {
 }
 
 impl ResourceLocks {
-    fn list<K: Clone>(&self, key: &K) -> impl Iterator<Item = Listed<K>> {
+    pub(super) fn list<K: Clone>(&self, key: &K) -> impl Iterator<Item = Listed<K>> {
         let held = self.held.iter().flat_map(|(owner, held)| {
             held.iter().filter_map(|(start, piece)| {
                 let range = ByteRange::new(start, piece.end)?;
