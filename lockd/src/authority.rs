@@ -45,6 +45,17 @@ pub enum AuthorityError {
     /// The client has ended, or was never registered.
     #[error("{0} has ended; nothing can be held by it any more")]
     ClientEnded(ClientId),
+    /// The control plane did not do it; what was asked for may be done later if it did not answer in time.
+    #[error("{resource}: {why}")]
+    Unavailable {
+        /// What was asked for.
+        resource: ResourceId,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// The client could not be registered.
+    #[error("the client could not be registered: {0}")]
+    NotRegistered(String),
     /// A table has reached its bound.
     #[error("there are {limit} {what} and there cannot be more; end or release some")]
     Full {

@@ -7,6 +7,7 @@
 //! 4 to 6.
 
 pub mod authority;
+pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod ids;

@@ -18,11 +18,24 @@
 //! entry's time by its own `CLOCK_BOOTTIME`.
 
 mod bounds;
+mod breaks;
+mod check;
 mod codec;
 mod command;
 mod event;
+mod events;
+mod fences;
+mod holdings;
+mod lapse;
+mod locking;
+mod once;
+mod queries;
 mod query;
 mod reply;
+mod sessions;
+mod snapshot;
+mod state;
+mod transfer;
 
 pub use bounds::*;
 pub use codec::{CodecError, decode_command, decode_reply, encode_command, encode_reply};
@@ -31,8 +44,11 @@ pub use command::{
     Report, Settings, Victim,
 };
 pub use event::{Audience, Event, EventIndex, EventKind};
+pub use lapse::Lapse;
 pub use query::{
     Answer, BreakRecord, ClientInfo, ClientState, EscrowInfo, FenceInfo, HolderInfo, HolderState, LockInfo,
     Query, ResourceInfo, SessionInfo, SessionState, VolumeInfo,
 };
 pub use reply::{AbortOutcome, Refusal, Reply};
+pub use snapshot::SnapshotError;
+pub use state::State;

@@ -1,9 +1,9 @@
-//! Commands, replies and snapshots as bytes. The only place that knows by what they are encoded.
+//! Commands, replies and the body of snapshots as bytes. The only place that knows by what they are encoded.
 
 use bincode::config::{Configuration, Limit};
 use bincode::{Decode, Encode};
 
-use super::bounds::MESSAGE_BYTES_MAX;
+use super::bounds::{MESSAGE_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use super::command::Command;
 use super::reply::Reply;
 
@@ -15,6 +15,9 @@ type Config<const LIMIT: usize> =
 
 /// Containers of decoded values are counted in memory, where they are larger than as bytes.
 const MESSAGE: Config<{ 8 * MESSAGE_BYTES_MAX }> = bincode::config::standard().with_limit();
+
+/// The same, for the whole state.
+const SNAPSHOT: Config<{ 8 * SNAPSHOT_BYTES_MAX }> = bincode::config::standard().with_limit();
 
 /// Why bytes are not what they should be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -90,4 +93,15 @@ fn decode<T: Decode<()>>(bytes: &[u8], what: &'static str) -> Result<T, CodecErr
     }
     let (value, used) = bincode::decode_from_slice(body, MESSAGE).map_err(|_| malformed())?;
     if used == body.len() { Ok(value) } else { Err(malformed()) }
+}
+
+/// The body of a snapshot; none if it is too long. Its header has the version.
+pub(super) fn encode_body<T: Encode>(value: &T) -> Option<Vec<u8>> {
+    bincode::encode_to_vec(value, SNAPSHOT).ok()
+}
+
+/// A snapshot's body from bytes that have passed their checksum.
+pub(super) fn decode_body<T: Decode<()>>(bytes: &[u8]) -> Option<T> {
+    let (value, used) = bincode::decode_from_slice(bytes, SNAPSHOT).ok()?;
+    (used == bytes.len()).then_some(value)
 }
