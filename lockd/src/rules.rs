@@ -28,6 +28,8 @@ macro_rules! rules {
 rules! {
     /// No write starts and no read is answered past the lease's deadline.
     L3,
+    /// A keep-alive is answered only after a quorum has confirmed, since it came, that the leader still leads.
+    L4,
     /// A repeated command gets its slot's reply and is not executed again.
     L5,
     /// No path error reaches the caller: I/O is held until the path is back or the hold time is over.
