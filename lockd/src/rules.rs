@@ -32,6 +32,8 @@ rules! {
     L2,
     /// No write starts and no read is answered past the lease's deadline.
     L3,
+    /// A keep-alive is answered only after a quorum has confirmed, since it came, that the leader still leads.
+    L4,
     /// A repeated command gets its slot's reply and is not executed again.
     L5,
     /// A set of resources is transferred whole or not at all, by its live source, in the expected epochs.

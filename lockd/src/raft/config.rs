@@ -41,7 +41,7 @@ impl RaftConfig {
             dir,
             rules: Rules::all(),
             heartbeat: Duration::from_millis(150),
-            election: Duration::from_millis(400),
+            election: Duration::from_millis(300),
             patience: Duration::from_secs(3),
             snapshot_entries: 20_000,
             snapshot_bytes: 64 << 20,

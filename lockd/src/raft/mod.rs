@@ -14,14 +14,35 @@
 //! Assumptions: a voter's directory is its own and is never rolled back (a restored backup is a lost directory: see
 //! [`StorageId`]); `fdatasync` means what it says; a sector of 512 bytes is written whole or not at all.
 
+mod codec;
 mod config;
+mod confirm;
+mod contacts;
+mod disk;
 mod error;
+mod identity;
+mod log;
 mod machine;
+mod network;
+mod node;
+mod propose;
+mod segment;
+mod service;
+mod snapshot;
+mod state;
 mod status;
 mod storage_id;
+mod time;
+mod types;
+mod wire;
+mod writer;
 
 pub use config::RaftConfig;
 pub use error::{InitializeError, MembershipError, ProposeError, StartError};
 pub use machine::{Machine, Output};
+pub use node::RaftNode;
+pub use state::Application;
 pub use status::{Leadership, Quorum, Role, Status, VoterStatus};
 pub use storage_id::StorageId;
+pub use time::ClusterTime;
+pub use types::Proposed;
