@@ -37,6 +37,9 @@ mod snapshot;
 mod state;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 pub use bounds::*;
 pub use codec::{CodecError, decode_command, decode_reply, encode_command, encode_reply};
 pub use command::{
