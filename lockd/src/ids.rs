@@ -183,3 +183,56 @@ impl fmt::Display for ResourceId {
         }
     }
 }
+
+/// What is not the name of a resource.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is no resource: use volume/UUID/file/INODE, volume/UUID/coordinator or vm/NAME")]
+pub struct InvalidResource(pub String);
+
+impl FromStr for VolumeId {
+    type Err = InvalidResource;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidResource(text.to_owned());
+        let places: Vec<usize> = text.char_indices().filter(|(_, c)| *c == '-').map(|(at, _)| at).collect();
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let hexadecimal = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if !hexadecimal || !(places.is_empty() || places == [8, 13, 18, 23]) {
+            return Err(invalid());
+        }
+        u128::from_str_radix(&digits, 16).map(|number| Self(number.to_be_bytes())).map_err(|_| invalid())
+    }
+}
+
+impl FromStr for ResourceId {
+    type Err = InvalidResource;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidResource(text.to_owned());
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts[..] {
+            ["volume", volume, "coordinator"] => Ok(Self::Coordinator(volume.parse()?)),
+            ["volume", volume, "file", ino] => {
+                Ok(Self::File(volume.parse()?, ino.parse().map_err(|_| invalid())?))
+            }
+            ["vm", name] if !name.is_empty() => Ok(Self::Vm(name.to_owned())),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_is_read_as_it_is_written() {
+        let volume = VolumeId([0xab; 16]);
+        for resource in [ResourceId::Coordinator(volume), ResourceId::File(volume, 77), ResourceId::Vm("web".into())] {
+            assert_eq!(resource.to_string().parse(), Ok(resource));
+        }
+        for text in ["", "vm/", "vm/a/b", "volume/x/file/1", "volume//coordinator", "file/1", "/mnt/vms/a"] {
+            assert!(text.parse::<ResourceId>().is_err(), "{text}");
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! The words used here are those of `docs/DESIGN.md`, section 1; the names of rules (L3, V5, ...) those of its sections
 //! 4 to 6.
 
+pub mod agent;
 pub mod authority;
 pub mod client;
 pub mod clock;

@@ -10,6 +10,7 @@ pub mod message;
 mod pidfd;
 pub mod process;
 pub mod run_dir;
+pub mod xattr;
 
 #[cfg(test)]
 mod tests;

@@ -46,6 +46,8 @@ rules! {
     L9,
     /// What a dead client held is free when its requests are drained.
     L10,
+    /// A lockd that is started again resumes its session, and its clients register again.
+    L11,
     /// A holding is broken only when an operator confirms its node, and that is logged for good.
     L12,
     /// A fence is complete when a method succeeded and every live session of the volume reported.

@@ -13,9 +13,7 @@ use super::session::OpenSession;
 use crate::ids::{ClientId, ResourceId, SessionId, VolumeId};
 use crate::local::message::{Failure, FromLockd, Registered};
 use crate::local::process::{Incarnation, Process};
-use crate::machine::{
-    Answer, ClientInfo, ClientKind, ClientState, Command, Event, Query, Refusal, Reply,
-};
+use crate::machine::{Answer, ClientInfo, ClientKind, ClientState, Command, Event, Query, Refusal, Reply};
 use crate::rules::Rule;
 
 /// How long clients have to register again after lockd was started (L11).
@@ -67,11 +65,6 @@ impl Clients {
     /// Whether `client` is one of this node's session.
     pub(super) fn has(&self, client: ClientId) -> bool {
         self.state.lock().members.contains_key(&client)
-    }
-
-    /// Whether any client is left.
-    pub(super) fn is_empty(&self) -> bool {
-        self.state.lock().members.is_empty()
     }
 
     /// What is shown of the clients: id, kind, process, and whether it is connected.

@@ -57,9 +57,9 @@ impl Connection {
             }
             self.missed.store(false, Ordering::Release);
         }
-        match frame::encode(message) {
-            Ok(bytes) if self.out.try_send(bytes).is_ok() => {}
-            _ => self.missed.store(true, Ordering::Release),
+        let sent = frame::encode(message).is_ok_and(|bytes| self.out.try_send(bytes).is_ok());
+        if !sent {
+            self.missed.store(true, Ordering::Release);
         }
     }
 
@@ -114,7 +114,8 @@ impl Connection {
         };
         let answered = tokio::time::timeout(within, told).await;
         self.state.lock().asks.remove(&id);
-        answered.unwrap_or_else(|_| Err(format!("{client} has not answered within {within:?}; it may yet do it")))
+        answered
+            .unwrap_or_else(|_| Err(format!("{client} has not answered within {within:?}; it may yet do it")))
     }
 
     fn answered(&self, id: u64, answer: Result<Vec<u8>, String>) {

@@ -191,7 +191,8 @@ impl Core {
         tokio::spawn(async move {
             tokio::time::sleep(RETURN).await;
             for (client, process) in core.clients.missing(session) {
-                let process = process.map_or_else(|| "an earlier boot".to_owned(), |process| process.to_string());
+                let process =
+                    process.map_or_else(|| "an earlier boot".to_owned(), |process| process.to_string());
                 tracing::warn!(%client, %process, "the client has not registered again; it is freed when it is dead");
             }
         });

@@ -36,7 +36,8 @@ pub(super) async fn run(core: Arc<Core>) {
                     core.fences.notify_one();
                 }
                 // A voter that lags knows less than what was seen already.
-                after = after.max(events.last().map_or(if missed { last } else { after }, |event| event.index));
+                after =
+                    after.max(events.last().map_or(if missed { last } else { after }, |event| event.index));
                 hand_out(&core, events);
             }
             _ => tokio::time::sleep(PAUSE).await,

@@ -77,13 +77,8 @@ async fn step(core: &Core, told: &mut BTreeMap<(VolumeId, Victim), u32>) -> Resu
 }
 
 async fn look(core: &Core, fences: Vec<FenceInfo>) -> Result<Seen, Failure> {
-    let mut seen = Seen {
-        time_ns: 0,
-        fences,
-        volumes: BTreeMap::new(),
-        sessions: BTreeMap::new(),
-        clients: Vec::new(),
-    };
+    let mut seen =
+        Seen { time_ns: 0, fences, volumes: BTreeMap::new(), sessions: BTreeMap::new(), clients: Vec::new() };
     for query in [Query::Volumes, Query::Sessions, Query::Clients, Query::Status] {
         match core.route.query(query, Some(PATIENCE)).await? {
             Answer::Volumes(volumes) => {

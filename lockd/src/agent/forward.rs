@@ -26,7 +26,8 @@ pub(super) async fn to(
     let within = patience.unwrap_or(PATIENCE);
     let (node, ask) = match to {
         Recipient::Holder(resource) => {
-            let Answer::Resource(info) = core.route.query(Query::Resource(resource.clone()), patience).await?
+            let Answer::Resource(info) =
+                core.route.query(Query::Resource(resource.clone()), patience).await?
             else {
                 return Err(refuse("the answer is none to the question who holds it".to_owned()));
             };
@@ -93,7 +94,11 @@ async fn ask_client(
 }
 
 /// The client on `node` that can hold `resource`: a program, or the steward.
-pub(super) async fn holder_on(core: &Arc<Core>, node: &NodeName, resource: &ResourceId) -> Result<ClientId, String> {
+pub(super) async fn holder_on(
+    core: &Arc<Core>,
+    node: &NodeName,
+    resource: &ResourceId,
+) -> Result<ClientId, String> {
     if *node == core.node {
         return holder_here(core, resource).await;
     }

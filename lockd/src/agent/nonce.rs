@@ -28,9 +28,8 @@ impl NonceFile {
             Err(error) => return Err(error),
         };
         let fields = text.trim().split_once(' ');
-        let whole = fields.filter(|(digits, crc)| {
-            u32::from_str_radix(crc, 16) == Ok(crc32fast::hash(digits.as_bytes()))
-        });
+        let whole = fields
+            .filter(|(digits, crc)| u32::from_str_radix(crc, 16) == Ok(crc32fast::hash(digits.as_bytes())));
         // A torn file is as good as none: the session that it told of ends by its lease.
         Ok(whole.and_then(|(digits, _)| u128::from_str_radix(digits, 16).ok()).map(Nonce))
     }

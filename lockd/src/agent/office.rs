@@ -69,9 +69,11 @@ impl Office {
         if let Err(error) = self.voter.raft.confirm_leader().await {
             return told(error);
         }
-        let still = self.state.lock().as_ref().is_some_and(|now| {
-            now.number == term && !now.ending.contains(&session)
-        });
+        let still = self
+            .state
+            .lock()
+            .as_ref()
+            .is_some_and(|now| now.number == term && !now.ending.contains(&session));
         if !still {
             return Told::Unknown("the leader's term has changed".to_owned());
         }
@@ -90,7 +92,8 @@ impl Office {
             let lease_ns = self.voter.raft.peek(|replica| replica.state.settings().lease_ns);
             let lease = Duration::from_nanos(lease_ns.max(self.settings.lease_ns));
             let lapse = Lapse::new(lease, GAP_MAX, self.clock.boot());
-            *state = Some(Term { number: leadership.term, lapse, ending: BTreeSet::new(), configured: false });
+            *state =
+                Some(Term { number: leadership.term, lapse, ending: BTreeSet::new(), configured: false });
         }
         state.as_mut().expect("set above")
     }

@@ -41,14 +41,23 @@ pub(super) struct Route {
 }
 
 impl Route {
-    pub(super) fn new(node: NodeName, peers: Arc<dyn Peers>, voters: Vec<NodeName>, others: Vec<NodeName>) -> Self {
+    pub(super) fn new(
+        node: NodeName,
+        peers: Arc<dyn Peers>,
+        voters: Vec<NodeName>,
+        others: Vec<NodeName>,
+    ) -> Self {
         let count = voters.len();
         let nodes = voters.into_iter().chain(others).collect();
         Self { node, peers, seat: OnceLock::new(), nodes, voters: count, leader: Mutex::new(None) }
     }
 
     /// Has `command` applied.
-    pub(super) async fn propose(&self, command: &Command, patience: Option<Duration>) -> Result<Reply, Failure> {
+    pub(super) async fn propose(
+        &self,
+        command: &Command,
+        patience: Option<Duration>,
+    ) -> Result<Reply, Failure> {
         let bytes = encode_command(command).map_err(|error| Failure::Refused(error.to_string()))?;
         let reply = self.propose_encoded(bytes, patience).await?;
         decode_reply(&reply).map_err(|error| Failure::Refused(error.to_string()))

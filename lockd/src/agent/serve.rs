@@ -47,7 +47,9 @@ impl Serve for NodeServer {
                         Ok(ask) => answer(core, from, ask).await,
                         Err(why) => Told::Refused(why),
                     };
-                    control::encode(&told).or_else(|why| control::encode(&Told::Refused(why))).map_err(NotServed)
+                    control::encode(&told)
+                        .or_else(|why| control::encode(&Told::Refused(why)))
+                        .map_err(NotServed)
                 }
                 other => Err(NotServed(format!("lockd does not serve the channel {other}"))),
             }
@@ -58,10 +60,12 @@ impl Serve for NodeServer {
 async fn answer(core: &Arc<Core>, from: &NodeName, ask: Ask) -> Told {
     match ask {
         Ask::Status => Told::Document(status::node(core).to_string()),
-        Ask::Forward { .. } | Ask::ForwardToNode { .. } => match forward::here(core, from, ask, FORWARD).await {
-            Ok(answer) => Told::Forwarded(answer),
-            Err(why) => Told::Refused(why),
-        },
+        Ask::Forward { .. } | Ask::ForwardToNode { .. } => {
+            match forward::here(core, from, ask, FORWARD).await {
+                Ok(answer) => Told::Forwarded(answer),
+                Err(why) => Told::Refused(why),
+            }
+        }
         Ask::Steward(resource) => match forward::holder_here(core, &resource).await {
             Ok(client) => Told::Client(client),
             Err(why) => Told::Refused(why),

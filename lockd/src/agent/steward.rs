@@ -16,9 +16,7 @@ use super::nonce::client_nonce;
 use crate::client::{HolderReply, HolderRequest};
 use crate::ids::{ClientId, NodeName, ResourceId, Sequence, SessionId, SlotId};
 use crate::local::process::Incarnation;
-use crate::machine::{
-    Answer, ClientKind, Command, Cookie, HoldMode, Move, Operation, Query, Refusal, Reply,
-};
+use crate::machine::{Answer, ClientKind, Command, Cookie, HoldMode, Move, Operation, Query, Refusal, Reply};
 
 /// How long the cluster may take over one step.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +42,9 @@ struct Own {
 
 fn kind_for(resource: &ResourceId) -> ClientKind {
     match resource {
-        ResourceId::Coordinator(volume) | ResourceId::File(volume, _) => ClientKind::Csvfs { volume: *volume },
+        ResourceId::Coordinator(volume) | ResourceId::File(volume, _) => {
+            ClientKind::Csvfs { volume: *volume }
+        }
         ResourceId::Vm(_) => ClientKind::Vmhost,
     }
 }
@@ -56,7 +56,11 @@ impl Steward {
     }
 
     /// The client that can hold `resource`.
-    pub(super) async fn client_for(&self, core: &Arc<Core>, resource: &ResourceId) -> Result<ClientId, String> {
+    pub(super) async fn client_for(
+        &self,
+        core: &Arc<Core>,
+        resource: &ResourceId,
+    ) -> Result<ClientId, String> {
         let mut state = self.state.lock().await;
         state.registered(core, kind_for(resource)).await.map(|own| own.client)
     }
@@ -165,7 +169,9 @@ async fn all_holdings(
     let mut after = None;
     loop {
         let page = core.route.query(Query::Resources { volume: None, after }, Some(PATIENCE)).await;
-        let Ok(Answer::Resources(page)) = page else { return Err("the holdings cannot be listed".to_owned()) };
+        let Ok(Answer::Resources(page)) = page else {
+            return Err("the holdings cannot be listed".to_owned());
+        };
         let Some(last) = page.last() else { break };
         after = Some(last.resource.clone());
         for info in page {

@@ -51,6 +51,13 @@ impl Connection {
         Ok(connection)
     }
 
+    /// The same connection, with another patience for answers.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Asks the state a question.
     ///
     /// # Errors

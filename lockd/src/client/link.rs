@@ -104,8 +104,8 @@ impl Link {
         patience: Option<Duration>,
         on_response: OnResponse,
     ) -> Result<u64, ClientError> {
-        let patience_ms = patience
-            .map_or(0, |patience| u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).max(1));
+        let patience_ms =
+            patience.map_or(0, |patience| u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).max(1));
         let (id, outbox, bytes) = {
             let mut state = self.state.lock();
             if state.closed {

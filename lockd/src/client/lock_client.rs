@@ -376,8 +376,7 @@ impl Inner {
         operation: Operation,
         on_reply: OnReply,
     ) -> Result<(), ClientError> {
-        let command =
-            Command::Client { client, slot: slot.slot(), sequence: slot.sequence(), operation };
+        let command = Command::Client { client, slot: slot.slot(), sequence: slot.sequence(), operation };
         let bytes = match encode_command(&command) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -447,7 +446,7 @@ impl Inner {
         for client in self.waits.clients_waiting() {
             let Some(me) = self.me.upgrade() else { return };
             let on_response = Box::new(move |response| {
-                if let Ok(Response::Answer(Answer::ClientLocks(locks) | Answer::Locks(locks))) = response {
+                if let Ok(Response::Answer(Answer::Locks(locks))) = response {
                     me.waits.reconcile(client, &locks, &me.upcalls);
                 }
             });

@@ -145,7 +145,8 @@ impl LockWaits {
         let decided: Vec<(Wait, LockReply)> = {
             let mut state = self.state.lock();
             let gone = state.waits.iter().filter(|(_, wait)| {
-                wait.request.owner.client == client && wait.ticket.is_some_and(|ticket| !waiting.contains(&ticket))
+                wait.request.owner.client == client
+                    && wait.ticket.is_some_and(|ticket| !waiting.contains(&ticket))
             });
             let gone: Vec<LockHandle> = gone.map(|(handle, _)| *handle).collect();
             let waits: Vec<Wait> = gone.into_iter().filter_map(|handle| state.take(handle)).collect();

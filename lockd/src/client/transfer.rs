@@ -61,7 +61,9 @@ impl LockClient {
             )?;
             match outcome.recv().map_err(|_| ClientError::Closed)? {
                 Ok(Reply::Abort(AbortOutcome::Aborted)) => return Ok(Transferred::Aborted),
-                Ok(Reply::Abort(AbortOutcome::Applied(reply))) => return transferred(Ok(decode_reply(&reply)?)),
+                Ok(Reply::Abort(AbortOutcome::Applied(reply))) => {
+                    return transferred(Ok(decode_reply(&reply)?));
+                }
                 Err(ClientError::NoQuorum(why)) => {
                     tracing::warn!(%client, %why, "whether the transfer was applied is not known; asking again");
                 }

@@ -73,6 +73,7 @@ impl State {
             node: self.node_of(client.session),
             kind: client.kind,
             pid: client.pid,
+            nonce: client.nonce,
             since_ns: client.since_ns,
             state: client.state,
             holds: self.held.get(id).map_or(0, |held| held.len() as u64),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bincode::{Decode, Encode};
 
-use super::command::{BreakTarget, ClientKind, Cookie, EndCause, FenceMethod, HoldMode, Settings, Victim};
+use super::command::{BreakTarget, ClientKind, Cookie, EndCause, FenceMethod, HoldMode, Nonce, Settings, Victim};
 use super::event::{Event, EventIndex};
 use crate::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use crate::locks::{Conflict, Listed, LockRequest};
@@ -158,6 +158,8 @@ pub struct ClientInfo {
     pub kind: ClientKind,
     /// Its process.
     pub pid: u32,
+    /// Of which incarnation it is; its lockd put the process's start time into it.
+    pub nonce: Nonce,
     /// Since when, in nanoseconds of the cluster's time.
     pub since_ns: u64,
     /// Live or not.
