@@ -62,6 +62,8 @@ rules! {
     V7,
     /// An owned file is stopped and drained before it is truncated, punched or cloned.
     V8,
+    /// What a node caches under a lease is invalidated before a conflicting change is acknowledged.
+    V9,
     /// Shared blocks are copied on write; fresh partial blocks are zero-filled; partial writes lock their block.
     V11,
 }
