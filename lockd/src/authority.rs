@@ -55,6 +55,17 @@ pub enum AuthorityError {
     },
 }
 
+/// Where a session stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Its lease may be running: what it was promised holds.
+    Live,
+    /// Its lease is over for good: it answers nothing and starts no write. What it sent before may still land.
+    Ended,
+    /// Nothing that it sent can reach the LUN any more: what it held may be given away.
+    Fenced,
+}
+
 /// The control plane as one session's clients see it.
 pub trait Authority: Send + Sync + Debug {
     /// The session of this process.
@@ -77,4 +88,10 @@ pub trait Authority: Send + Sync + Debug {
 
     /// The current holding of `resource`.
     fn holder(&self, resource: &ResourceId) -> Option<Holding>;
+
+    /// Where `session` stands. An authority that knows only its own session takes all others to be over: it has proved
+    /// that when it began.
+    fn standing(&self, session: SessionId) -> Standing {
+        if session == self.session() { Standing::Live } else { Standing::Fenced }
+    }
 }
