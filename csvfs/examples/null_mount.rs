@@ -51,7 +51,7 @@ impl Null {
     }
 
     fn opened(&self, ino: Ino) -> Result<Opened, Refusal> {
-        Ok(Opened { handle: HandleId(ino.0), attr: self.attr(ino)?, keep_cache: true })
+        Ok(Opened { handle: HandleId(ino.0), attr: self.attr(ino)?, direct: false, keep_cache: true })
     }
 }
 

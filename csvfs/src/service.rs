@@ -42,6 +42,8 @@ pub struct Opened {
     pub handle: HandleId,
     /// The attributes at that moment.
     pub attr: Attr,
+    /// The kernel keeps no pages of this file, however it is opened: other nodes may change it.
+    pub direct: bool,
     /// Whether the kernel may keep the pages that it has of this file from earlier: nothing else changed it.
     pub keep_cache: bool,
 }

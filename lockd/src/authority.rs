@@ -45,6 +45,17 @@ pub enum AuthorityError {
     /// The client has ended, or was never registered.
     #[error("{0} has ended; nothing can be held by it any more")]
     ClientEnded(ClientId),
+    /// The control plane did not do it; what was asked for may be done later if it did not answer in time.
+    #[error("{resource}: {why}")]
+    Unavailable {
+        /// What was asked for.
+        resource: ResourceId,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// The client could not be registered.
+    #[error("the client could not be registered: {0}")]
+    NotRegistered(String),
     /// A table has reached its bound.
     #[error("there are {limit} {what} and there cannot be more; end or release some")]
     Full {
@@ -53,6 +64,17 @@ pub enum AuthorityError {
         /// How many there may be.
         limit: usize,
     },
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Its lease may be running: what it was promised holds.
+    Live,
+    /// Its lease is over for good: it answers nothing and starts no write. What it sent before may still land.
+    Ended,
+    /// Nothing that it sent can reach the LUN any more: what it held may be given away.
+    Fenced,
 }
 
 /// The control plane as one session's clients see it.
@@ -77,4 +99,10 @@ pub trait Authority: Send + Sync + Debug {
 
     /// The current holding of `resource`.
     fn holder(&self, resource: &ResourceId) -> Option<Holding>;
+
+    /// Where `session` stands. An authority that knows only its own session takes all others to be over: it has proved
+    /// that when it began.
+    fn standing(&self, session: SessionId) -> Standing {
+        if session == self.session() { Standing::Live } else { Standing::Fenced }
+    }
 }

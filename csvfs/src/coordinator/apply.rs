@@ -56,7 +56,10 @@ pub fn apply(change: &mut Change<'_, '_>, request: &Request, mark: u64) -> Resul
         Operation::Reserve { want } => change.reserve(client, *want)?,
         Operation::Return { runs } => change.return_reserve(client, runs)?,
         Operation::Quarantine { runs } => change.quarantine(client, runs)?,
-        Operation::Open { .. } | Operation::Close { .. } => {
+        Operation::Open { .. }
+        | Operation::Close { .. }
+        | Operation::Attach { .. }
+        | Operation::Acquire { .. } => {
             return Err(Refusal::Invalid("opens are not kept in the store".to_owned()).into());
         }
         Operation::Lookup { .. }
@@ -67,7 +70,8 @@ pub fn apply(change: &mut Change<'_, '_>, request: &Request, mark: u64) -> Resul
         | Operation::GetXattr { .. }
         | Operation::ListXattr { .. }
         | Operation::Layout { .. }
-        | Operation::Space => return Err(Refusal::Invalid("a question changes nothing".to_owned()).into()),
+        | Operation::Space
+        | Operation::Serving { .. } => return Err(Refusal::Invalid("a question changes nothing".to_owned()).into()),
     };
     Ok(answer.into())
 }

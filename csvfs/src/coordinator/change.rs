@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::opens::Opens;
 use super::stop::Stop;
-use crate::proto::Answer;
+use crate::proto::{Answer, Key};
 use crate::refusal::Refusal;
 use crate::store::cookie::HashKey;
 use crate::store::record::{Counters, InodeRecord};
@@ -55,6 +55,8 @@ pub struct Scene<'a> {
     pub scarce: bool,
     /// Civil time of the group, in nanoseconds.
     pub now: i64,
+    /// Whether it is noted what names and attributes an operation touches (V9).
+    pub tracks: bool,
 }
 
 /// A write transaction in the making.
@@ -74,12 +76,14 @@ pub struct Change<'a, 't> {
     pub scene: Scene<'a>,
     /// Inodes that this transaction removes; they cannot be opened from now on.
     pub dying: Vec<Ino>,
+    /// What the operation under way has touched, if that is noted.
+    pub touched: Vec<Key>,
 }
 
 impl<'a, 't> Change<'a, 't> {
     /// A transaction that has changed nothing yet.
     pub fn new(tables: Tables<'t>, counters: Counters, hints: Hints, scene: Scene<'a>) -> Self {
-        Self { tables, counters, before: counters, dirty: false, hints, scene, dying: Vec::new() }
+        Self { tables, counters, before: counters, dirty: false, hints, scene, dying: Vec::new(), touched: Vec::new() }
     }
 
     /// Writes the numbers, if they changed. Tells whether there is anything to commit.
@@ -124,6 +128,7 @@ impl<'a, 't> Change<'a, 't> {
     /// Stores `record`, keeping the tail of an inode that has one.
     pub fn put(&mut self, ino: Ino, record: &InodeRecord) -> Result<(), Stop> {
         self.dirty = true;
+        self.touch_attr(ino);
         if record.kind() == Kind::Symlink {
             let value = match self.tables.inodes()?.get(ino.0)? {
                 Some(old) => [record.as_bytes(), InodeRecord::parse(ino, old.value())?.1].concat(),
@@ -134,6 +139,28 @@ impl<'a, 't> Change<'a, 't> {
             self.tables.inodes_mut()?.insert(ino.0, record.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// The attributes of `ino` are others than before (V9).
+    pub fn touch_attr(&mut self, ino: Ino) {
+        if self.scene.tracks {
+            self.touched.push(Key::Attr(ino));
+        }
+    }
+
+    /// A name stands for something else than before, or for nothing (V9).
+    pub fn touch_name(&mut self, parent: Ino, name: &[u8]) {
+        if self.scene.tracks {
+            self.touched.push(Key::Name { parent, name: name.to_vec() });
+        }
+    }
+
+    /// What the operation that ends here has touched.
+    pub fn take_touched(&mut self) -> Vec<Key> {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        touched
     }
 
     /// Refuses when the metadata area has no room for more.

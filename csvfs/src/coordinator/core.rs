@@ -1,22 +1,29 @@
 //! What the threads of a coordinator share.
 
+use std::collections::HashMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockd::authority::Authority;
+use lockd::authority::{Authority, Standing};
 use lockd::clock::{BootTime, Clock};
-use lockd::ids::{Epoch, ResourceId, VolumeId};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId, VolumeId};
+use lockd::network::OnReply;
 use lockd::rules::{Rule, Rules};
 use parking_lot::{Condvar, Mutex};
 use redb::Database;
 use redirector::lun::Lun;
 
-use super::opens::Opens;
+use super::clients::{Clients, Wait};
+use super::leases::Leases;
+use super::opens::{OnRest, Opens};
 use super::queue::{Internal, Queue, Work};
+use super::watch::Watch;
 use crate::disk::MetadataSpace;
-use crate::proto::{Head, Operation, Owned};
+use crate::peers::Peers;
+use crate::proto::{Head, Key, Operation, Owned};
 use crate::refusal::Refusal;
+use crate::slots::Cache;
 use crate::store::cookie::HashKey;
 use crate::store::{Result, Snapshot};
 
@@ -31,6 +38,8 @@ pub struct Parts {
     pub lun: Arc<dyn Lun>,
     /// Sessions, holdings, epochs.
     pub authority: Arc<dyn Authority>,
+    /// The ways to the nodes of clients that attach.
+    pub peers: Arc<dyn Peers>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The rules that are kept.
@@ -50,6 +59,12 @@ pub struct Parts {
     pub settle: Duration,
 }
 
+/// Tenures of one coordinator: each has a range of its own.
+const TENURE_BITS: u32 = 32;
+
+/// Answers by client and slot: the first is that of the request that was executed.
+pub type Held = HashMap<(ClientId, u32), Vec<(OnReply, Vec<u8>)>>;
+
 /// When the reclaimer is to run.
 #[derive(Debug, Default)]
 pub struct Call {
@@ -64,7 +79,6 @@ pub struct Call {
 }
 
 /// The shared state.
-#[derive(Debug)]
 pub struct Core {
     /// As given at the start.
     pub parts: Parts,
@@ -72,30 +86,56 @@ pub struct Core {
     pub queue: Queue,
     /// Who has what open.
     pub opens: Mutex<Opens>,
+    /// Who has attached.
+    pub clients: Arc<Clients>,
+    /// Who may keep what (V9).
+    pub leases: Mutex<Leases>,
+    /// Reply slots that are in memory.
+    pub slots: Mutex<Cache>,
+    /// Answers that wait for others' caches, and late copies of their requests: by client and slot.
+    pub held: Mutex<Held>,
     /// The last committed state, once somebody has asked for it.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     /// Why nothing is changed any more.
     broken: OnceLock<String>,
     /// Work for the reclaimer.
     pub call: Mutex<Call>,
+    /// Wakes the thread that looks after sessions.
+    pub watch: Watch,
+    /// Clients of sessions that have ended and are not fenced.
+    pub unfenced: Mutex<Vec<(SessionId, ClientId)>>,
     /// Wakes it.
     pub called: Condvar,
     /// When the coordinator started.
     pub started: BootTime,
 }
 
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
 impl Core {
     /// The state around `parts`.
     pub fn new(parts: Parts) -> Self {
         let started = parts.clock.boot();
+        let clients = Arc::new(Clients::new(Arc::clone(&parts.authority), parts.epoch));
+        let tenures = parts.epoch.0 << TENURE_BITS;
         Self {
             parts,
             queue: Queue::default(),
-            opens: Mutex::default(),
+            opens: Mutex::new(Opens::new(tenures)),
+            clients,
+            leases: Mutex::default(),
+            slots: Mutex::default(),
+            held: Mutex::default(),
             snapshot: Mutex::default(),
             broken: OnceLock::new(),
             call: Mutex::default(),
             called: Condvar::new(),
+            watch: Watch::default(),
+            unfenced: Mutex::default(),
             started,
         }
     }
@@ -115,6 +155,55 @@ impl Core {
     pub fn outdate(&self) {
         let old = self.snapshot.lock().take();
         drop(old);
+    }
+
+    /// Whether `snapshot` is still the last state: no change after it has looked for who knows the old one.
+    pub fn is_current(&self, snapshot: &Arc<Snapshot>) -> bool {
+        self.snapshot.lock().as_ref().is_some_and(|current| Arc::ptr_eq(current, snapshot))
+    }
+
+    /// The coordinator's own node: who serves the files that nobody owns.
+    pub fn home(&self) -> (SessionId, ClientId) {
+        let role = ResourceId::Coordinator(self.parts.volume);
+        let holding = self.parts.authority.holder(&role);
+        holding.map_or((self.parts.authority.session(), ClientId(0)), |holding| (holding.session, holding.client))
+    }
+
+    /// V9: calls `then` when nobody but `asker` has any of `keys` in its cache any more. What `asker` has, it is told
+    /// with its answer.
+    pub fn recall(&self, keys: &[Key], asker: Option<ClientId>, then: super::clients::Then) {
+        if keys.is_empty() || !self.clients.any() || !self.parts.rules.keeps(Rule::V9) {
+            return then();
+        }
+        let told = self.leases.lock().take(keys, asker);
+        if told.is_empty() {
+            return then();
+        }
+        let wait = Wait::new(then);
+        self.clients.invalidate(told, &wait);
+        wait.over();
+    }
+
+    /// Grants leases to `client`; whether it has them.
+    pub fn grant(&self, client: ClientId, keys: &[Key]) -> bool {
+        let Some(back) = self.leases.lock().grant(client, keys) else { return false };
+        if !back.is_empty() {
+            let wait = Wait::new(Box::new(|| {}));
+            self.clients.invalidate(vec![(client, back)], &wait);
+            wait.over();
+        }
+        true
+    }
+
+    /// Tells those who waited for files to rest.
+    pub fn rested(&self, told: Vec<OnRest>) {
+        told.into_iter().for_each(|told| told());
+    }
+
+    /// `client` is over, or its session has ended: it answers nothing from its cache any more.
+    pub fn end_leases(&self, client: ClientId) {
+        self.leases.lock().end(client);
+        self.clients.forget(client);
     }
 
     /// Nothing is changed from now on, because of `cause`.
@@ -146,7 +235,7 @@ impl Core {
         if !self.parts.rules.keeps(Rule::V3) {
             return Ok(());
         }
-        if head.session != self.parts.authority.session() {
+        if self.parts.authority.standing(head.session) != Standing::Live {
             return Err(Refusal::Stale(format!("session {} is over", head.session)));
         }
         if head.coordinator != self.parts.epoch {

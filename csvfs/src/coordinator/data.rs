@@ -241,6 +241,7 @@ impl Change<'_, '_> {
         if record.has(crate::store::record::XATTRS) {
             self.remove_xattrs(ino)?;
         }
+        self.touch_attr(ino);
         self.tables.inodes_mut()?.remove(ino.0)?;
         super::space::subtract(&mut self.counters.inodes, 1)?;
         Ok(Some(()))

@@ -11,9 +11,13 @@ pub mod acl;
 mod apply;
 mod attributes;
 mod change;
+mod clients;
 mod core;
 mod data;
+mod leased;
+mod leases;
 mod mapping;
+mod memory;
 mod names;
 mod opens;
 mod question;
@@ -21,9 +25,9 @@ mod queue;
 mod reclaim;
 mod rename;
 mod reserve;
-mod slots;
 mod space;
 mod stop;
+mod watch;
 mod writer;
 
 #[cfg(test)]
@@ -39,10 +43,9 @@ use parking_lot::Mutex;
 use self::core::Core;
 pub use self::core::Parts;
 use self::queue::{Internal, NotTaken, Pending, Work};
-use self::stop::Stop;
-use self::writer::{Writer, frame};
+use self::writer::{Writer, answered, frame};
 use crate::proto::codec::decode;
-use crate::proto::{Answer, Operation, Reply, Request};
+use crate::proto::{Answered, Head, Operation, Request};
 use crate::refusal::Refusal;
 use crate::store::StoreError;
 use crate::types::Run;
@@ -89,6 +92,8 @@ impl Coordinator {
             threads.push(spawn("csvfs-writer", move || writer.serve())?);
             let reclaimer = Arc::clone(&core);
             threads.push(spawn("csvfs-reclaim", move || reclaim::serve(&reclaimer))?);
+            let watcher = Arc::clone(&core);
+            threads.push(spawn("csvfs-watch", move || watch::serve(&watcher))?);
             // What an earlier coordinator left.
             core.call_reclaimer(false);
         }
@@ -102,6 +107,11 @@ impl Coordinator {
         self.core.run(Internal::EndClient(client))?;
         self.core.call_reclaimer(false);
         Ok(())
+    }
+
+    /// Looks now how sessions stand, for those who know that something has changed.
+    pub fn look(&self) {
+        self.core.watch.wake();
     }
 
     /// Makes free now what can be: trims are awaited. Tells how many blocks.
@@ -120,34 +130,11 @@ impl Coordinator {
             call.told.clear();
         }
         self.core.called.notify_all();
+        self.core.watch.stop();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
             }
-        }
-    }
-
-    /// Opens and closes change nothing on the LUN: they are answered at once.
-    fn open_or_close(&self, request: &Request) -> Option<Reply> {
-        let client = request.head.client;
-        match request.operation {
-            Operation::Open { ino } => {
-                if !self.core.opens.lock().open(ino, client) {
-                    return Some(Err(Refusal::NotFound));
-                }
-                let reply = self.ask(&Operation::GetAttr { ino });
-                if reply.is_err() {
-                    self.core.opens.lock().close(ino, client);
-                }
-                Some(reply)
-            }
-            Operation::Close { ino } => {
-                if self.core.opens.lock().close(ino, client) {
-                    self.core.call_reclaimer(false);
-                }
-                Some(Ok(Answer::Done))
-            }
-            _ => None,
         }
     }
 
@@ -157,9 +144,8 @@ impl Coordinator {
         self.core.failure()
     }
 
-    fn ask(&self, operation: &Operation) -> Reply {
-        let snapshot = self.core.snapshot().map_err(|error| Refusal::Io(error.to_string()))?;
-        question::answer(&snapshot, &self.core.parts.key, operation).map_err(Stop::refusal)
+    fn ask(&self, head: &Head, operation: &Operation) -> Answered {
+        leased::answer(&self.core, head, operation)
     }
 }
 
@@ -182,11 +168,14 @@ impl Service for Coordinator {
         if let Err(refusal) = self.core.check_head(&request.head) {
             return on_reply(Ok(frame(&Err(refusal))));
         }
-        if !request.operation.changes() {
-            return on_reply(Ok(frame(&self.ask(&request.operation))));
+        if let Operation::Serving { ino } = request.operation {
+            return memory::serving(&self.core, ino, on_reply);
         }
-        if let Some(reply) = self.open_or_close(&request) {
-            return on_reply(Ok(frame(&reply)));
+        if !request.operation.changes() {
+            return on_reply(Ok(answered(&self.ask(&request.head, &request.operation))));
+        }
+        if memory::is_of_memory(&request.operation) {
+            return memory::execute(&self.core, request, on_reply);
         }
         if let Err(refusal) = self.core.may_change() {
             return on_reply(Ok(frame(&Err(refusal))));

@@ -7,6 +7,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::acl::{self, Acl};
 use super::change::Change;
+use super::opens::Opening;
 use super::space::{add, subtract};
 use super::stop::Stop;
 use crate::proto::{Answer, Created};
@@ -104,6 +105,7 @@ impl Change<'_, '_> {
         name: &[u8],
     ) -> Result<(), Stop> {
         self.dirty = true;
+        self.touch_name(parent, name);
         self.tables
             .entries_mut()?
             .insert(pair(parent.0, cookie), EntryRecord::value(ino, kind, name).as_slice())?;
@@ -113,7 +115,11 @@ impl Change<'_, '_> {
     /// Takes the name at `cookie` away.
     pub fn remove_entry(&mut self, parent: Ino, cookie: u64) -> Result<(), Stop> {
         self.dirty = true;
-        self.tables.entries_mut()?.remove(pair(parent.0, cookie))?;
+        let name = match self.tables.entries_mut()?.remove(pair(parent.0, cookie))? {
+            Some(value) => EntryRecord::parse(value.value())?.2.to_vec(),
+            None => return Ok(()),
+        };
+        self.touch_name(parent, &name);
         Ok(())
     }
 
@@ -221,6 +227,7 @@ impl Change<'_, '_> {
     ) -> Result<Answer, Stop> {
         check_name(name)?;
         let mut directory = self.directory(parent)?;
+        let mut begins_writing = false;
         let cookie = match self.find(parent, name)? {
             Ok(found) if exclusive || *what != Created::File => {
                 let _ = found;
@@ -230,8 +237,15 @@ impl Change<'_, '_> {
             Ok(found) if found.kind != Kind::File => return Err(Refusal::Exists.into()),
             Ok(found) => {
                 let record = self.inode(found.ino)?;
-                if open && !self.scene.opens.lock().open(found.ino, client) {
-                    return Err(Refusal::NotFound.into());
+                if open {
+                    match self.scene.opens.lock().open(found.ino, client, true) {
+                        Opening::Refused => return Err(Refusal::NotFound.into()),
+                        Opening::Open => {}
+                        Opening::BeginsWriting => begins_writing = true,
+                    }
+                }
+                if begins_writing {
+                    self.touch_attr(found.ino);
                 }
                 return Ok(Answer::Entry(record.attr(found.ino)));
             }
@@ -248,7 +262,7 @@ impl Change<'_, '_> {
         directory.touch(now);
         self.put(parent, &directory)?;
         if open {
-            self.scene.opens.lock().open(ino, client);
+            self.scene.opens.lock().open(ino, client, true);
         }
         Ok(Answer::Entry(new.record.attr(ino)))
     }

@@ -1,53 +1,203 @@
-//! Who holds which inode open: it outlives its last name as long as anybody does.
+//! Who holds which inode open, for writing or not, and who serves it.
 //!
-//! Kept in memory only: opening costs no transaction. What was open when a coordinator ended is declared anew by the
-//! nodes (V10), or was open in a session that is over.
+//! An inode outlives its last name as long as anybody holds it open. Kept in memory only: opening costs no transaction.
+//! What was open when a coordinator ended is declared anew by the nodes (V10), or was open in a session that is over.
 
 use std::collections::{HashMap, HashSet};
 
-use lockd::ids::ClientId;
+use lockd::ids::{ClientId, SessionId};
 
+use crate::proto::Term;
 use crate::types::Ino;
 
+/// What is called when a file has come to rest at a server.
+pub type OnRest = Box<dyn FnOnce() + Send>;
+
+/// An inode that somebody holds open.
+#[derive(Default)]
+struct Entry {
+    /// Who, and whether for writing.
+    holders: Vec<(ClientId, bool)>,
+    /// Who serves it; the coordinator's node if none.
+    owner: Option<(SessionId, ClientId)>,
+    tenure: u64,
+    since: u64,
+    /// The slots of remote users, while no server has them.
+    slots: Vec<u8>,
+    /// On its way from one server to the next.
+    moving: bool,
+    waiting: Vec<OnRest>,
+}
+
 /// The table of opens.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Opens {
-    by_inode: HashMap<Ino, Vec<ClientId>>,
+    by_inode: HashMap<Ino, Entry>,
     /// Inodes that a transaction under way removes.
     dying: HashSet<Ino>,
     /// Inodes without a name that somebody holds open.
     orphans: HashSet<Ino>,
     /// Clients that are over.
     ended: HashSet<ClientId>,
+    /// The last tenure that was given out.
+    tenure: u64,
+}
+
+impl std::fmt::Debug for Opens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opens").field("open", &self.by_inode.len()).finish_non_exhaustive()
+    }
+}
+
+/// How an opening went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opening {
+    /// Refused: the inode is being removed, or the client is over.
+    Refused,
+    /// Open; nobody else learns of it.
+    Open,
+    /// Open for writing, the first of its kind: from now on its attributes are known to its server only.
+    BeginsWriting,
+}
+
+/// How a closing went.
+#[derive(Default)]
+pub struct Closed {
+    /// It was an orphan's last holder.
+    pub frees: bool,
+    /// Who waited for the file to rest.
+    pub told: Vec<OnRest>,
 }
 
 impl Opens {
-    /// `client` holds `ino` open. Refused if the inode is being removed.
-    pub fn open(&mut self, ino: Ino, client: ClientId) -> bool {
-        if self.dying.contains(&ino) || self.ended.contains(&client) {
-            return false;
-        }
-        let holders = self.by_inode.entry(ino).or_default();
-        if !holders.contains(&client) {
-            holders.push(client);
-        }
-        true
+    /// Tenures are given out from above `first`.
+    pub fn new(first: u64) -> Self {
+        Self { tenure: first, ..Self::default() }
     }
 
-    /// `client` holds `ino` open no more. Tells whether it was an orphan's last holder.
-    pub fn close(&mut self, ino: Ino, client: ClientId) -> bool {
-        let Some(holders) = self.by_inode.get_mut(&ino) else { return false };
-        holders.retain(|holder| *holder != client);
-        if !holders.is_empty() {
-            return false;
+    fn next_tenure(&mut self) -> u64 {
+        self.tenure += 1;
+        self.tenure
+    }
+
+    /// `client` holds `ino` open.
+    pub fn open(&mut self, ino: Ino, client: ClientId, write: bool) -> Opening {
+        if self.dying.contains(&ino) || self.ended.contains(&client) {
+            return Opening::Refused;
         }
-        self.by_inode.remove(&ino);
-        self.orphans.remove(&ino)
+        if !self.by_inode.contains_key(&ino) {
+            let tenure = self.next_tenure();
+            self.by_inode.insert(ino, Entry { tenure, since: tenure, ..Entry::default() });
+        }
+        let Some(entry) = self.by_inode.get_mut(&ino) else { return Opening::Refused };
+        let was_written = entry.holders.iter().any(|(_, write)| *write);
+        match entry.holders.iter_mut().find(|(holder, _)| *holder == client) {
+            Some(holder) => holder.1 |= write,
+            None => entry.holders.push((client, write)),
+        }
+        if write && !was_written { Opening::BeginsWriting } else { Opening::Open }
+    }
+
+    /// `client` holds `ino` open no more. `slots`: what its server hands over.
+    pub fn close(&mut self, ino: Ino, client: ClientId, slots: Vec<u8>) -> Closed {
+        let Some(entry) = self.by_inode.get_mut(&ino) else { return Closed::default() };
+        entry.holders.retain(|(holder, _)| *holder != client);
+        if !slots.is_empty() {
+            entry.slots = slots;
+        }
+        if entry.holders.is_empty() {
+            let told = self.by_inode.remove(&ino).map_or_else(Vec::new, |entry| entry.waiting);
+            return Closed { frees: self.orphans.remove(&ino), told };
+        }
+        if entry.owner.is_some_and(|(_, owner)| owner == client) {
+            self.tenure += 1;
+            (entry.owner, entry.tenure, entry.moving) = (None, self.tenure, false);
+            return Closed { frees: false, told: std::mem::take(&mut entry.waiting) };
+        }
+        Closed::default()
     }
 
     /// Whether anybody holds `ino` open.
     pub fn is_open(&self, ino: Ino) -> bool {
         self.by_inode.contains_key(&ino)
+    }
+
+    /// Whether `client` holds `ino` open.
+    pub fn is_holder(&self, ino: Ino, client: ClientId) -> bool {
+        self.by_inode.get(&ino).is_some_and(|entry| entry.holders.iter().any(|(holder, _)| *holder == client))
+    }
+
+    /// Whether somebody has `ino` open for writing.
+    pub fn is_written(&self, ino: Ino) -> bool {
+        self.by_inode.get(&ino).is_some_and(|entry| entry.holders.iter().any(|(_, write)| *write))
+    }
+
+    /// Whether somebody else than `client` has `ino` open for writing, `home` (who serves it) not counted.
+    pub fn is_written_by_others(&self, ino: Ino, client: ClientId, home: ClientId) -> bool {
+        self.by_inode.get(&ino).is_some_and(|entry| {
+            entry.holders.iter().any(|(holder, write)| *write && *holder != client && *holder != home)
+        })
+    }
+
+    /// Who serves `ino`, which is open; `home` if nobody owns it. `None` while it moves.
+    pub fn term(&self, ino: Ino, home: (SessionId, ClientId)) -> Option<Term> {
+        let entry = self.by_inode.get(&ino)?;
+        let (session, client) = entry.owner.unwrap_or(home);
+        let Entry { tenure, since, moving, .. } = *entry;
+        (!moving).then_some(Term { session, client, tenure, since })
+    }
+
+    /// Takes the slots that no server has.
+    pub fn take_slots(&mut self, ino: Ino) -> Vec<u8> {
+        self.by_inode.get_mut(&ino).map_or_else(Vec::new, |entry| std::mem::take(&mut entry.slots))
+    }
+
+    /// Begins to move `ino`: nobody is named as its server until [`Opens::rest`]. False if it moves already, or is not
+    /// open.
+    pub fn depart(&mut self, ino: Ino) -> bool {
+        match self.by_inode.get_mut(&ino) {
+            Some(entry) if !entry.moving => {
+                entry.moving = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The last server of `ino` has handed over its slots.
+    pub fn handed_over(&mut self, ino: Ino, slots: Vec<u8>) {
+        if let Some(entry) = self.by_inode.get_mut(&ino) {
+            // None: they are here already.
+            if !slots.is_empty() {
+                entry.slots = slots;
+            }
+        }
+    }
+
+    /// `ino` is served by `owner` from now on, in a new term; or, with `None`, goes on as before.
+    pub fn rest(&mut self, ino: Ino, owner: Option<Option<(SessionId, ClientId)>>) -> Vec<OnRest> {
+        let tenure = self.tenure + 1;
+        let Some(entry) = self.by_inode.get_mut(&ino) else { return Vec::new() };
+        entry.moving = false;
+        if let Some(owner) = owner {
+            // Who has closed it meanwhile serves nothing.
+            let holds = |client| entry.holders.iter().any(|(holder, _)| *holder == client);
+            entry.owner = owner.filter(|(_, client)| holds(*client));
+            entry.tenure = tenure;
+            self.tenure = tenure;
+        }
+        std::mem::take(&mut entry.waiting)
+    }
+
+    /// Calls `waiter` when `ino` moves no more; gives it back if that is now.
+    pub fn wait(&mut self, ino: Ino, waiter: OnRest) -> Option<OnRest> {
+        match self.by_inode.get_mut(&ino) {
+            Some(entry) if entry.moving => {
+                entry.waiting.push(waiter);
+                None
+            }
+            _ => Some(waiter),
+        }
     }
 
     /// `ino` has lost its last name: it is removed by the transaction under way, unless somebody holds it open.
@@ -62,7 +212,7 @@ impl Opens {
 
     /// `client` holds `ino` open, which never had a name.
     pub fn open_unnamed(&mut self, ino: Ino, client: ClientId) {
-        self.by_inode.insert(ino, vec![client]);
+        self.open(ino, client, true);
         self.orphans.insert(ino);
     }
 
@@ -78,14 +228,51 @@ impl Opens {
         }
     }
 
-    /// `client` is over: what it held open is closed.
-    pub fn end(&mut self, client: ClientId) {
+    /// `client` is over: what it held open is closed. What it served goes to the coordinator's node, and what was
+    /// written there and not committed is lost. Tells who waited for such files.
+    pub fn end(&mut self, client: ClientId) -> Vec<OnRest> {
         self.ended.insert(client);
-        self.by_inode.retain(|_, holders| {
-            holders.retain(|holder| *holder != client);
-            !holders.is_empty()
+        self.let_go(client)
+    }
+
+    /// What `client` holds open is what it will declare now.
+    pub fn let_go(&mut self, client: ClientId) -> Vec<OnRest> {
+        let mut told = Vec::new();
+        let tenure = &mut self.tenure;
+        self.by_inode.retain(|_, entry| {
+            entry.holders.retain(|(holder, _)| *holder != client);
+            if entry.owner.is_some_and(|(_, owner)| owner == client) {
+                *tenure += 1;
+                (entry.owner, entry.tenure, entry.since, entry.moving) = (None, *tenure, *tenure, false);
+                told.append(&mut entry.waiting);
+            }
+            if entry.holders.is_empty() {
+                told.append(&mut entry.waiting);
+            }
+            !entry.holders.is_empty()
         });
         self.orphans.retain(|ino| self.by_inode.contains_key(ino));
+        told
+    }
+
+    /// `client`, which has just attached, holds these open; what it held and does not declare is closed. Tells which
+    /// inodes are being written from now on.
+    pub fn declare(&mut self, client: ClientId, open: &[(Ino, bool)]) -> (Vec<Ino>, Vec<OnRest>) {
+        let declared: HashMap<Ino, bool> = open.iter().copied().collect();
+        let held: Vec<Ino> = self.by_inode.keys().copied().collect();
+        let mut told = Vec::new();
+        for ino in held {
+            if !declared.contains_key(&ino) && self.is_holder(ino, client) {
+                told.append(&mut self.close(ino, client, Vec::new()).told);
+            }
+        }
+        let mut written = Vec::new();
+        for (ino, write) in declared {
+            if self.open(ino, client, write) == Opening::BeginsWriting {
+                written.push(ino);
+            }
+        }
+        (written, told)
     }
 
     /// Whether `client` is over.

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockd::ids::ClientId;
-use lockd::network::OnReply;
+use lockd::ids::{ClientId, SessionId};
+use lockd::network::{Carrier, OnReply};
 use parking_lot::{Condvar, Mutex};
 
 use crate::proto::Request;
@@ -32,11 +33,17 @@ pub struct Pending {
     pub last_try: bool,
 }
 
+/// The way to a client.
+#[derive(Clone, Debug)]
+pub struct Way(pub Arc<dyn Carrier>);
+
 /// Work of the coordinator itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Internal {
     /// A client is over.
     EndClient(ClientId),
+    /// A client can be called back, and may have leases.
+    Attach(SessionId, ClientId, Way),
     /// A step at orphans, from this inode number on.
     Reclaim(u64),
     /// Held-back runs become free, or go to quarantine.

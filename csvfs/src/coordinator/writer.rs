@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use lockd::ids::{ClientId, Sequence};
+use lockd::authority::Standing;
+use lockd::ids::{ClientId, Sequence, SessionId};
 use lockd::network::{CarrierError, OnReply};
 use lockd::rules::Rule;
 use lockd::slots::{SLOTS_PER_CLIENT, SlotDecision, SlotRefusal};
@@ -12,42 +13,74 @@ use zerocopy::little_endian::{U32, U64};
 use super::apply::apply;
 use super::change::{Change, Hints, Scene, Verdict};
 use super::core::Core;
+use super::opens::OnRest;
 use super::queue::{Internal, OnInternal, Pending, Work};
-use super::slots::{Cache, decide};
 use super::stop::Stop;
 use crate::proto::codec::encode;
-use crate::proto::{Operation, Reply};
+use crate::proto::{Answered, Key, Operation, Reply};
 use crate::refusal::Refusal;
+use crate::slots::decide;
 use crate::store::record::{ClientRecord, Counters, ENDED, SlotRecord};
 use crate::store::{Snapshot, StoreError, Tables, pair};
 use crate::types::{Ino, Run};
 
-/// The frame of a reply.
+/// The frame of a reply that nothing goes with.
 pub fn frame(reply: &Reply) -> Vec<u8> {
-    encode(reply).unwrap_or_else(|error| {
+    answered(&Answered::from(reply.clone()))
+}
+
+/// The frame of a reply.
+pub fn answered(answer: &Answered) -> Vec<u8> {
+    encode(answer).unwrap_or_else(|error| {
         let refused: Reply = Err(Refusal::Io(format!("the answer cannot be sent: {error}")));
-        encode(&refused).unwrap_or_default()
+        encode(&Answered::from(refused)).unwrap_or_default()
     })
 }
 
 /// An answer that waits for the commit.
 enum Answer {
     Reply(OnReply, Vec<u8>),
+    /// Of a change: what it has touched, by whom and in which slot.
+    Change(OnReply, Vec<u8>, Vec<Key>, (ClientId, u32)),
+    /// The reply of an earlier copy, which may not have been answered yet.
+    Repeated(OnReply, Vec<u8>, (ClientId, u32)),
     Internal(OnInternal, Option<u64>),
 }
 
 impl Answer {
-    fn give(self) {
+    fn give(self, core: &Arc<Core>) {
         match self {
             Self::Reply(on_reply, frame) => on_reply(Ok(frame)),
             Self::Internal(done, value) => done(Ok(value)),
+            Self::Change(on_reply, frame, keys, _) if keys.is_empty() => on_reply(Ok(frame)),
+            Self::Change(on_reply, frame, keys, slot) => {
+                // V9: committed, and answered when nobody has the old state in its cache any more. The writer goes on.
+                core.held.lock().insert(slot, vec![(on_reply, frame)]);
+                let held = Arc::clone(core);
+                let then = move || {
+                    let answers = held.held.lock().remove(&slot).unwrap_or_default();
+                    answers.into_iter().for_each(|(on_reply, frame)| on_reply(Ok(frame)));
+                };
+                core.recall(&keys, Some(slot.0), Box::new(then));
+            }
+            Self::Repeated(on_reply, frame, slot) => {
+                let mut held = core.held.lock();
+                if let Some(waiting) = held.get_mut(&slot) {
+                    waiting.push((on_reply, frame));
+                    return;
+                }
+                drop(held);
+                on_reply(Ok(frame));
+            }
         }
     }
 
     /// What it would have said did not become durable.
     fn fail(self, refusal: &Refusal) {
         match self {
-            Self::Reply(on_reply, _) => on_reply(Ok(frame(&Err(refusal.clone())))),
+            Self::Reply(on_reply, _) | Self::Change(on_reply, ..) | Self::Repeated(on_reply, ..) => {
+                on_reply(Ok(frame(&Err(refusal.clone()))));
+            }
             Self::Internal(done, _) => done(Err(refusal.clone())),
         }
     }
@@ -72,13 +105,14 @@ pub struct Writer {
     core: Arc<Core>,
     counters: Counters,
     hints: Hints,
-    slots: Cache,
     /// Clients that the store knows, of this session.
     known: std::collections::HashSet<ClientId>,
     /// Steps of long operations, to be done with the next group.
     continued: Vec<Work>,
     /// Operations that wait for the reclaimer.
     waiting: Vec<Pending>,
+    /// Who waited for files that a client has let go by its end.
+    told: Vec<OnRest>,
 }
 
 impl Writer {
@@ -89,10 +123,10 @@ impl Writer {
             core,
             counters,
             hints: Hints::default(),
-            slots: Cache::default(),
             known: std::collections::HashSet::new(),
             continued: Vec::new(),
             waiting: Vec::new(),
+            told: Vec::new(),
         })
     }
 
@@ -134,16 +168,18 @@ impl Writer {
             return;
         }
         for client in &outcome.ended {
-            self.slots.forget(*client);
+            self.core.slots.lock().forget(*client);
             self.known.remove(client);
+            self.core.end_leases(*client);
         }
+        self.core.rested(std::mem::take(&mut self.told));
         self.continued = outcome.continued;
         if !outcome.chunks.is_empty()
             && let Err(error) = self.core.parts.space.offer(&outcome.chunks)
         {
             self.core.break_down(&error.to_string());
         }
-        outcome.answers.into_iter().for_each(Answer::give);
+        outcome.answers.into_iter().for_each(|answer| answer.give(&self.core));
         if outcome.reclaim || outcome.urgent {
             self.core.call_reclaimer(outcome.urgent);
         }
@@ -177,6 +213,8 @@ impl Writer {
             opens: &core.opens,
             scarce: core.parts.space.is_scarce(),
             now: core.parts.clock.wall().0,
+            // Who attaches does so in this thread: before that nobody has leases.
+            tracks: core.clients.any(),
         };
         let mut change = Change::new(Tables::of(&transaction), self.counters, self.hints, scene);
         let applied = self.apply_group(&mut change, group, outcome);
@@ -188,7 +226,7 @@ impl Writer {
         drop(change);
         if !core.parts.rules.keeps(Rule::V3) {
             // The mutant: acknowledged before it is durable.
-            outcome.answers.drain(..).for_each(Answer::give);
+            outcome.answers.drain(..).for_each(|answer| answer.give(&core));
         }
         if dirty {
             transaction.commit()?;
@@ -235,22 +273,30 @@ impl Writer {
         mut pending: Pending,
         outcome: &mut Outcome,
     ) -> Option<StoreError> {
+        change.touched.clear();
         let result = self.execute(change, &pending);
         let head = pending.request.head;
+        let slot = (head.client, head.slot.map_or(u32::MAX, |(slot, _)| slot.0));
         let reply = match result {
-            Ok(Executed::Repeated(reply)) => reply,
+            Ok(Executed::Repeated(reply)) => {
+                outcome.answers.push(Answer::Repeated(pending.on_reply, reply, slot));
+                return None;
+            }
             Ok(Executed::Now(Verdict::More(mark))) => {
                 pending.mark = mark;
                 outcome.continued.push(Work::Request(pending));
                 return None;
             }
             Ok(Executed::Now(Verdict::Done(answer))) => {
-                let reply = frame(&Ok(answer));
+                let touched = change.take_touched();
+                let outdated = if self.core.clients.knows(head.client) { touched.clone() } else { Vec::new() };
+                let reply = answered(&Answered { outdated, ..Answered::from(Ok(answer)) });
                 if let Err(error) = self.remember(change, &pending, &reply) {
                     outcome.answers.push(Answer::Reply(pending.on_reply, reply));
                     return Some(error);
                 }
-                reply
+                outcome.answers.push(Answer::Change(pending.on_reply, reply, touched, slot));
+                return None;
             }
             Err(Stop::Refused(Refusal::NoSpace)) if waits_for_space(change, &pending) => {
                 outcome.urgent = true;
@@ -261,9 +307,10 @@ impl Writer {
                 let reply = frame(&Err(refusal));
                 // Only in memory: whoever repeats it after a restart has it executed for the first time.
                 if let Some((slot, sequence)) = head.slot.filter(|(slot, _)| slot.0 < SLOTS_PER_CLIENT) {
-                    let last = self.slots.get(head.client, slot);
+                    let mut slots = self.core.slots.lock();
+                    let last = slots.get(head.client, slot);
                     if decide(self.core.parts.rules, last, sequence) == SlotDecision::Execute {
-                        self.slots.put(head.client, slot, sequence, reply.clone());
+                        slots.put(head.client, slot, sequence, reply.clone());
                     }
                 }
                 reply
@@ -291,25 +338,54 @@ impl Writer {
         if self.core.parts.rules.keeps(Rule::V4) && !self.known.contains(&head.client) {
             let record = change.tables.clients()?.get(head.client.0)?.map(|record| record.value());
             if record.is_some_and(|record| record.flags.get() & ENDED != 0) {
-                self.core.opens.lock().end(head.client);
+                self.told.append(&mut self.core.opens.lock().end(head.client));
                 return Err(Refusal::Stale(format!("client {} is over", head.client)).into());
             }
         }
-        if self.slots.get(head.client, slot).is_none() {
-            // V4: what an earlier process executed is in the store.
-            let key = pair(head.client.0, u64::from(slot.0));
-            if let Some(value) = change.tables.slots()?.get(key)? {
-                let (sequence, reply) = SlotRecord::parse(value.value())?;
-                self.slots.put(head.client, slot, Sequence(sequence), reply.to_vec());
+        let decision = {
+            let mut slots = self.core.slots.lock();
+            if slots.get(head.client, slot).is_none() {
+                // V4: what an earlier process executed is in the store.
+                let key = pair(head.client.0, u64::from(slot.0));
+                if let Some(value) = change.tables.slots()?.get(key)? {
+                    let (sequence, reply) = SlotRecord::parse(value.value())?;
+                    slots.put(head.client, slot, Sequence(sequence), reply.to_vec());
+                }
             }
-        }
-        match decide(self.core.parts.rules, self.slots.get(head.client, slot), sequence) {
+            decide(self.core.parts.rules, slots.get(head.client, slot), sequence)
+        };
+        match decision {
             SlotDecision::Execute => {}
             SlotDecision::Replay(reply) => return Ok(Executed::Repeated(reply)),
             SlotDecision::Refused(refusal) => return Err(Refusal::Stale(refusal.to_string()).into()),
         }
+        if let Some(answer) = self.elsewhere(change, pending)? {
+            return Ok(Executed::Now(answer.into()));
+        }
         self.core.check_owned(head, &pending.request.operation)?;
         apply(change, &pending.request, pending.mark).map(Executed::Now)
+    }
+
+    /// What the node that serves a file has to do, as it knows size and times: the asker is sent there.
+    fn elsewhere(
+        &self,
+        change: &Change<'_, '_>,
+        pending: &Pending,
+    ) -> Result<Option<crate::proto::Answer>, Stop> {
+        let Operation::SetAttr { ino, .. } = pending.request.operation else { return Ok(None) };
+        if !self.core.clients.knows(pending.request.head.client) {
+            return Ok(None);
+        }
+        let (home, asker) = (self.core.home(), pending.request.head.client);
+        let opens = self.core.opens.lock();
+        let term = opens.term(ino, home);
+        if !opens.is_written(ino) || term.is_some_and(|term| term.client == asker) {
+            return Ok(None);
+        }
+        drop(opens);
+        let record = change.inode(ino)?;
+        let is_file = record.kind() == crate::types::Kind::File;
+        Ok(is_file.then(|| crate::proto::Answer::Elsewhere(record.attr(ino), term)))
     }
 
     /// Keeps the reply in its slot, in the transaction of the operation (V4), and the client itself.
@@ -332,7 +408,7 @@ impl Writer {
             let value = SlotRecord::value(sequence.0, reply);
             change.tables.slots_mut()?.insert(pair(head.client.0, u64::from(slot.0)), value.as_slice())?;
         }
-        self.slots.put(head.client, slot, sequence, reply.to_vec());
+        self.core.slots.lock().put(head.client, slot, sequence, reply.to_vec());
         Ok(())
     }
 
@@ -348,6 +424,12 @@ impl Writer {
             Internal::EndClient(client) => {
                 outcome.ended.push(client);
                 self.end_client(change, client).map(|()| None)
+            }
+            Internal::Attach(session, client, carrier) => {
+                // Here, so that a change after it notes what it touches.
+                self.core.leases.lock().begin(client);
+                self.core.clients.attach(session, client, carrier.0);
+                Ok(None)
             }
             Internal::Reclaim(from) => change.reclaim(from),
             Internal::Release { free, ghosts } => change.release(&free, &ghosts).map(|()| None),
@@ -378,10 +460,11 @@ impl Writer {
 
     /// A client of this session is over: its reserve returns, its slots refuse from now on (V6, V4).
     fn end_client(&mut self, change: &mut Change<'_, '_>, client: ClientId) -> Result<(), Stop> {
-        self.core.opens.lock().end(client);
+        self.told.append(&mut self.core.opens.lock().end(client));
         change.end_reserve(client)?;
         change.dirty = true;
-        let session = U64::new(self.core.parts.authority.session().0);
+        let known = change.tables.clients()?.get(client.0)?.map(|record| record.value().session);
+        let session = known.unwrap_or(U64::new(self.core.parts.authority.session().0));
         let record = ClientRecord { session, flags: U32::new(ENDED), zero: U32::ZERO };
         change.tables.clients_mut()?.insert(client.0, record)?;
         Ok(())
@@ -404,12 +487,14 @@ fn waits_for_space(change: &Change<'_, '_>, pending: &Pending) -> bool {
 
 /// Ends the clients of earlier sessions: each one's reserve returns in the transaction of its end (V6).
 pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
-    let session = core.parts.authority.session().0;
     let mut earlier = Vec::new();
     for row in core.snapshot()?.clients.range::<u64>(..)? {
         let (client, record) = row?;
-        if record.value().session.get() != session {
-            earlier.push(ClientId(client.value()));
+        let (session, client) = (SessionId(record.value().session.get()), ClientId(client.value()));
+        match core.parts.authority.standing(session) {
+            Standing::Fenced => earlier.push(client),
+            Standing::Ended => core.unfenced.lock().push((session, client)),
+            Standing::Live => {}
         }
     }
     if earlier.is_empty() {
@@ -424,6 +509,7 @@ pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
         opens: &core.opens,
         scarce: false,
         now: core.parts.clock.wall().0,
+        tracks: false,
     };
     let mut change = Change::new(Tables::of(&transaction), counters, Hints::default(), scene);
     for client in earlier {

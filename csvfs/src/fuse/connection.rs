@@ -39,7 +39,7 @@ impl Connection {
     pub(super) fn opened(&self, opened: &Opened, mode: OpenMode) -> u32 {
         self.validity.opened(opened, mode);
         let cache = if opened.keep_cache { FOPEN_KEEP_CACHE } else { 0 };
-        if mode.direct { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { cache }
+        if mode.direct || opened.direct { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { cache }
     }
 }
 

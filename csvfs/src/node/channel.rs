@@ -1,20 +1,17 @@
 //! The way to the coordinator: operations out, answers back, each change in a slot (L5).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lockd::ids::{ClientId, Epoch, SessionId};
 use lockd::network::{Carrier, CarrierError};
-use lockd::slots::{SlotAllocator, SlotUse};
-use parking_lot::Mutex;
+use lockd::slots::SlotUse;
 
 use super::asker::{Asker, is_completing};
-use super::task::{Sender, promise};
-use crate::proto::{Answer, Head, Operation, Reply, Request, codec};
+use super::cache::Cache;
+use super::slots::Slots;
+use super::task::promise;
+use crate::proto::{Answer, Answered, Head, Operation, Reply, Request, codec};
 use crate::refusal::Refusal;
-
-/// How many changes may wait for a free slot: more than a front end has requests in flight.
-const QUEUE_MAX: usize = 65_536;
 
 /// See the module.
 pub(super) struct Channel {
@@ -22,9 +19,9 @@ pub(super) struct Channel {
     session: SessionId,
     client: ClientId,
     coordinator: Epoch,
-    slots: Arc<SlotAllocator>,
-    /// Who waits for a free slot.
-    waiting: Mutex<VecDeque<Sender<SlotUse>>>,
+    slots: Slots,
+    /// What may be kept of the answers.
+    pub(super) cache: Cache,
     asker: Option<Asker>,
 }
 
@@ -40,28 +37,41 @@ impl Channel {
         coordinator: Epoch,
         asker: Option<Asker>,
     ) -> Self {
-        let (slots, waiting) = (SlotAllocator::new(), Mutex::default());
-        Self { carrier, session, client, coordinator, slots, waiting, asker }
+        let (slots, cache) = (Slots::default(), Cache::default());
+        Self { carrier, session, client, coordinator, slots, cache, asker }
+    }
+
+    /// The epoch in which this client knows the coordinator.
+    pub(super) fn coordinator(&self) -> Epoch {
+        self.coordinator
+    }
+
+    /// This client.
+    pub(super) fn client(&self) -> (SessionId, ClientId) {
+        (self.session, self.client)
     }
 
     /// Asks, again as long as no answer comes: a change in its slot, so that it is executed once.
     pub(super) async fn call(&self, operation: Operation) -> Reply {
         // What a coordinator of this process answers on the asking thread, from its store.
-        let reads_store = !operation.changes() || matches!(operation, Operation::Open { .. });
-        let slot = if operation.changes() { Some(self.slot().await?) } else { None };
+        let reads_store = !operation.changes()
+            || matches!(operation, Operation::Open { .. } | Operation::Acquire { .. } | Operation::Attach { .. });
+        let slot = if operation.changes() { Some(self.slots.take().await?) } else { None };
         let head = Head {
             session: self.session,
             client: self.client,
             coordinator: self.coordinator,
             slot: slot.as_ref().map(|used| (used.slot(), used.sequence())),
         };
-        let frame = match codec::encode(&Request { head, operation }) {
+        let request = Request { head, operation };
+        let frame = match codec::encode(&request) {
             Ok(frame) => frame,
             Err(error) => {
-                self.free(slot, SlotUse::unused);
+                self.slots.free(slot, SlotUse::unused);
                 return Err(Refusal::Io(error.to_string()));
             }
         };
+        let asked = self.cache.ask();
         loop {
             let (sender, receiver) = promise();
             let (carrier, frame) = (Arc::clone(&self.carrier), frame.clone());
@@ -72,49 +82,29 @@ impl Channel {
             }
             match receiver.await {
                 Some(Ok(reply)) => {
-                    self.free(slot, SlotUse::answered);
-                    return codec::decode::<Reply>(&reply).unwrap_or_else(|error| {
-                        Err(Refusal::Io(format!("the coordinator's answer is not understood: {error}")))
+                    let answered = codec::decode::<Answered>(&reply).unwrap_or_else(|error| {
+                        let error = format!("the coordinator's answer is not understood: {error}");
+                        Answered::from(Err(Refusal::Io(error)))
                     });
+                    // Before the slot is free, and before the caller goes on.
+                    self.cache.answered(asked, &request.operation, &answered);
+                    self.slots.free(slot, SlotUse::answered);
+                    return answered.reply;
                 }
                 Some(Err(CarrierError::TimedOut(_))) => {}
                 // The slot is lost with that: nobody knows whether its command was executed.
-                Some(Err(CarrierError::Closed(reason))) => return Err(closed(&reason)),
-                None => return Err(closed("the request was dropped")),
-            }
-        }
-    }
-
-    async fn slot(&self) -> Result<SlotUse, Refusal> {
-        let waits = {
-            let mut waiting = self.waiting.lock();
-            match self.slots.try_acquire() {
-                Ok(Some(slot)) => return Ok(slot),
-                Ok(None) if waiting.len() >= QUEUE_MAX => {
-                    return Err(Refusal::Busy(format!("{QUEUE_MAX} operations wait for the coordinator")));
+                Some(Err(CarrierError::Closed(reason))) => {
+                    self.cache.clear();
+                    let reply = Err(closed(&reason));
+                    self.cache.answered(asked, &request.operation, &Answered::from(reply.clone()));
+                    return reply;
                 }
-                Ok(None) => {
-                    let (sender, receiver) = promise();
-                    waiting.push_back(sender);
-                    receiver
+                None => {
+                    let reply = Err(closed("the request was dropped"));
+                    self.cache.answered(asked, &request.operation, &Answered::from(reply.clone()));
+                    return reply;
                 }
-                Err(none) => return Err(closed(&none.to_string())),
             }
-        };
-        waits.await.ok_or_else(|| closed("every slot is lost"))
-    }
-
-    /// Ends the use of a slot, and gives it to whoever has waited longest.
-    fn free(&self, slot: Option<SlotUse>, end: impl FnOnce(SlotUse)) {
-        let Some(slot) = slot else { return };
-        let next = {
-            let mut waiting = self.waiting.lock();
-            end(slot);
-            waiting.pop_front().map(|waiter| (self.slots.try_acquire(), waiter))
-        };
-        // Without a slot the waiter is dropped, and so told.
-        if let Some((Ok(Some(slot)), waiter)) = next {
-            waiter.send(slot);
         }
     }
 }

@@ -73,6 +73,10 @@ impl Core {
         if !is_written && !file.marks.is_dirty() {
             return Ok(());
         }
+        if file.is_elsewhere() {
+            // It was committed before it went there.
+            return Ok(());
+        }
         let result = self.flush_and_tell(file, is_written).await;
         if result.is_err() {
             file.marks.failed();
@@ -169,18 +173,18 @@ impl Core {
             return Ok(());
         }
         self.counters.sync();
-        let in_place = || {
-            file.size.load(SeqCst) <= file.known_size.load(SeqCst)
-                && file.layout.read().dirty_runs(FileBlock(0), 1).0.is_empty()
-        };
-        let result = if data_only && in_place() {
-            let flushed = self.flush().await;
-            if flushed.is_err() {
-                file.failures.fetch_add(1, SeqCst);
+        let result = loop {
+            if file.is_elsewhere() {
+                match self.sync_there(file, data_only).await {
+                    Ok(None) => continue,
+                    Ok(Some(())) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
             }
-            flushed
-        } else {
-            self.commit(file).await
+            match self.sync_file(file, data_only).await {
+                Err(error) if self.has_moved(file, &error) => {}
+                result => break result,
+            }
         };
         let failures = file.failures.load(SeqCst);
         let told = handle.failures.swap(failures, SeqCst);
@@ -190,12 +194,34 @@ impl Core {
         result
     }
 
+    /// Makes what was written to a file that this node serves durable.
+    pub(super) async fn sync_file(self: &Arc<Self>, file: &Arc<File>, data_only: bool) -> Result<(), Refusal> {
+        let in_place = || {
+            file.size.load(SeqCst) <= file.known_size.load(SeqCst)
+                && file.layout.read().dirty_runs(FileBlock(0), 1).0.is_empty()
+        };
+        if data_only && in_place() {
+            let flushed = self.flush().await;
+            if flushed.is_err() {
+                file.failures.fetch_add(1, SeqCst);
+            }
+            flushed
+        } else {
+            self.commit(file).await
+        }
+    }
+
     /// Commits every file, and tells the first failure.
     pub(super) async fn sync_all(self: &Arc<Self>) -> Result<(), Refusal> {
         let mut result = Ok(());
         for file in self.files.values() {
             if file.is_regular() && !file.nameless.load(SeqCst) {
-                result = result.and(self.commit(&file).await);
+                let synced = if file.is_elsewhere() {
+                    self.sync_there(&file, false).await.map(|_| ())
+                } else {
+                    self.commit(&file).await
+                };
+                result = result.and(synced);
             }
         }
         result.and(self.flush().await)

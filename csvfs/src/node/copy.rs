@@ -29,9 +29,14 @@ impl Core {
         to: u64,
         len: u64,
     ) -> Result<u64, Refusal> {
-        source.owned()?;
-        target.owned()?;
-        let len = len.min(source.size.load(SeqCst).saturating_sub(from));
+        for file in [source, target] {
+            if !file.is_regular() {
+                file.owned()?;
+            }
+        }
+        // Blocks are shared by the one node that serves both.
+        let here = !source.is_elsewhere() && !target.is_elsewhere();
+        let len = if here { len.min(source.size.load(SeqCst).saturating_sub(from)) } else { len.min(DATA_MAX) };
         if len == 0 {
             return Ok(0);
         }
@@ -41,10 +46,11 @@ impl Core {
         if Arc::ptr_eq(source, target) && from < to + len && to < from + len {
             return Err(Refusal::Invalid("the ranges overlap".to_owned()));
         }
-        if from.is_multiple_of(BLOCK) && to.is_multiple_of(BLOCK) {
-            let shared = self.share(source, from, target, to, len).await?;
-            if shared > 0 {
-                return Ok(shared);
+        if here && from.is_multiple_of(BLOCK) && to.is_multiple_of(BLOCK) {
+            match self.share(source, from, target, to, len).await {
+                Ok(0) => {}
+                Err(error) if self.has_moved(source, &error) || self.has_moved(target, &error) => {}
+                result => return result,
             }
         }
         self.copy_data(source, from, target, to, len.min(DATA_MAX)).await
@@ -63,6 +69,7 @@ impl Core {
         let (one, other) = if source.ino <= target.ino { (source, target) } else { (target, source) };
         let one_still = self.hold_still(one).await;
         let other_still = if Arc::ptr_eq(one, other) { None } else { Some(self.hold_still(other).await) };
+        let (source_owned, target_owned) = (source.owned()?, target.owned()?);
         self.load(source).await?;
         self.load(target).await?;
         let (source_size, target_size) = (source.size.load(SeqCst), target.size.load(SeqCst));
@@ -88,9 +95,9 @@ impl Core {
         let fresh = source.layout.write().cut_fresh(&(from..from + blocks));
         self.put_back(fresh, false).await;
         let operation = Operation::Clone {
-            source: source.owned()?,
+            source: source_owned,
             from,
-            target: target.owned()?,
+            target: target_owned,
             to,
             len: blocks,
             size: grown,

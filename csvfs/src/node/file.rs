@@ -9,10 +9,12 @@ use super::blocks::BlockLocks;
 use super::gate::Gate;
 use super::layout::Layout;
 use super::marks::Marks;
+use super::slots::Slots;
 use super::task::Sender;
 use super::turn::Turn;
-use crate::proto::Owned;
+use crate::proto::{Owned, Term};
 use crate::refusal::Refusal;
+use crate::slots::Cache;
 use crate::types::{Attr, Ino, Kind, Run, Timestamp};
 
 /// Where a file is between its first opening and its last closing.
@@ -26,6 +28,22 @@ pub(super) enum Phase {
     Closing,
     /// No longer in the table.
     Gone,
+}
+
+/// Who executes what is done to the file's data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Service {
+    /// This node.
+    Here {
+        /// The ownership that fences what is asked of the coordinator.
+        owned: Owned,
+        /// The term of service, if others may use the file.
+        tenure: u64,
+        /// The ownership is this client's own, from the authority; otherwise the coordinator's.
+        acquired: bool,
+    },
+    /// Another node; in which term, if that is known.
+    There(Option<Term>),
 }
 
 /// Guarded together: who uses the file.
@@ -50,8 +68,24 @@ pub(super) struct Commits {
 pub(super) struct File {
     pub(super) ino: Ino,
     pub(super) life: Mutex<Life>,
-    /// Kind and ownership (of a regular file), known when it is open.
-    pub(super) opened: OnceLock<(Kind, Option<Owned>)>,
+    /// The kind, known when it is open.
+    pub(super) kind: OnceLock<Kind>,
+    /// Who serves it, if it is a regular file. Changed while the gate is stopped and drained.
+    pub(super) service: RwLock<Option<Service>>,
+    /// Counts requests of other nodes; stopped and drained before the file is served elsewhere.
+    pub(super) guests: Gate,
+    /// Slots of other nodes' changes, which go with the file.
+    pub(super) guest_slots: Mutex<Cache>,
+    /// Slots of this node's changes that another executes.
+    pub(super) slots: OnceLock<Slots>,
+    /// The term in which the first write was acknowledged by another node that no sync has covered.
+    pub(super) unsynced: Mutex<Option<u64>>,
+    /// The coordinator knows that the file is open for writing here.
+    pub(super) declared: AtomicBool,
+    /// Handles of this node that are open for writing.
+    pub(super) writers: AtomicU64,
+    /// This node has tried to own the file since it was opened.
+    pub(super) tried: AtomicBool,
     /// Counts data requests; stopped and drained before the layout is changed under them (V8).
     pub(super) gate: Gate,
     pub(super) locks: BlockLocks,
@@ -90,7 +124,15 @@ impl File {
         Self {
             ino,
             life: Mutex::new(Life { phase: Phase::Opening, uses: 0, idle_since: 0, waiting: Vec::new() }),
-            opened: OnceLock::new(),
+            kind: OnceLock::new(),
+            service: RwLock::new(None),
+            guests: Gate::default(),
+            guest_slots: Mutex::default(),
+            slots: OnceLock::new(),
+            unsynced: Mutex::default(),
+            declared: AtomicBool::new(false),
+            writers: AtomicU64::new(0),
+            tried: AtomicBool::new(false),
             gate: Gate::default(),
             locks: BlockLocks::default(),
             layout: RwLock::default(),
@@ -113,33 +155,66 @@ impl File {
     }
 
     /// Takes over what the coordinator says of the inode at its opening.
-    pub(super) fn begin(&self, attr: &Attr, owned: Option<Owned>) {
+    pub(super) fn begin(&self, attr: &Attr, service: Option<Service>) {
+        let _ = self.kind.set(attr.kind);
+        match service {
+            Some(Service::Here { .. }) => self.serve(attr, service),
+            _ => *self.service.write() = service,
+        }
+    }
+
+    /// This node serves the file from now on. The caller lets nothing through the gate.
+    pub(super) fn serve(&self, attr: &Attr, service: Option<Service>) {
         self.size.store(attr.size, SeqCst);
         self.known_size.store(attr.size, SeqCst);
-        self.loaded.store(attr.kind == Kind::File && attr.blocks == 0, SeqCst);
         self.tail_is_zero.store(attr.blocks == 0, SeqCst);
         if attr.atime > attr.mtime {
             self.marks.seen();
         }
-        let _ = self.opened.set((attr.kind, owned));
+        *self.service.write() = service;
+        self.loaded.store(attr.kind == Kind::File && attr.blocks == 0, SeqCst);
     }
 
-    /// The ownership that fences what is asked for this file.
+    /// Another node serves the file from now on. The caller has drained and committed it, and keeps the gate stopped.
+    pub(super) fn leave(&self) {
+        self.loaded.store(false, SeqCst);
+        *self.layout.write() = Layout::default();
+        self.marks.forget(true, true, true);
+        *self.service.write() = Some(Service::There(None));
+    }
+
+    /// Whether another node serves the file.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(*self.service.read(), Some(Service::There(_)))
+    }
+
+    /// The term in which this node serves the file to others.
+    pub(super) fn tenure(&self) -> Option<u64> {
+        match *self.service.read() {
+            Some(Service::Here { tenure, .. }) => Some(tenure),
+            _ => None,
+        }
+    }
+
+    /// The ownership that fences what is asked for this file. Holds for as long as the caller holds gate or turn.
     pub(super) fn owned(&self) -> Result<Owned, Refusal> {
-        match self.opened.get() {
-            Some((Kind::File, Some(owned))) => Ok(*owned),
-            Some((Kind::Directory, _)) => Err(Refusal::IsDirectory),
+        match (self.kind.get(), *self.service.read()) {
+            (Some(Kind::File), Some(Service::Here { owned, .. })) => Ok(owned),
+            (Some(Kind::File), Some(Service::There(_))) => {
+                Err(Refusal::Stale(format!("{} is served by another node", self.ino)))
+            }
+            (Some(Kind::Directory), _) => Err(Refusal::IsDirectory),
             _ => Err(Refusal::Invalid(format!("{} has no data", self.ino))),
         }
     }
 
     pub(super) fn is_regular(&self) -> bool {
-        matches!(self.opened.get(), Some((Kind::File, _)))
+        self.kind.get() == Some(&Kind::File)
     }
 
     /// The attributes as the owner knows them.
     pub(super) fn apply(&self, attr: &mut Attr) {
-        if !self.is_regular() {
+        if self.tenure().is_none() {
             return;
         }
         attr.size = self.size.load(SeqCst);

@@ -140,7 +140,12 @@ impl Media {
         }
     }
 
-    fn tick_passed(&self) -> Receiver<()> {
+    /// Waits for the next look at what nobody tells of.
+    pub(super) async fn tick_passed(&self) {
+        self.next_tick().await;
+    }
+
+    fn next_tick(&self) -> Receiver<()> {
         let (sender, receiver) = promise();
         self.waiting.lock().push(sender);
         self.alarm.ring();

@@ -41,6 +41,8 @@
 mod asker;
 mod background;
 mod blocks;
+mod cache;
+mod callback;
 mod channel;
 mod commit;
 mod copy;
@@ -52,10 +54,13 @@ mod marks;
 mod media;
 mod names;
 mod open;
+mod owner;
 mod read;
+mod remote;
 mod reserve;
 mod resize;
 mod service;
+mod slots;
 mod stock;
 mod table;
 mod task;
@@ -78,6 +83,7 @@ use parking_lot::Mutex;
 use redirector::buffer::Pool;
 use redirector::lun::Lun;
 
+use crate::peers::Peers;
 use crate::refusal::Refusal;
 use crate::service::Done;
 use crate::types::{Ino, Timestamp};
@@ -101,6 +107,8 @@ pub struct Parts {
     pub lun: Arc<dyn Lun>,
     /// Who grants ownership, and the lease.
     pub authority: Arc<dyn Authority>,
+    /// The ways to the other nodes.
+    pub peers: Arc<dyn Peers>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The rules that are kept.
@@ -132,6 +140,8 @@ pub struct Options {
     pub hold: Duration,
     /// Whether the time of the last read is kept (relatime).
     pub atime: bool,
+    /// Whether other nodes use the volume: the coordinator calls this one back, and files are served by one of them.
+    pub cluster: bool,
     /// Whether the node has threads of its own, for what it does by itself and for questions that come up where nobody
     /// may wait. A simulation has none and calls [`Node::round`].
     pub background: bool,
@@ -146,6 +156,7 @@ impl Default for Options {
             dirty_parts_max: 4096,
             hold: Duration::from_secs(120),
             atime: true,
+            cluster: false,
             background: true,
         }
     }
@@ -156,6 +167,9 @@ struct Core {
     channel: Channel,
     media: Arc<Media>,
     authority: Arc<dyn Authority>,
+    peers: Arc<dyn Peers>,
+    /// Files that were given up lately, in which term and with which slots: the coordinator may ask again.
+    yielded: Mutex<owner::Yielded>,
     clock: Arc<dyn Clock>,
     rules: Rules,
     volume: VolumeId,
@@ -204,7 +218,7 @@ impl Node {
     /// # Errors
     /// If its threads cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { carrier, lun, authority, clock, rules, pool, volume, client, coordinator, options } =
+        let Parts { carrier, lun, authority, peers, clock, rules, pool, volume, client, coordinator, options } =
             parts;
         let lease = Arc::clone(authority.lease());
         let alarm = Arc::new(Alarm::default());
@@ -221,6 +235,8 @@ impl Node {
                 Arc::clone(&alarm),
             )),
             authority,
+            peers,
+            yielded: Mutex::default(),
             clock,
             rules,
             volume,
@@ -261,6 +277,29 @@ impl Node {
         }
     }
 
+    /// Lets the coordinator of a cluster's volume know that this node is here; what it is told is kept from then on.
+    /// To be called before the node serves a front end, and again whenever the way to the coordinator is a new one.
+    pub fn attach(&self, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.attach().await) });
+    }
+
+    /// Makes this node the owner of a file, however small it is and whoever uses it, for as long as it is open here.
+    pub fn acquire(&self, ino: Ino, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move {
+            let result = match core.hold(ino, true).await {
+                Ok(file) => {
+                    let result = core.acquire(&file, false).await;
+                    core.let_go(&file);
+                    result
+                }
+                Err(error) => Err(error),
+            };
+            done(result);
+        });
+    }
+
     /// Ends the node for a clean unmount: every file is stopped, drained, committed and closed, and the reserve given
     /// back. Open handles are gone. `done` is told the first error; what could not be committed is lost.
     pub fn shut_down(&self, done: Done<()>) {
@@ -273,7 +312,7 @@ impl Core {
     async fn shut_down(self: &Arc<Self>) -> Result<(), Refusal> {
         self.ended.store(true, SeqCst);
         for handle in self.handles.take_all() {
-            self.let_go(&handle.file);
+            self.end_handle(&handle);
         }
         self.close_idle(u64::MAX).await;
         let left = self.files.len();

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::Core;
 use super::channel::unexpected;
-use crate::proto::{Answer, Created, Operation, Reply, SetAttr};
+use crate::proto::{Answer, Created, Operation, Reply, SetAttr, Term};
 use crate::refusal::Refusal;
 use crate::service::{Credentials, OpenMode, Opened};
 use crate::types::{Attr, DirEntry, Ino, Kind};
@@ -30,11 +30,76 @@ impl Core {
         }
     }
 
-    /// The same, as the owner has them.
-    pub(super) async fn attr(&self, operation: Operation) -> Result<Attr, Refusal> {
+    /// The same, as the server has them.
+    pub(super) async fn attr(self: &Arc<Self>, operation: Operation) -> Result<Attr, Refusal> {
         let closed = self.closed.load(SeqCst);
-        let attr = self.entry(operation).await?;
-        self.known(attr, closed).await
+        match self.call(operation).await? {
+            Answer::Entry(attr) => self.known(attr, closed).await,
+            Answer::Elsewhere(attr, term) => self.ask_server(attr.ino, term).await,
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a name stands for, from what this node keeps if it may (V9).
+    pub(super) async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Attr, Refusal> {
+        let kept = self.channel.cache.lookup(parent, name);
+        // L3: without the lease nothing that is kept holds.
+        if let Some(kept) = kept
+            && self.media.has_lease()
+        {
+            match kept? {
+                (_, Some(attr)) => return Ok(attr),
+                (ino, None) => match self.get_attr(ino).await {
+                    // Its last name has gone meanwhile: what the name stands for now is asked for.
+                    Err(Refusal::NotFound) => {}
+                    result => return result,
+                },
+            }
+        }
+        self.attr(Operation::Lookup { parent, name: name.to_vec() }).await
+    }
+
+    /// The attributes of an inode, from what this node keeps if it may (V9).
+    pub(super) async fn get_attr(self: &Arc<Self>, ino: Ino) -> Result<Attr, Refusal> {
+        if let Some(attr) = self.channel.cache.attr(ino)
+            && self.media.has_lease()
+        {
+            return Ok(attr);
+        }
+        self.attr(Operation::GetAttr { ino }).await
+    }
+
+    /// Attributes of a file that is being written, from the node that serves it.
+    async fn ask_server(self: &Arc<Self>, ino: Ino, mut term: Option<Term>) -> Result<Attr, Refusal> {
+        let since = self.clock.boot();
+        loop {
+            let told = match &term {
+                Some(term) => self.attr_there(ino, term).await?,
+                None => None,
+            };
+            if let Some(attr) = told {
+                return Ok(attr);
+            }
+            if self.clock.boot().since(since) > self.options.hold {
+                let hold = self.options.hold.as_secs();
+                return Err(Refusal::Io(format!("no node has served {ino} for {hold} s")));
+            }
+            let closed = self.closed.load(SeqCst);
+            let before = term;
+            term = match self.call(Operation::GetAttr { ino }).await? {
+                Answer::Entry(attr) => return self.known(attr, closed).await,
+                Answer::Elsewhere(_, Some(term)) => Some(term),
+                Answer::Elsewhere(_, None) => match self.call(Operation::Serving { ino }).await {
+                    Ok(Answer::Opened { term, .. }) => Some(term),
+                    Ok(_) | Err(Refusal::Stale(_)) => None,
+                    Err(error) => return Err(error),
+                },
+                other => return Err(unexpected(&other)),
+            };
+            if term.is_none() || term == before {
+                self.media.tick_passed().await;
+            }
+        }
     }
 
     pub(super) async fn done(&self, operation: Operation) -> Result<(), Refusal> {
@@ -53,7 +118,7 @@ impl Core {
 
     /// Attributes with what this node knows better. They were asked for when `closed` files had been closed: if the
     /// owner's last commit came after them, they are asked for again.
-    async fn known(&self, mut attr: Attr, mut closed: u64) -> Result<Attr, Refusal> {
+    pub(super) async fn known(self: &Arc<Self>, mut attr: Attr, mut closed: u64) -> Result<Attr, Refusal> {
         loop {
             if let Some(file) = self.files.get(attr.ino) {
                 file.apply(&mut attr);
@@ -64,14 +129,23 @@ impl Core {
                 return Ok(attr);
             }
             closed = now;
-            attr = self.entry(Operation::GetAttr { ino: attr.ino }).await?;
+            attr = match self.call(Operation::GetAttr { ino: attr.ino }).await? {
+                Answer::Entry(attr) => attr,
+                Answer::Elsewhere(attr, term) => return Box::pin(self.ask_server(attr.ino, term)).await,
+                other => return Err(unexpected(&other)),
+            };
         }
     }
 
-    pub(super) async fn directory(&self, operation: Operation) -> Result<(Vec<DirEntry>, bool), Refusal> {
+    pub(super) async fn directory(self: &Arc<Self>, operation: Operation) -> Result<(Vec<DirEntry>, bool), Refusal> {
         let closed = self.closed.load(SeqCst);
+        let attributes = matches!(operation, Operation::ReadDirectory { attributes: true, .. });
         match self.call(operation).await? {
             Answer::Directory { mut entries, end } => {
+                for entry in entries.iter_mut().filter(|entry| attributes && entry.attr.is_none()) {
+                    // It is being written elsewhere. One that is gone meanwhile is told without attributes.
+                    entry.attr = self.get_attr(entry.ino).await.ok();
+                }
                 for entry in &mut entries {
                     if let Some(attr) = entry.attr {
                         // One that is gone meanwhile is told as it was.
@@ -86,23 +160,50 @@ impl Core {
 
     /// Changes attributes but for the size. What has been noted here about the same ones is outdated by it.
     pub(super) async fn set_attr(self: &Arc<Self>, ino: Ino, set: SetAttr) -> Result<Attr, Refusal> {
-        let operation = Operation::SetAttr { ino, set, now: self.now() };
-        let Some(file) = self.files.get(ino) else { return self.attr(operation).await };
-        // No commit is on its way with older times.
-        let _turn = file.turn.take().await;
-        let times = (set.mtime.is_some(), set.atime.is_some());
-        let forgotten = file.marks.forget(times.0, times.1, set.mode.is_some());
-        let result = self.attr(operation).await;
-        if result.is_err() {
-            file.marks.restore(forgotten);
+        let operation = || Operation::SetAttr { ino, set, now: self.now() };
+        let closed = self.closed.load(SeqCst);
+        let file = self.files.get(ino).filter(|file| !file.is_elsewhere());
+        let answer = match file {
+            None => self.call(operation()).await?,
+            Some(file) => {
+                // No commit is on its way with older times.
+                let _turn = file.turn.take().await;
+                let times = (set.mtime.is_some(), set.atime.is_some());
+                let forgotten = file.marks.forget(times.0, times.1, set.mode.is_some());
+                let result = self.call(operation()).await;
+                if result.is_err() {
+                    file.marks.restore(forgotten);
+                }
+                result?
+            }
+        };
+        match answer {
+            Answer::Entry(attr) => self.known(attr, closed).await,
+            // The node that serves it has notes of its own: it is changed there.
+            Answer::Elsewhere(..) => Box::pin(self.set_attr_at_server(ino, set)).await,
+            other => Err(unexpected(&other)),
         }
+    }
+
+    async fn set_attr_at_server(self: &Arc<Self>, ino: Ino, set: SetAttr) -> Result<Attr, Refusal> {
+        let file = self.hold(ino, false).await?;
+        let result = match self.set_attr_there(&file, &set).await {
+            Ok(Some(attr)) => Ok(attr),
+            Ok(None) => self.set_attr(ino, set).await,
+            Err(error) => Err(error),
+        };
+        self.let_go(&file);
         result
     }
 
-    pub(super) async fn link(&self, ino: Ino, parent: Ino, name: Vec<u8>) -> Result<Attr, Refusal> {
-        let attr = self.attr(Operation::Link { ino, parent, name, now: self.now() }).await?;
+    pub(super) async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: Vec<u8>) -> Result<Attr, Refusal> {
+        let mut attr = self.attr(Operation::Link { ino, parent, name, now: self.now() }).await?;
         if let Some(file) = self.files.get(ino) {
             file.nameless.store(false, SeqCst);
+        }
+        if self.options.cluster {
+            // The answer has what is committed; the size may be another by now.
+            attr = self.get_attr(ino).await.unwrap_or(attr);
         }
         Ok(attr)
     }
@@ -147,8 +248,8 @@ impl Core {
         // An existing file may have been closed here since the coordinator opened it: it is opened once more.
         let is_known = self.files.get(attr.ino).is_some();
         let is_new = !is_known && attr.btime == now && attr.size == 0 && attr.nlink == 1;
-        let truncate = open.truncate && !is_new;
-        self.open(attr.ino, is_new.then_some(attr), truncate, open.clear_set_id).await
+        let mode = OpenMode { truncate: open.truncate && !is_new, ..open };
+        self.open(attr.ino, is_new.then_some(attr), mode).await
     }
 
     pub(super) async fn create_unnamed(
@@ -156,11 +257,13 @@ impl Core {
         who: Credentials,
         parent: Ino,
         mode: u32,
+        open: OpenMode,
     ) -> Result<Opened, Refusal> {
         let Credentials { uid, gid, umask } = who;
         let operation = Operation::CreateUnnamed { parent, mode, umask, uid, gid, now: self.now() };
         let attr = self.entry(operation).await?;
-        let opened = self.open(attr.ino, Some(attr), false, false).await?;
+        let mode = OpenMode { truncate: false, ..open };
+        let opened = self.open(attr.ino, Some(attr), mode).await?;
         if let Some(file) = self.files.get(attr.ino) {
             file.nameless.store(true, SeqCst);
         }

@@ -11,11 +11,11 @@ use lockd::ids::ResourceId;
 
 use super::Core;
 use super::channel::unexpected;
-use super::file::{File, Life, Phase};
+use super::file::{File, Life, Phase, Service};
 use super::task::{Sender, promise, run};
-use crate::proto::{Answer, Operation, Owned};
+use crate::proto::{Answer, Operation, Owned, Term};
 use crate::refusal::Refusal;
-use crate::service::{HandleId, Opened};
+use crate::service::{HandleId, OpenMode, Opened};
 use crate::types::{Attr, FileBlock, Ino, Kind};
 
 /// Files that are kept open without a user at most; more are closed at once.
@@ -26,6 +26,8 @@ pub(super) struct Handle {
     pub(super) file: Arc<File>,
     /// Failed write-backs of the file that this handle has been told about.
     pub(super) failures: AtomicU64,
+    /// Open for writing.
+    pub(super) write: bool,
 }
 
 fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
@@ -35,16 +37,45 @@ fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
 
 impl Core {
     /// Opens an inode, or joins those who have it open. Ended by [`Core::let_go`].
-    pub(super) async fn hold(self: &Arc<Self>, ino: Ino) -> Result<Arc<File>, Refusal> {
-        self.hold_with(ino, None).await.map(|(file, _)| file)
+    pub(super) async fn hold(self: &Arc<Self>, ino: Ino, write: bool) -> Result<Arc<File>, Refusal> {
+        self.hold_with(ino, None, write).await.map(|(file, _)| file)
     }
 
-    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked. `attr`: what the coordinator has answered
-    /// to a creation that has also opened the inode.
+    /// As [`Core::hold_with`], and tells the coordinator if it is for writing and was not before.
     pub(super) async fn hold_with(
         self: &Arc<Self>,
         ino: Ino,
         attr: Option<Attr>,
+        write: bool,
+    ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
+        let (file, attr) = self.hold_any(ino, attr, write).await?;
+        if self.options.cluster && write && file.is_regular() && !file.declared.load(SeqCst) {
+            match self.channel.call(Operation::Open { ino, write }).await {
+                Ok(Answer::Opened { slots, .. }) => {
+                    self.take_slots(&file, &slots);
+                    file.declared.store(true, SeqCst);
+                }
+                Ok(Answer::Elsewhere(..)) => file.declared.store(true, SeqCst),
+                Ok(other) => {
+                    self.let_go(&file);
+                    return Err(unexpected(&other));
+                }
+                Err(error) => {
+                    self.let_go(&file);
+                    return Err(error);
+                }
+            }
+        }
+        Ok((file, attr))
+    }
+
+    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked. `attr`: what the coordinator has answered
+    /// to a creation that has also opened the inode.
+    async fn hold_any(
+        self: &Arc<Self>,
+        ino: Ino,
+        attr: Option<Attr>,
+        write: bool,
     ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
         loop {
             if self.ended.load(SeqCst) {
@@ -52,7 +83,7 @@ impl Core {
             }
             let (file, is_new) = self.files.get_or_insert(ino, || Arc::new(File::new(ino)));
             if is_new {
-                return self.begin(file, attr).await.map(|(file, attr)| (file, Some(attr)));
+                return self.begin(file, attr, write).await.map(|(file, attr)| (file, Some(attr)));
             }
             let waits = {
                 let mut life = file.life.lock();
@@ -76,7 +107,7 @@ impl Core {
                 waits.await;
                 // The closing that was awaited may have come after the creation that opened it.
                 if attr.is_some() {
-                    return Box::pin(self.hold_with(ino, None)).await;
+                    return Box::pin(self.hold_any(ino, None, write)).await;
                 }
             }
         }
@@ -86,22 +117,11 @@ impl Core {
         self: &Arc<Self>,
         file: Arc<File>,
         attr: Option<Attr>,
+        write: bool,
     ) -> Result<(Arc<File>, Attr), Refusal> {
-        let opened = match attr {
-            Some(attr) => Ok(attr),
-            None => match self.channel.call(Operation::Open { ino: file.ino }).await {
-                Ok(Answer::Entry(attr)) => Ok(attr),
-                Ok(other) => Err(unexpected(&other)),
-                Err(error) => Err(error),
-            },
-        };
-        let owned = opened.and_then(|attr| match attr.kind {
-            Kind::File => self.acquire(file.ino).map(|owned| (attr, Some(owned))),
-            _ => Ok((attr, None)),
-        });
-        let result = match owned {
-            Ok((attr, owned)) => {
-                file.begin(&attr, owned);
+        let result = match self.begin_service(&file, attr, write).await {
+            Ok((attr, service)) => {
+                file.begin(&attr, service);
                 Ok((Arc::clone(&file), attr))
             }
             Err(error) => {
@@ -118,12 +138,90 @@ impl Core {
         result
     }
 
-    fn acquire(&self, ino: Ino) -> Result<Owned, Refusal> {
+    /// Opens towards the coordinator, and finds out who serves the file.
+    async fn begin_service(
+        &self,
+        file: &File,
+        attr: Option<Attr>,
+        write: bool,
+    ) -> Result<(Attr, Option<Service>), Refusal> {
+        // A file that has just been made is known to be nobody's only where nobody else could have acquired it.
+        let attr = attr.filter(|_| !self.options.cluster || !self.is_home());
+        let (attr, term, slots) = match attr {
+            Some(attr) => {
+                file.declared.store(true, SeqCst);
+                (attr, None, Vec::new())
+            }
+            None => match self.channel.call(Operation::Open { ino: file.ino, write }).await? {
+                Answer::Opened { attr, term, slots } => {
+                    file.declared.store(write, SeqCst);
+                    (attr, Some(term), slots)
+                }
+                Answer::Elsewhere(attr, term) => {
+                    file.declared.store(write, SeqCst);
+                    (attr, term, Vec::new())
+                }
+                other => return Err(unexpected(&other)),
+            },
+        };
+        if attr.kind != Kind::File {
+            return Ok((attr, None));
+        }
+        let service = match term {
+            _ if !self.options.cluster => Service::Here {
+                owned: self.acquire_alone(file.ino)?,
+                tenure: 0,
+                acquired: true,
+            },
+            Some(term) if term.client == self.client => {
+                self.take_slots(file, &slots);
+                self.service_here(file.ino, &term)?
+            }
+            term => Service::There(term),
+        };
+        Ok((attr, Some(service)))
+    }
+
+    /// Whether this is the coordinator's node: it serves what nobody owns.
+    pub(super) fn is_home(&self) -> bool {
+        let role = ResourceId::Coordinator(self.volume);
+        self.authority.holder(&role).is_some_and(|holding| holding.client == self.client)
+    }
+
+    /// The coordinator says that this node serves the file: in the coordinator's epoch, or in its own.
+    pub(super) fn service_here(&self, ino: Ino, term: &Term) -> Result<Service, Refusal> {
+        if self.is_home() {
+            let owned = Owned { ino, epoch: self.channel.coordinator() };
+            return Ok(Service::Here { owned, tenure: term.tenure, acquired: false });
+        }
+        Ok(Service::Here { owned: self.acquire_alone(ino)?, tenure: term.tenure, acquired: true })
+    }
+
+    fn acquire_alone(&self, ino: Ino) -> Result<Owned, Refusal> {
         let resource = ResourceId::File(self.volume, ino.0);
         match self.authority.acquire(&resource, self.client) {
             Ok(holding) => Ok(Owned { ino, epoch: holding.epoch }),
             Err(error) => Err(Refusal::Busy(error.to_string())),
         }
+    }
+
+    /// Gives an ownership of this client's own back.
+    pub(super) fn give_back(&self, file: &File) {
+        let service = *file.service.read();
+        if let Some(Service::Here { owned, acquired: true, .. }) = service {
+            let resource = ResourceId::File(self.volume, file.ino.0);
+            if let Err(error) = self.authority.release(&resource, self.client, owned.epoch) {
+                tracing::warn!(ino = file.ino.0, %error, "the ownership of a file could not be released");
+            }
+        }
+    }
+
+    /// A handle is closed.
+    pub(super) fn end_handle(self: &Arc<Self>, handle: &Handle) {
+        if handle.write {
+            handle.file.writers.fetch_sub(1, SeqCst);
+        }
+        self.let_go(&handle.file);
     }
 
     /// One user less. After the last the file is closed later, or at once if it has no name.
@@ -203,10 +301,14 @@ impl Core {
 
     /// The last steps of an owner. Whether the file is closed; if its data could not be committed it stays.
     async fn finish(self: &Arc<Self>, file: &Arc<File>) -> bool {
+        // Other nodes' requests end before: they pass the gate, too.
+        let _guests = file.guests.stop();
+        file.guests.drain().await;
         let turn = file.turn.take().await;
         let _stop = file.gate.stop();
         file.gate.drain().await;
-        if file.is_regular() {
+        let is_here = file.tenure().is_some();
+        if is_here {
             let drops = file.nameless.load(SeqCst) && self.has_no_name(file.ino).await;
             if !drops && let Err(error) = self.commit_now(file, &turn).await {
                 tracing::error!(ino = file.ino.0, %error, "a closed file could not be committed; it is kept and tried again");
@@ -228,14 +330,10 @@ impl Core {
             };
             self.put_back(unused, false).await;
         }
-        if let Err(error) = self.channel.call(Operation::Close { ino: file.ino }).await {
+        self.give_back(file);
+        let slots = if is_here { self.slots_of(file) } else { Vec::new() };
+        if let Err(error) = self.channel.call(Operation::Close { ino: file.ino, slots }).await {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
-        }
-        if let Some((_, Some(owned))) = file.opened.get() {
-            let resource = ResourceId::File(self.volume, file.ino.0);
-            if let Err(error) = self.authority.release(&resource, self.client, owned.epoch) {
-                tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
-            }
         }
         true
     }
@@ -250,10 +348,13 @@ impl Core {
     }
 
     /// A handle for a file that is held.
-    pub(super) fn handle(&self, file: &Arc<File>) -> HandleId {
+    pub(super) fn handle(&self, file: &Arc<File>, write: bool) -> HandleId {
+        if write {
+            file.writers.fetch_add(1, SeqCst);
+        }
         let id = self.next_handle.fetch_add(1, SeqCst);
         let failures = AtomicU64::new(file.failures.load(SeqCst));
-        self.handles.insert(id, Arc::new(Handle { file: Arc::clone(file), failures }));
+        self.handles.insert(id, Arc::new(Handle { file: Arc::clone(file), failures, write }));
         HandleId(id)
     }
 
@@ -266,16 +367,20 @@ impl Core {
         self: &Arc<Self>,
         ino: Ino,
         attr: Option<Attr>,
-        truncate: bool,
-        clear_set_id: bool,
+        mode: OpenMode,
     ) -> Result<Opened, Refusal> {
-        let (file, asked) = self.hold_with(ino, attr).await?;
-        let attr = self.opened(&file, asked, truncate, clear_set_id).await;
-        match attr {
+        let (file, asked) = self.hold_with(ino, attr, mode.write || mode.truncate).await?;
+        match self.opened(&file, asked, mode).await {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
-                // has done to its own pages; those of a truncation by opening it drops when told.
-                Ok(Opened { handle: self.handle(&file), attr, keep_cache: !truncate })
+                // has done to its own pages; those of a truncation by opening it drops when told. In a cluster others
+                // may change it at any time: the kernel keeps no page of it.
+                let alone = !self.options.cluster;
+                let handle = self.handle(&file, mode.write);
+                if mode.write {
+                    self.maybe_acquire(&file, attr.size);
+                }
+                Ok(Opened { handle, attr, keep_cache: alone && !mode.truncate, direct: !alone && file.is_regular() })
             }
             Err(error) => {
                 self.let_go(&file);
@@ -288,14 +393,17 @@ impl Core {
         self: &Arc<Self>,
         file: &Arc<File>,
         asked: Option<Attr>,
-        truncate: bool,
-        clear_set_id: bool,
+        mode: OpenMode,
     ) -> Result<Attr, Refusal> {
-        if truncate && file.is_regular() {
-            return self.resize(file, 0, clear_set_id).await;
+        if mode.truncate && file.is_regular() {
+            return self.set_size(file, 0, mode.clear_set_id).await;
         }
-        let Some(mut attr) = asked else { return self.attr(Operation::GetAttr { ino: file.ino }).await };
-        file.apply(&mut attr);
-        Ok(attr)
+        match asked {
+            Some(mut attr) if !file.is_elsewhere() => {
+                file.apply(&mut attr);
+                Ok(attr)
+            }
+            _ => self.attr(Operation::GetAttr { ino: file.ino }).await,
+        }
     }
 }

@@ -50,20 +50,32 @@ impl Core {
     /// Reads. The request passes straight to the LUN, and its completion answers, unless the gate is stopped, the
     /// layout is not here or the lease has lapsed.
     pub(super) fn read(self: &Arc<Self>, file: &Arc<File>, offset: u64, len: u32, done: Done<ReadData>) {
-        if file.loaded.load(Ordering::Acquire)
-            && let Some(pass) = file.gate.try_enter()
+        // In this order: inside the gate the file does not go to another node.
+        if let Some(pass) = file.gate.try_enter()
+            && file.loaded.load(Ordering::Acquire)
         {
             return self.read_now(file, pass, offset, len, done);
         }
         let (core, file) = (Arc::clone(self), Arc::clone(file));
         run(async move {
-            if let Err(error) = file.owned() {
-                return done(Err(error));
-            }
-            let pass = file.gate.enter().await;
-            match core.load(&file).await {
-                Ok(()) => core.read_now(&file, pass, offset, len, done),
-                Err(error) => done(Err(error)),
+            loop {
+                if file.is_elsewhere() {
+                    match core.read_there(&file, offset, len).await {
+                        Ok(None) => continue,
+                        Ok(Some(data)) => return done(Ok(data)),
+                        Err(error) => return done(Err(error)),
+                    }
+                }
+                let pass = file.gate.enter().await;
+                let ready = match file.owned() {
+                    Ok(_) => core.load(&file).await,
+                    Err(error) => Err(error),
+                };
+                match ready {
+                    Ok(()) => return core.read_now(&file, pass, offset, len, done),
+                    Err(error) if core.has_moved(&file, &error) => {}
+                    Err(error) => return done(Err(error)),
+                }
             }
         });
     }
@@ -219,9 +231,30 @@ impl Core {
     }
 
     /// Finds the next data or hole. Unwritten blocks are a hole, and so is what lies behind the end.
-    pub(super) async fn seek(&self, file: &File, offset: u64, what: Seek) -> Result<u64, Refusal> {
-        file.owned()?;
+    pub(super) async fn seek(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        offset: u64,
+        what: Seek,
+    ) -> Result<u64, Refusal> {
+        loop {
+            if file.is_elsewhere() {
+                match self.seek_there(file, offset, what).await? {
+                    Some(at) => return Ok(at),
+                    None => continue,
+                }
+            }
+            match self.seek_here(file, offset, what).await {
+                Err(error) if self.has_moved(file, &error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// The same, of a file that this node serves.
+    pub(super) async fn seek_here(&self, file: &File, offset: u64, what: Seek) -> Result<u64, Refusal> {
         let _pass = file.gate.enter().await;
+        file.owned()?;
         self.load(file).await?;
         let size = file.size.load(SeqCst);
         let mut at = offset;

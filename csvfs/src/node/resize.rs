@@ -35,18 +35,39 @@ impl Core {
         Still { turn, _stop: Some(stop) }
     }
 
-    /// Sets the size.
+    /// Sets the size, by whoever serves the file.
+    pub(super) async fn set_size(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        size: u64,
+        clear_set_id: bool,
+    ) -> Result<Attr, Refusal> {
+        loop {
+            if file.is_elsewhere() {
+                match self.resize_there(file, size, clear_set_id).await? {
+                    Some(attr) => return Ok(attr),
+                    None => continue,
+                }
+            }
+            match self.resize(file, size, clear_set_id).await {
+                Err(error) if self.has_moved(file, &error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Sets the size of a file that this node serves.
     pub(super) async fn resize(
         self: &Arc<Self>,
         file: &Arc<File>,
         size: u64,
         clear_set_id: bool,
     ) -> Result<Attr, Refusal> {
-        let owned = file.owned()?;
         if size > FILE_SIZE_MAX {
             return Err(Refusal::FileTooLarge);
         }
         let still = self.hold_still(file).await;
+        let owned = file.owned()?;
         let old = file.size.load(SeqCst);
         let cut = FileBlock::at_or_after(size);
         if size > old {
@@ -79,7 +100,7 @@ impl Core {
         Ok(attr)
     }
 
-    /// Allocates, punches or zeroes `offset..offset + len`.
+    /// Allocates, punches or zeroes `offset..offset + len`, by whoever serves the file.
     pub(super) async fn allocate(
         self: &Arc<Self>,
         file: &Arc<File>,
@@ -88,12 +109,35 @@ impl Core {
         how: Allocation,
         keep_size: bool,
     ) -> Result<(), Refusal> {
-        let owned = file.owned()?;
+        loop {
+            if file.is_elsewhere() {
+                match self.allocate_there(file, offset, len, how, keep_size).await? {
+                    Some(()) => return Ok(()),
+                    None => continue,
+                }
+            }
+            match self.allocate_here(file, offset, len, how, keep_size).await {
+                Err(error) if self.has_moved(file, &error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// The same in a file that this node serves.
+    pub(super) async fn allocate_here(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        offset: u64,
+        len: u64,
+        how: Allocation,
+        keep_size: bool,
+    ) -> Result<(), Refusal> {
         if len == 0 {
             return Err(Refusal::Invalid("an empty range".to_owned()));
         }
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Refusal::FileTooLarge)?;
         let still = self.hold_still(file).await;
+        let owned = file.owned()?;
         self.load(file).await?;
         let size = file.size.load(SeqCst);
         let grows = (how != Allocation::Punch && !keep_size && end > size).then_some(end);

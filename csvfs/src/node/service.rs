@@ -38,18 +38,19 @@ impl Node {
 
 impl FileService for Node {
     fn lookup(&self, parent: Ino, name: &[u8], done: Done<Attr>) {
-        self.attr(Operation::Lookup { parent, name: name.to_vec() }, done);
+        let name = name.to_vec();
+        self.answer(done, |core| async move { core.lookup(parent, &name).await });
     }
 
     fn get_attr(&self, ino: Ino, done: Done<Attr>) {
-        self.attr(Operation::GetAttr { ino }, done);
+        self.answer(done, |core| async move { core.get_attr(ino).await });
     }
 
     fn set_attr(&self, ino: Ino, set: SetAttr, size: Option<u64>, done: Done<Attr>) {
         self.answer(done, |core| async move {
             let Some(size) = size else { return core.set_attr(ino, set).await };
-            let file = core.hold(ino).await?;
-            let mut result = core.resize(&file, size, set.clear_set_id).await;
+            let file = core.hold(ino, true).await?;
+            let mut result = core.set_size(&file, size, set.clear_set_id).await;
             let rest = SetAttr { clear_set_id: false, ..set };
             if result.is_ok() && rest != SetAttr::default() {
                 result = core.set_attr(ino, rest).await;
@@ -80,8 +81,8 @@ impl FileService for Node {
         self.answer(done, |core| async move { core.create_open(who, parent, name, mode, open).await });
     }
 
-    fn create_unnamed(&self, who: Credentials, parent: Ino, mode: u32, _open: OpenMode, done: Done<Opened>) {
-        self.answer(done, |core| async move { core.create_unnamed(who, parent, mode).await });
+    fn create_unnamed(&self, who: Credentials, parent: Ino, mode: u32, open: OpenMode, done: Done<Opened>) {
+        self.answer(done, |core| async move { core.create_unnamed(who, parent, mode, open).await });
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8], done: Done<Attr>) {
@@ -171,12 +172,12 @@ impl FileService for Node {
     }
 
     fn open(&self, ino: Ino, mode: OpenMode, done: Done<Opened>) {
-        self.answer(done, |core| async move { core.open(ino, None, mode.truncate, mode.clear_set_id).await });
+        self.answer(done, |core| async move { core.open(ino, None, mode).await });
     }
 
     fn release(&self, handle: HandleId) {
         if let Some(handle) = self.core.handles.remove(handle.0) {
-            self.core.let_go(&handle.file);
+            self.core.end_handle(&handle);
         }
     }
 

@@ -76,7 +76,7 @@ impl Core {
             None => {}
             Some((data, done)) => {
                 let (core, file) = (Arc::clone(self), Arc::clone(file));
-                run(async move { done(core.write_any(&file, offset, data, mode).await) });
+                run(async move { done(core.write_anywhere(&file, offset, data, mode).await) });
             }
         }
     }
@@ -96,12 +96,15 @@ impl Core {
             && len > 0
             && offset.is_multiple_of(BLOCK)
             && len.is_multiple_of(BLOCK)
-            && data.len() <= self.media.request_max()
-            && file.loaded.load(Ordering::Acquire);
+            && data.len() <= self.media.request_max();
         if !is_simple {
             return Some((data, done));
         }
         let Some(pass) = file.gate.try_enter() else { return Some((data, done)) };
+        // Inside the gate the file does not go to another node.
+        if !file.loaded.load(Ordering::Acquire) {
+            return Some((data, done));
+        }
         let blocks = FileBlock::holding(offset)..FileBlock::holding(offset.saturating_add(len));
         if offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.has_lease() {
             return Some((data, done));
@@ -129,16 +132,38 @@ impl Core {
         None
     }
 
-    /// Any write, step by step.
-    async fn write_any(
+    /// Any write, by whoever serves the file.
+    pub(super) async fn write_anywhere(
         self: &Arc<Self>,
         file: &Arc<File>,
         offset: u64,
         data: Slice,
         mode: WriteMode,
     ) -> Result<u64, Refusal> {
-        file.owned()?;
+        loop {
+            if file.is_elsewhere() {
+                match self.write_there(file, offset, &data, mode).await? {
+                    Some(at) => return Ok(at),
+                    None => continue,
+                }
+            }
+            match self.write_any(file, offset, data.clone(), mode).await {
+                Err(error) if self.has_moved(file, &error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Any write to a file that this node serves, step by step.
+    pub(super) async fn write_any(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        offset: u64,
+        data: Slice,
+        mode: WriteMode,
+    ) -> Result<u64, Refusal> {
         let pass = file.gate.enter().await;
+        file.owned()?;
         let turn = if mode.append { Some(file.append.take().await) } else { None };
         let offset = if mode.append { file.size.load(SeqCst) } else { offset };
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);

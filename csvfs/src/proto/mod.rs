@@ -3,6 +3,7 @@
 //! The same frames go through the codec whether the two are in one process or on two machines. Control messages are
 //! bincode behind [`codec`], so that replacing it is a change in one file; file data never travels in them.
 
+mod callback;
 pub mod codec;
 mod operation;
 mod reply;
@@ -10,14 +11,15 @@ mod reply;
 use bincode::{Decode, Encode};
 use lockd::ids::{ClientId, Epoch, Sequence, SessionId, SlotId};
 
-pub use operation::{Allocation, Created, Operation, RenameMode, SetAttr, WrittenRun, XattrMode};
-pub use reply::{Answer, LayoutPart};
+pub use callback::{Call, CallAnswer, Callback, Key};
+pub use operation::{Allocation, Created, Declared, Operation, RenameMode, SetAttr, WrittenRun, XattrMode};
+pub use reply::{Answer, Answered, LayoutPart, Term};
 
 use crate::refusal::Refusal;
 use crate::types::Ino;
 
 /// The version of the messages; the first byte of each frame.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Who asks, and in which slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]

@@ -87,6 +87,15 @@ pub struct WrittenRun {
     pub len: u64,
 }
 
+/// A file that a client holds open, declared anew when it attaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Declared {
+    /// The inode.
+    pub ino: Ino,
+    /// Open for writing.
+    pub write: bool,
+}
+
 #[expect(missing_docs, reason = "the fields are described with their operation")]
 /// An operation on the volume's metadata. Names are bytes without `/` and NUL, never `.` or `..`, and not empty.
 /// `now` is the asking node's civil time.
@@ -151,10 +160,21 @@ pub enum Operation {
     SetXattr { ino: Ino, name: Vec<u8>, value: Vec<u8>, mode: XattrMode, clear_sgid: bool, now: Timestamp },
     /// Answer: `Done`.
     RemoveXattr { ino: Ino, name: Vec<u8>, now: Timestamp },
-    /// The client holds the inode open: it outlives its last name. Answer: `Entry`.
-    Open { ino: Ino },
-    /// The client's last handle is closed. Answer: `Done`.
-    Close { ino: Ino },
+    /// The client holds the inode open, for writing or not: it outlives its last name. May be repeated, to change
+    /// `write`. Answer: `Opened`.
+    Open { ino: Ino, write: bool },
+    /// The client's last handle is closed. Whoever served the file has committed it, and hands over the `slots` of its
+    /// remote users. Answer: `Done`.
+    Close { ino: Ino, slots: Vec<u8> },
+    /// The client is here and can be called back. Leases that it had are over, and what it holds open is this. Answer:
+    /// `Done`.
+    Attach { open: Vec<Declared> },
+    /// Who serves a file that somebody holds open; answered when it is not on its way from one server to another.
+    /// Answer: `Opened`.
+    Serving { ino: Ino },
+    /// The client wants to own a file that it holds open. `automatic`: only if nobody else has it open for writing, and
+    /// its server has no use for it. Answer: `Opened`; the client then acquires it from the authority.
+    Acquire { ino: Ino, automatic: bool },
     /// Data has been written and flushed (V5). `size` is the new size if the file grew, `mtime` and `atime` what
     /// changed; `clear_set_id` as in [`SetAttr`]. Answer: `Version` of the layout.
     Commit {
@@ -212,6 +232,7 @@ impl Operation {
                 | Self::ListXattr { .. }
                 | Self::Layout { .. }
                 | Self::Space
+                | Self::Serving { .. }
         )
     }
 }

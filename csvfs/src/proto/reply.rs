@@ -1,7 +1,9 @@
 //! What the coordinator answers.
 
 use bincode::{Decode, Encode};
+use lockd::ids::{ClientId, SessionId};
 
+use super::{Key, Reply};
 use crate::types::{Attr, DirEntry, Extent, Ino, Run, SpaceReport};
 
 /// A part of a file's layout.
@@ -15,6 +17,38 @@ pub struct LayoutPart {
     pub complete: bool,
 }
 
+/// A term of service of a file: who executes what is done to its data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Term {
+    /// The session under which the server lives.
+    pub session: SessionId,
+    /// The server.
+    pub client: ClientId,
+    /// The number of the term: given out once, rising.
+    pub tenure: u64,
+    /// The first term from which on each has handed over to the next: nothing that was written in it is lost.
+    pub since: u64,
+}
+
+/// A reply and what goes with it.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Answered {
+    /// The reply.
+    pub reply: Reply,
+    /// What the asker may have cached and has to forget (V9).
+    pub outdated: Vec<Key>,
+    /// The asker has the lease of the name that it asked for, which is there or absent (V9).
+    pub leased_name: bool,
+    /// The asker has the lease of the attributes in the reply (V9).
+    pub leased_attr: bool,
+}
+
+impl From<Reply> for Answered {
+    fn from(reply: Reply) -> Self {
+        Self { reply, outdated: Vec::new(), leased_name: false, leased_attr: false }
+    }
+}
+
 /// The answer to an operation that was not refused.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub enum Answer {
@@ -22,6 +56,17 @@ pub enum Answer {
     Done,
     /// An inode's attributes.
     Entry(Attr),
+    /// An inode's attributes as committed; it is being written, and its server knows better (none while it moves).
+    Elsewhere(Attr, Option<Term>),
+    /// An inode is open.
+    Opened {
+        /// Its attributes as committed.
+        attr: Attr,
+        /// Who serves it.
+        term: Term,
+        /// For its server: the slots of its remote users.
+        slots: Vec<u8>,
+    },
     /// Entries of a directory, and whether they are the last.
     Directory {
         /// In the order of their cookies.

@@ -35,6 +35,7 @@ use crate::disk::survey::Survey;
 use crate::disk::view::{ViewOptions, open_read_only};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::node::{self, Node};
+use crate::peers::Alone;
 use crate::service::FileService;
 use crate::status::Opening;
 use crate::store::cookie::HashKey;
@@ -116,6 +117,7 @@ impl Volume {
             space,
             lun: Arc::clone(&lun),
             authority: Arc::clone(&authority) as Arc<dyn Authority>,
+            peers: Arc::new(Alone),
             clock: Arc::clone(&settings.clock),
             rules: settings.rules,
             key: HashKey(label.hash_key),
@@ -129,6 +131,7 @@ impl Volume {
             carrier: Arc::new(InProcess(Arc::clone(&coordinator))),
             lun: Arc::clone(&lun),
             authority: Arc::clone(&authority) as Arc<dyn Authority>,
+            peers: Arc::new(Alone),
             clock: Arc::clone(&settings.clock),
             rules: settings.rules,
             pool: settings.pool.clone(),

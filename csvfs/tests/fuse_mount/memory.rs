@@ -184,7 +184,7 @@ impl Tree {
         inode.handles += 1;
         let attr = inode.attr;
         self.handles.insert(handle, (ino, mode));
-        Ok(Opened { handle: HandleId(handle), attr, keep_cache: true })
+        Ok(Opened { handle: HandleId(handle), attr, direct: false, keep_cache: true })
     }
 
     fn resize(&mut self, ino: u64, size: u64, clear_set_id: bool) -> Answer<()> {

@@ -31,7 +31,7 @@ use super::{Coordinator, Parts};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::proto::codec::{decode, encode};
 use crate::proto::{
-    Answer, Created, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request, SetAttr, WrittenRun,
+    Answer, Answered, Created, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request, SetAttr, WrittenRun,
 };
 use crate::refusal::Refusal;
 use crate::store::check::check;
@@ -274,6 +274,13 @@ impl Volume {
         }
     }
 
+    pub fn open(&self, ino: Ino) -> Attr {
+        match self.ask(Operation::Open { ino, write: false }) {
+            Ok(Answer::Opened { attr, .. }) => attr,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub fn done(&self, operation: Operation) {
         assert_eq!(self.ask(operation.clone()), Ok(Answer::Done), "{operation:?}");
     }
@@ -357,6 +364,7 @@ fn launch(
         space: area.clone(),
         lun: plate.clone(),
         authority: court.clone(),
+        peers: Arc::new(crate::peers::Alone),
         clock: Arc::new(SystemClock),
         rules,
         key: HashKey([3; 16]),
@@ -385,7 +393,7 @@ pub fn send(service: &dyn Service, head: Head, operation: Operation) -> std::syn
         bytes,
         Box::new(move |reply| {
             let reply = match reply {
-                Ok(bytes) => decode::<Reply>(&bytes).unwrap(),
+                Ok(bytes) => decode::<Answered>(&bytes).unwrap().reply,
                 Err(error) => Err(Refusal::Io(error.to_string())),
             };
             let _ = sender.send(reply);

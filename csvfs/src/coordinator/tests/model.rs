@@ -353,9 +353,9 @@ impl Model {
         node.open = !node.open;
         let (open, gone) = (node.open, node.nlink == 0);
         if open {
-            assert!(self.volume.ask(Operation::Open { ino: Ino(ino) }).is_ok());
+            assert!(self.volume.ask(Operation::Open { ino: Ino(ino), write: false }).is_ok());
         } else {
-            self.volume.done(Operation::Close { ino: Ino(ino) });
+            self.volume.done(Operation::Close { ino: Ino(ino), slots: Vec::new() });
             if gone {
                 self.nodes.remove(&ino);
             }

@@ -177,12 +177,12 @@ fn directories_are_removed_when_empty() {
 fn an_open_directory_that_is_removed_takes_no_new_names() {
     let volume = Volume::new(100);
     let directory = volume.directory(Ino::ROOT, "d");
-    volume.entry(Operation::Open { ino: directory });
+    volume.open(directory);
     volume.ask(Operation::RemoveDirectory { parent: Ino::ROOT, name: b"d".to_vec(), now: NOW }).unwrap();
     assert_eq!(volume.attr(directory).nlink, 0);
     assert_eq!(volume.refused(create(directory, "x", Created::File)), Refusal::NotFound);
     assert_clean(&volume, 100);
-    volume.done(Operation::Close { ino: directory });
+    volume.done(Operation::Close { ino: directory, slots: Vec::new() });
     until("the directory's end", || volume.ask(Operation::GetAttr { ino: directory }).is_err());
     assert_clean(&volume, 100);
 }
@@ -192,15 +192,15 @@ fn a_file_that_is_open_outlives_its_name() {
     let volume = Volume::new(1000);
     let file = volume.file("a");
     volume.write(file, 0, 10);
-    volume.entry(Operation::Open { ino: file });
+    volume.open(file);
     volume.unlink(Ino::ROOT, "a").unwrap();
     assert_eq!(volume.extents(file).len(), 1);
     assert_clean(&volume, 1000);
     let link = Operation::Link { ino: file, parent: Ino::ROOT, name: b"b".to_vec(), now: NOW };
     assert_eq!(volume.refused(link), Refusal::NotFound, "a removed file gets no new name");
-    volume.done(Operation::Close { ino: file });
+    volume.done(Operation::Close { ino: file, slots: Vec::new() });
     until("the file's end", || volume.ask(Operation::GetAttr { ino: file }).is_err());
-    assert_eq!(volume.ask(Operation::Open { ino: file }), Err(Refusal::NotFound));
+    assert_eq!(volume.ask(Operation::Open { ino: file, write: false }), Err(Refusal::NotFound));
     assert_clean(&volume, 1000);
 }
 
@@ -223,7 +223,7 @@ fn an_unnamed_file_lives_while_it_is_open_and_may_get_a_name() {
     let linked = Operation::Link { ino: kept.ino, parent: Ino::ROOT, name: b"n".to_vec(), now: NOW };
     assert_eq!(volume.entry(linked).nlink, 1);
     for file in [kept, dropped] {
-        volume.done(Operation::Close { ino: file.ino });
+        volume.done(Operation::Close { ino: file.ino, slots: Vec::new() });
     }
     until("the unnamed file's end", || volume.ask(Operation::GetAttr { ino: dropped.ino }).is_err());
     assert_eq!(volume.lookup(Ino::ROOT, "n").unwrap().ino, kept.ino);

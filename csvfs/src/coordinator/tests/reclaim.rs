@@ -54,7 +54,7 @@ fn a_new_session_finds_what_the_last_one_reserved_and_orphaned() {
     let file = volume.file("a");
     volume.write(file, 0, 10);
     volume.one_run(50);
-    volume.entry(Operation::Open { ino: file });
+    volume.open(file);
     volume.unlink(Ino::ROOT, "a").unwrap();
     assert_eq!(volume.attr(file).nlink, 0);
     volume.next_session();
@@ -99,6 +99,7 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
         database: Arc::clone(&volume.database),
         space: volume.area.clone(),
         lun: volume.plate.clone(),
+        peers: Arc::new(crate::peers::Alone),
         authority: volume.court.clone(),
         clock: Arc::new(SystemClock),
         rules: volume.rules,

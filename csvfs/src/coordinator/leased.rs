@@ -1,0 +1,95 @@
+//! Questions, answered with leases to those who may have some (V9).
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::question;
+use super::stop::Stop;
+use crate::proto::{Answer, Answered, Head, Key, Operation, Reply};
+use crate::refusal::Refusal;
+use crate::store::Snapshot;
+use crate::types::{Attr, Kind};
+
+/// An answer whose state is no longer the last one is asked for again so many times; then it is given without leases.
+const TRIES: usize = 4;
+
+fn from(core: &Core, snapshot: &Snapshot, operation: &Operation) -> Reply {
+    question::answer(snapshot, &core.parts.key, operation).map_err(Stop::refusal)
+}
+
+/// Answers a question from the last committed state.
+pub fn answer(core: &Arc<Core>, head: &Head, operation: &Operation) -> Answered {
+    let knows = core.clients.knows(head.client);
+    for attempt in 0..TRIES {
+        let snapshot = match core.snapshot() {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Answered::from(Err(Refusal::Io(error.to_string()))),
+        };
+        let mut answered = Answered::from(from(core, &snapshot, operation));
+        if !knows {
+            return answered;
+        }
+        let (name, attr) = keys(operation, &answered.reply);
+        let granted: Vec<Key> = name.iter().chain(&attr).cloned().collect();
+        if attempt + 1 < TRIES && !granted.is_empty() && core.grant(head.client, &granted) {
+            // A change that commits from now on finds the leases; one that has committed makes the answer old.
+            if !core.is_current(&snapshot) {
+                continue;
+            }
+            (answered.leased_name, answered.leased_attr) = (name.is_some(), attr.is_some());
+        }
+        // After the grant: who opens for writing takes the lease of the attributes back, or is seen here.
+        elsewhere(core, head, &mut answered, attr.as_ref());
+        return answered;
+    }
+    unreachable!("the last attempt returns");
+}
+
+/// What the asker of a question comes to know.
+fn keys(operation: &Operation, reply: &Reply) -> (Option<Key>, Option<Key>) {
+    let attr = match reply {
+        Ok(Answer::Entry(attr)) => Some(Key::Attr(attr.ino)),
+        _ => None,
+    };
+    match operation {
+        Operation::Lookup { parent, name } if matches!(reply, Ok(_) | Err(Refusal::NotFound)) => {
+            (Some(Key::Name { parent: *parent, name: name.clone() }), attr)
+        }
+        Operation::GetAttr { .. } => (None, attr),
+        _ => (None, None),
+    }
+}
+
+/// Size and times of a file that is open for writing are known by its server alone.
+fn elsewhere(core: &Core, head: &Head, answered: &mut Answered, key: Option<&Key>) {
+    let home = core.home();
+    match &mut answered.reply {
+        Ok(Answer::Entry(attr)) if attr.kind == Kind::File => {
+            let (is_written, term) = {
+                let opens = core.opens.lock();
+                (opens.is_written(attr.ino), opens.term(attr.ino, home))
+            };
+            if !is_written {
+                return;
+            }
+            if let Some(key) = key.filter(|_| answered.leased_attr) {
+                core.leases.lock().revoke(head.client, key);
+            }
+            answered.leased_attr = false;
+            let attr: Attr = *attr;
+            if term.is_none_or(|term| term.client != head.client) {
+                answered.reply = Ok(Answer::Elsewhere(attr, term));
+            }
+        }
+        Ok(Answer::Directory { entries, .. }) => {
+            let opens = core.opens.lock();
+            for entry in entries.iter_mut().filter(|entry| entry.attr.is_some() && entry.kind == Kind::File) {
+                let is_served = || opens.term(entry.ino, home).is_some_and(|term| term.client == head.client);
+                if opens.is_written(entry.ino) && !is_served() {
+                    entry.attr = None;
+                }
+            }
+        }
+        _ => {}
+    }
+}

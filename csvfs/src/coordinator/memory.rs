@@ -1,0 +1,246 @@
+//! Changes of what the coordinator has in memory only: opens, attachments, who serves a file.
+//!
+//! They cost no transaction and are answered as soon as they can be. A late copy of one must not undo a later one: each
+//! has its slot like any other change, kept in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockd::ids::{ClientId, SessionId};
+use lockd::network::{CarrierError, OnReply};
+use lockd::slots::{SLOTS_PER_CLIENT, SlotRefusal};
+
+use super::core::Core;
+use super::opens::Opening;
+use super::question;
+use super::queue::{Internal, Way, Work};
+use super::stop::Stop;
+use super::writer::{answered, frame};
+use crate::proto::{Answer, Answered, CallAnswer, Callback, Declared, Head, Key, Operation, Reply, Request};
+use crate::refusal::Refusal;
+use crate::slots::Begun;
+use crate::store::pair;
+use crate::store::record::SlotRecord;
+use crate::types::{Attr, Ino};
+
+/// Whether `operation` is one of these.
+pub fn is_of_memory(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Open { .. } | Operation::Close { .. } | Operation::Attach { .. } | Operation::Acquire { .. }
+    )
+}
+
+/// What ends a command: keeps the reply in its slot and gives it.
+struct Finish {
+    core: Arc<Core>,
+    head: Head,
+    on_reply: OnReply,
+}
+
+impl Finish {
+    fn with(self, answer: &Answered) {
+        let bytes = answered(answer);
+        if let Some((slot, sequence)) = self.head.slot {
+            self.core.slots.lock().put(self.head.client, slot, sequence, bytes.clone());
+        }
+        (self.on_reply)(Ok(bytes));
+    }
+
+    fn reply(self, reply: Reply) {
+        self.with(&Answered::from(reply));
+    }
+}
+
+/// Executes such a change once.
+pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
+    let head = request.head;
+    let begun = match begin(core, &head) {
+        Ok(begun) => begun,
+        Err(refusal) => return on_reply(Ok(frame(&Err(refusal)))),
+    };
+    match begun {
+        Begun::Execute => {}
+        Begun::Repeated(reply) => return on_reply(Ok(reply)),
+        Begun::Refused(refusal) => return on_reply(Ok(frame(&Err(Refusal::Stale(refusal.to_string()))))),
+        // The asker asks again.
+        Begun::UnderWay => return on_reply(Err(CarrierError::TimedOut(Duration::ZERO))),
+    }
+    let finish = Finish { core: Arc::clone(core), head, on_reply };
+    match request.operation {
+        Operation::Open { ino, write } => open(core, ino, write, finish),
+        Operation::Close { ino, slots } => {
+            let closed = core.opens.lock().close(ino, head.client, slots);
+            if closed.frees {
+                core.call_reclaimer(false);
+            }
+            core.rested(closed.told);
+            finish.reply(Ok(Answer::Done));
+        }
+        Operation::Attach { open } => attach(core, &open, finish),
+        Operation::Acquire { ino, automatic } => acquire(core, ino, automatic, finish),
+        _ => finish.reply(Err(Refusal::Invalid("not a change of memory".to_owned()))),
+    }
+}
+
+fn begin(core: &Core, head: &Head) -> Result<Begun, Refusal> {
+    let Some((slot, sequence)) = head.slot else {
+        return Err(Refusal::Invalid("a change needs a reply slot".to_owned()));
+    };
+    if slot.0 >= SLOTS_PER_CLIENT {
+        return Err(Refusal::Invalid(SlotRefusal::NoSuchSlot(slot).to_string()));
+    }
+    let is_known = core.slots.lock().get(head.client, slot).is_some();
+    if !is_known {
+        // V4: what an earlier process executed is in the store.
+        let failed = |error: crate::store::StoreError| Refusal::Io(error.to_string());
+        let snapshot = core.snapshot().map_err(failed)?;
+        let key = pair(head.client.0, u64::from(slot.0));
+        let stored = snapshot.slots.get(key).map_err(|error| failed(error.into()))?;
+        let stored = stored.map(|value| {
+            let (last, reply) = SlotRecord::parse(value.value())?;
+            Ok((lockd::ids::Sequence(last), reply.to_vec()))
+        });
+        if let Some((last, reply)) = stored.transpose().map_err(failed)? {
+            let mut slots = core.slots.lock();
+            if slots.get(head.client, slot).is_none() {
+                slots.put(head.client, slot, last, reply);
+            }
+        }
+    }
+    Ok(core.slots.lock().begin(core.parts.rules, head.client, slot, sequence))
+}
+
+/// The attributes of `ino` as committed.
+fn attr(core: &Core, ino: Ino) -> Result<Attr, Refusal> {
+    let snapshot = core.snapshot().map_err(|error| Refusal::Io(error.to_string()))?;
+    match question::answer(&snapshot, &core.parts.key, &Operation::GetAttr { ino }).map_err(Stop::refusal)? {
+        Answer::Entry(attr) => Ok(attr),
+        _ => Err(Refusal::NotFound),
+    }
+}
+
+/// Who serves `ino`, as `client` is told; `opened` also for a client that does not attach.
+fn opened(core: &Core, ino: Ino, client: Option<ClientId>) -> Reply {
+    let attr = attr(core, ino)?;
+    let home = core.home();
+    let mut opens = core.opens.lock();
+    match opens.term(ino, home) {
+        Some(term) => {
+            let slots = if client == Some(term.client) { opens.take_slots(ino) } else { Vec::new() };
+            Ok(Answer::Opened { attr, term, slots })
+        }
+        None if opens.is_open(ino) => Ok(Answer::Elsewhere(attr, None)),
+        None => Err(Refusal::Stale(format!("nobody has {ino} open"))),
+    }
+}
+
+fn open(core: &Arc<Core>, ino: Ino, write: bool, finish: Finish) {
+    let client = finish.head.client;
+    let opening = core.opens.lock().open(ino, client, write);
+    if opening == Opening::Refused {
+        return finish.reply(Err(Refusal::NotFound));
+    }
+    let keys = if opening == Opening::BeginsWriting { vec![Key::Attr(ino)] } else { Vec::new() };
+    let outdated = keys.clone();
+    let owner = Arc::clone(core);
+    // V9: size and times of a file that is being written are in nobody's cache.
+    let then = move || {
+        let reply = opened(&owner, ino, Some(client));
+        if reply.is_err() {
+            let closed = owner.opens.lock().close(ino, client, Vec::new());
+            owner.rested(closed.told);
+        }
+        finish.with(&Answered { outdated, ..Answered::from(reply) });
+    };
+    core.recall(&keys, Some(client), Box::new(then));
+}
+
+/// The client can be called, has no leases, and holds this open.
+fn attach(core: &Arc<Core>, open: &[Declared], finish: Finish) {
+    let Head { session, client, .. } = finish.head;
+    let Some(carrier) = core.parts.peers.way(session, client) else {
+        return finish.reply(Err(Refusal::Busy(format!("no way to client {client} is known yet; try again"))));
+    };
+    let open: Vec<(Ino, bool)> = open.iter().map(|open| (open.ino, open.write)).collect();
+    let owner = Arc::clone(core);
+    let done = move |attached: Result<Option<u64>, Refusal>| {
+        if let Err(refusal) = attached {
+            return finish.reply(Err(refusal));
+        }
+        owner.watch.wake();
+        let (written, told) = owner.opens.lock().declare(client, &open);
+        owner.rested(told);
+        owner.call_reclaimer(false);
+        let keys: Vec<Key> = written.into_iter().map(Key::Attr).collect();
+        owner.clone().recall(&keys, Some(client), Box::new(move || finish.reply(Ok(Answer::Done))));
+    };
+    // A coordinator that has stopped takes no work; whoever asks it is told by the carrier.
+    let _ = core.queue.push(Work::Internal(Internal::Attach(session, client, Way(carrier)), Box::new(done)));
+}
+
+/// Who serves `ino`, when it rests.
+pub fn serving(core: &Arc<Core>, ino: Ino, on_reply: OnReply) {
+    let owner = Arc::clone(core);
+    let answer = Box::new(move || on_reply(Ok(frame(&opened(&owner, ino, None)))));
+    let now = core.opens.lock().wait(ino, answer);
+    if let Some(now) = now {
+        now();
+    }
+}
+
+/// Moves a file to the asker: its server yields, then the asker is the next.
+fn acquire(core: &Arc<Core>, ino: Ino, automatic: bool, finish: Finish) {
+    let Head { session, client, .. } = finish.head;
+    let home = core.home();
+    let server = {
+        let mut opens = core.opens.lock();
+        match opens.term(ino, home) {
+            _ if !opens.is_holder(ino, client) => Err(Refusal::Invalid(format!("{client} does not hold {ino} open"))),
+            // It serves already.
+            Some(term) if term.client == client => Ok(None),
+            _ if automatic && opens.is_written_by_others(ino, client, home.1) => {
+                Err(Refusal::Busy(format!("others have {ino} open for writing")))
+            }
+            Some(term) if opens.depart(ino) => Ok(Some(term)),
+            _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
+        }
+    };
+    let server = match server {
+        Ok(Some(server)) => server,
+        Ok(None) => return finish.reply(opened(core, ino, Some(client))),
+        Err(refusal) => return finish.reply(Err(refusal)),
+    };
+    let owner = Arc::clone(core);
+    let moved = move |answer: Result<CallAnswer, Refusal>| match answer {
+        Ok(CallAnswer::Yielded { slots }) => arrived(&owner, ino, (session, client), slots, finish),
+        other => {
+            let told = owner.opens.lock().rest(ino, None);
+            owner.rested(told);
+            finish.reply(Err(match other {
+                Ok(CallAnswer::Refused(refusal)) | Err(refusal) => refusal,
+                Ok(_) => Refusal::Io(format!("the server of {ino} gave an answer that does not fit")),
+            }));
+        }
+    };
+    let callback = Callback::Yield { ino, tenure: server.tenure, soft: automatic };
+    core.clients.ask(server.client, callback, Box::new(moved));
+    core.watch.wake();
+}
+
+/// The last server has yielded: the asker serves from now on.
+fn arrived(core: &Arc<Core>, ino: Ino, next: (SessionId, ClientId), slots: Vec<u8>, finish: Finish) {
+    let told = {
+        let mut opens = core.opens.lock();
+        opens.handed_over(ino, slots);
+        let home = core.home();
+        opens.rest(ino, Some((next.1 != home.1).then_some(next)))
+    };
+    let owner = Arc::clone(core);
+    let keys = vec![Key::Attr(ino)];
+    let then = move || {
+        finish.reply(opened(&owner, ino, Some(next.1)));
+        owner.rested(told);
+    };
+    core.recall(&keys, Some(next.1), Box::new(then));
+}

@@ -1,0 +1,72 @@
+//! What comes to this node: calls of the coordinator, and other nodes' I/O to the files that it serves.
+
+use std::sync::Arc;
+
+use lockd::network::{OnReply, Service};
+
+use super::remote::FIRST_BYTE;
+use super::task::run;
+use super::{Core, Node};
+use crate::proto::codec::{decode, encode};
+use crate::proto::{Call, CallAnswer, Callback, Declared, Operation};
+use crate::refusal::Refusal;
+
+impl Service for Node {
+    /// May read the metadata store, where the coordinator is in the same process: not to be called where a completion
+    /// of the LUN is received.
+    fn serve(&self, frame: Vec<u8>, on_reply: OnReply) {
+        let core = Arc::clone(&self.core);
+        if frame.first() == Some(&FIRST_BYTE) {
+            return run(async move { on_reply(core.serve_remote(&frame).await) });
+        }
+        run(async move {
+            let answer = match decode::<Call>(&frame) {
+                Ok(call) => core.called(call).await,
+                Err(error) => CallAnswer::Refused(Refusal::Invalid(error.to_string())),
+            };
+            on_reply(Ok(encode(&answer).unwrap_or_default()));
+        });
+    }
+}
+
+impl Core {
+    async fn called(self: &Arc<Self>, call: Call) -> CallAnswer {
+        let (_, client) = self.channel.client();
+        if call.client != client || call.coordinator != self.channel.coordinator() {
+            // A late copy for an earlier process, or of an earlier coordinator.
+            return CallAnswer::Refused(Refusal::Stale("the call is for another".to_owned()));
+        }
+        match call.what {
+            Callback::Invalidate { keys } => {
+                self.channel.cache.invalidate(&keys);
+                CallAnswer::Done
+            }
+            Callback::Yield { ino, tenure, soft } => match self.give_up(ino, tenure, soft).await {
+                Ok(slots) => CallAnswer::Yielded { slots },
+                Err(refusal) => CallAnswer::Refused(refusal),
+            },
+        }
+    }
+
+    /// Lets the coordinator know that this node is here, and what it has open; from now on it may keep what it is told
+    /// under leases (V9).
+    pub(super) async fn attach(self: &Arc<Self>) -> Result<(), Refusal> {
+        // What was kept before is not covered by leases any more.
+        self.channel.cache.switch(false);
+        loop {
+            let mut open = Vec::new();
+            for file in self.files.values() {
+                let write = file.declared.load(std::sync::atomic::Ordering::SeqCst);
+                open.push(Declared { ino: file.ino, write });
+            }
+            match self.channel.call(Operation::Attach { open }).await {
+                Ok(_) => break,
+                // No way to this node is known yet.
+                Err(Refusal::Busy(_)) => self.media.tick_passed().await,
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        self.channel.cache.switch(true);
+        Ok(())
+    }
+}

@@ -1,0 +1,10 @@
+//! File redirection: what is done to the data of a file that another node serves.
+//!
+//! [`client`] sends it there and finds out anew who serves, as often as it is told that the file has moved; [`server`]
+//! executes it under the file's gate, in its term only. The frames are in [`wire`].
+
+mod client;
+mod server;
+mod wire;
+
+pub(super) use wire::FIRST_BYTE;

@@ -1,0 +1,179 @@
+//! What the leader does beside leading: it hears the sessions, ends the lapsed ones, and lets time pass (L1, L4).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::control::Told;
+use super::voter::{Voter, told};
+use crate::clock::Clock;
+use crate::ids::SessionId;
+use crate::machine::{Command, EndCause, Lapse, Settings, decode_reply, encode_command};
+use crate::raft::Leadership;
+use crate::rules::Rules;
+
+/// How often the leader looks at the sessions.
+const LOOK: Duration = Duration::from_millis(100);
+/// A longer time between two looks is a gap in the leader's own clock: it then waits a full lease again (L1).
+const GAP_MAX: Duration = Duration::from_secs(2);
+
+/// The leader's duties, on a voter. They rest while another leads.
+#[derive(Debug)]
+pub(super) struct Office {
+    voter: Arc<Voter>,
+    clock: Arc<dyn Clock>,
+    rules: Rules,
+    settings: Settings,
+    state: Mutex<Option<Term>>,
+}
+
+/// One term of office. Nothing of it is known to the next.
+#[derive(Debug)]
+struct Term {
+    number: u64,
+    lapse: Lapse,
+    /// Sessions whose end was proposed and is not known to have failed: their keep-alives are not answered.
+    ending: BTreeSet<SessionId>,
+    configured: bool,
+}
+
+impl Office {
+    pub(super) fn new(voter: Arc<Voter>, clock: Arc<dyn Clock>, rules: Rules, settings: Settings) -> Self {
+        Self { voter, clock, rules, settings, state: Mutex::new(None) }
+    }
+
+    /// Whether this node leads, as far as it knows.
+    pub(super) fn leads(&self) -> bool {
+        self.voter.raft.leadership().here
+    }
+
+    /// Answers a keep-alive: after a quorum has confirmed, since it was received, that this node leads (L4).
+    pub(super) async fn keep_alive(&self, session: SessionId) -> Told {
+        let leadership = self.voter.raft.leadership();
+        if !leadership.here {
+            return Told::NotLeader(leadership.leader);
+        }
+        let received = self.clock.boot();
+        let term = {
+            let mut state = self.state.lock();
+            let term = self.term(&mut state, &leadership);
+            // L1: it may end at any moment, and whoever is answered has a lease.
+            if term.ending.contains(&session) {
+                return Told::Unknown(format!("session {session} is being ended"));
+            }
+            term.lapse.heard(session, received);
+            term.number
+        };
+        if let Err(error) = self.voter.raft.confirm_leader().await {
+            return told(error);
+        }
+        let still = self
+            .state
+            .lock()
+            .as_ref()
+            .is_some_and(|now| now.number == term && !now.ending.contains(&session));
+        if !still {
+            return Told::Unknown("the leader's term has changed".to_owned());
+        }
+        self.voter.raft.peek(|replica| {
+            if replica.state.live_sessions().any(|live| live == session) {
+                Told::Alive { lease_ns: replica.state.settings().lease_ns }
+            } else {
+                Told::SessionOver
+            }
+        })
+    }
+
+    /// The term of office that `leadership` tells of: a new one has heard nobody yet.
+    fn term<'a>(&self, state: &'a mut Option<Term>, leadership: &Leadership) -> &'a mut Term {
+        if state.as_ref().is_none_or(|term| term.number != leadership.term) {
+            let lease_ns = self.voter.raft.peek(|replica| replica.state.settings().lease_ns);
+            let lease = Duration::from_nanos(lease_ns.max(self.settings.lease_ns));
+            let lapse = Lapse::new(lease, GAP_MAX, self.clock.boot());
+            *state =
+                Some(Term { number: leadership.term, lapse, ending: BTreeSet::new(), configured: false });
+        }
+        state.as_mut().expect("set above")
+    }
+
+    /// Does the leader's duties for ever.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let leadership = self.voter.raft.leadership();
+            if leadership.here {
+                self.look(&leadership).await;
+            } else {
+                *self.state.lock() = None;
+            }
+        }
+    }
+
+    async fn look(self: &Arc<Self>, leadership: &Leadership) {
+        let (live, settings, wakes_at_ns) = self.voter.raft.peek(|replica| {
+            let state = &replica.state;
+            (state.live_sessions().collect::<Vec<_>>(), state.settings(), state.wakes_at_ns())
+        });
+        let now = self.clock.boot();
+        let (lapsed, configure) = {
+            let mut state = self.state.lock();
+            let term = self.term(&mut state, leadership);
+            term.lapse.set_lease(Duration::from_nanos(settings.lease_ns));
+            term.ending.retain(|session| live.contains(session));
+            let lapsed = term.lapse.look(self.rules, now, live.iter().copied());
+            let lapsed: Vec<_> = lapsed.into_iter().filter(|session| term.ending.insert(*session)).collect();
+            (lapsed, !std::mem::replace(&mut term.configured, true) && settings != self.settings)
+        };
+        for session in lapsed {
+            let office = Arc::clone(self);
+            let term = leadership.term;
+            tokio::spawn(async move { office.end(term, session).await });
+        }
+        if configure {
+            self.configure().await;
+        }
+        if wakes_at_ns.is_some_and(|at| at <= self.voter.raft.now_ns()) {
+            // If it is not applied, the next look proposes it again.
+            let _ = self.propose(&Command::Tick).await;
+        }
+    }
+
+    /// Ends a lapsed session by an entry of the log.
+    async fn end(&self, term: u64, session: SessionId) {
+        tracing::warn!(%session, "nothing was heard of the session for a full lease; it is ended");
+        let told = self.propose(&Command::EndSession { session, cause: EndCause::Lapsed }).await;
+        let surely_not = matches!(told, Told::NotLeader(_) | Told::NoQuorum(_) | Told::Refused(_));
+        let mut state = self.state.lock();
+        // Otherwise the mark stays until the state shows the end, or the term is over: until then it may come.
+        if surely_not && let Some(now) = state.as_mut().filter(|now| now.number == term) {
+            now.ending.remove(&session);
+        }
+    }
+
+    /// Makes the cluster file's times the cluster's.
+    async fn configure(&self) {
+        match self.propose(&Command::Configure(self.settings)).await {
+            Told::Replied(reply) => {
+                if let Ok(crate::machine::Reply::Refused(refusal)) = decode_reply(&reply) {
+                    tracing::warn!(%refusal, "the times of the cluster file are not in force");
+                }
+            }
+            _ => {
+                if let Some(term) = self.state.lock().as_mut() {
+                    term.configured = false;
+                }
+            }
+        }
+    }
+
+    async fn propose(&self, command: &Command) -> Told {
+        match encode_command(command) {
+            Ok(command) => self.voter.propose(command).await,
+            Err(error) => Told::Refused(error.to_string()),
+        }
+    }
+}

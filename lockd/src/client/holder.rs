@@ -1,0 +1,104 @@
+//! What `lockctl` asks of the program that holds a file, or is to hold it: lockd carries it without looking.
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::{Decode, Encode};
+
+use crate::ids::{Epoch, NodeName, ResourceId};
+
+/// The longest request or reply, in bytes.
+const BYTES_MAX: usize = 2 << 20;
+const VERSION: u8 = 1;
+const CONFIG: Configuration<LittleEndian, Varint, Limit<BYTES_MAX>> =
+    bincode::config::standard().with_limit::<BYTES_MAX>();
+
+/// A request to a holder. Sent to the mount or host that holds the resources; `Acquire` to the one that shall.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum HolderRequest {
+    /// Become the owner of these, pinned: until they are released explicitly.
+    Acquire(Vec<ResourceId>),
+    /// Give these back.
+    Release(Vec<ResourceId>),
+    /// Hand these over to the program on another node that can hold them.
+    Transfer {
+        /// The set: all or nothing.
+        resources: Vec<ResourceId>,
+        /// The node.
+        to: NodeName,
+    },
+}
+
+/// The answer to a [`HolderRequest`].
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum HolderReply {
+    /// It is done.
+    Done {
+        /// The epoch of the new holdings, where there are any.
+        epoch: Option<Epoch>,
+        /// For a transfer: how long nobody could write to the set, in nanoseconds.
+        pause_ns: u64,
+    },
+    /// It is not done, and nothing has changed; why, and what to do.
+    Refused(String),
+}
+
+macro_rules! bytes {
+    ($name:ident, $what:literal) => {
+        impl $name {
+            /// As bytes.
+            ///
+            /// # Errors
+            /// If it is too long: fewer resources at a time.
+            pub fn encode(&self) -> Result<Vec<u8>, String> {
+                let mut bytes = vec![VERSION];
+                let too_long = |_| format!("a {} of more than {BYTES_MAX} bytes; name fewer at once", $what);
+                bincode::encode_into_std_write(self, &mut bytes, CONFIG).map_err(too_long)?;
+                Ok(bytes)
+            }
+
+            /// From bytes.
+            ///
+            /// # Errors
+            /// If they are none.
+            pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+                match bytes.split_first() {
+                    Some((&VERSION, body)) => match bincode::decode_from_slice(body, CONFIG) {
+                        Ok((value, used)) if used == body.len() => Ok(value),
+                        _ => Err(format!("{} bytes are not a {}", bytes.len(), $what)),
+                    },
+                    Some((version, _)) => Err(format!("a {} of version {version}, not {VERSION}", $what)),
+                    None => Err(format!("an empty {}", $what)),
+                }
+            }
+        }
+    };
+}
+
+bytes!(HolderRequest, "request to a holder");
+bytes!(HolderReply, "holder's reply");
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_come_back() {
+        let resources = vec![ResourceId::Vm("web".to_owned())];
+        let to = "n2".parse().expect("a name");
+        let request = HolderRequest::Transfer { resources, to };
+        assert_eq!(request.encode().as_deref(), Ok(&b"\x01\x02\x01\x02\x03web\x02n2"[..]));
+        assert_eq!(HolderRequest::decode(&request.encode().expect("short")), Ok(request));
+        let reply = HolderReply::Done { epoch: Some(Epoch(7)), pause_ns: 1_000 };
+        assert_eq!(HolderReply::decode(&reply.encode().expect("short")), Ok(reply));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
+            let _ = HolderRequest::decode(&bytes);
+            let _ = HolderReply::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Whole voters in one process.
+
+mod cluster;
+mod election;
+mod members;
+mod rules;
+mod speed;
+mod storage;
