@@ -15,6 +15,9 @@ const HELD_MAX: usize = 8;
 /// The same, of those that belong together.
 const TOGETHER_MAX: usize = 32;
 
+/// Turns of a thread through which it keeps requests back at most: what it starts otherwise may never fill the plug.
+const TURNS_MAX: u32 = 16;
+
 /// Sends what was held back for it.
 pub(crate) trait Outlet: Send + Sync {
     /// Sends `requests` in their order; reports those that it cannot send.
@@ -28,6 +31,8 @@ struct Plug {
     together: bool,
     outlet: Option<Arc<dyn Outlet>>,
     held: Vec<Request>,
+    /// Turns since the last flush.
+    turns: u32,
 }
 
 impl Drop for Plug {
@@ -59,16 +64,27 @@ pub fn together(start: impl FnOnce()) {
     flush();
 }
 
-/// Whether this thread holds nothing back.
+/// Begins a turn of this thread, which takes something to do: whether it holds nothing back, so that it may wait for it.
+/// What has been held back for many turns is sent first.
 #[must_use]
-pub fn is_empty() -> bool {
+pub fn begin_turn() -> bool {
+    let due = PLUG.with_borrow_mut(|plug| {
+        plug.turns += 1;
+        plug.turns > TURNS_MAX
+    });
+    if due {
+        flush();
+    }
     PLUG.with_borrow(|plug| plug.held.is_empty())
 }
 
 /// Sends what this thread holds back.
 pub fn flush() {
     // Nothing is borrowed while requests are sent: they may end at once, and their ends may start others.
-    let (outlet, held) = PLUG.with_borrow_mut(|plug| (plug.outlet.take(), std::mem::take(&mut plug.held)));
+    let (outlet, held) = PLUG.with_borrow_mut(|plug| {
+        plug.turns = 0;
+        (plug.outlet.take(), std::mem::take(&mut plug.held))
+    });
     if let Some(outlet) = outlet {
         outlet.send_held(held);
     }
@@ -104,4 +120,52 @@ pub(crate) fn hold(outlet: &Arc<impl Outlet + 'static>, request: Request) -> Opt
 
 fn is_same(held: &Arc<dyn Outlet>, outlet: &Arc<impl Outlet>) -> bool {
     std::ptr::addr_eq(Arc::as_ptr(held), Arc::as_ptr(outlet))
+}
+
+#[cfg(test)]
+mod tests {
+    use lockd::clock::BootTime;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::paths::request::Command;
+
+    #[derive(Default)]
+    struct Sent(Mutex<Vec<usize>>);
+
+    impl Outlet for Sent {
+        fn send_held(&self, requests: Vec<Request>) {
+            self.0.lock().push(requests.len());
+        }
+    }
+
+    fn request() -> Request {
+        Request::new(Command::Flush(Box::new(|_| {})), BootTime::default())
+    }
+
+    #[test]
+    fn nothing_is_held_back_for_ever_by_turns_that_start_nothing() {
+        let sent = Arc::new(Sent::default());
+        assert!(hold(&sent, request()).is_some(), "not allowed");
+        allow();
+        assert!(begin_turn());
+        assert!(hold(&sent, request()).is_none());
+        let turns = (0..100).take_while(|_| !begin_turn()).count();
+        assert!(turns <= TURNS_MAX as usize, "{turns} turns");
+        assert_eq!(*sent.0.lock(), [1]);
+    }
+
+    #[test]
+    fn a_full_plug_is_sent_and_what_belongs_together_is_sent_at_its_end() {
+        let sent = Arc::new(Sent::default());
+        allow();
+        (0..HELD_MAX + 1).for_each(|_| assert!(hold(&sent, request()).is_none()));
+        assert_eq!(*sent.0.lock(), [HELD_MAX]);
+        together(|| (0..HELD_MAX).for_each(|_| assert!(hold(&sent, request()).is_none())));
+        assert_eq!(*sent.0.lock(), [HELD_MAX, HELD_MAX + 1]);
+        let other = Arc::new(Sent::default());
+        assert!(hold(&sent, request()).is_none());
+        assert!(hold(&other, request()).is_some(), "of another link");
+        assert_eq!(*sent.0.lock(), [HELD_MAX, HELD_MAX + 1, 1]);
+    }
 }
