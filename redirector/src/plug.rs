@@ -64,6 +64,12 @@ pub fn together(start: impl FnOnce()) {
     flush();
 }
 
+/// Whether this thread holds nothing back.
+#[must_use]
+pub fn is_empty() -> bool {
+    PLUG.with_borrow(|plug| plug.held.is_empty())
+}
+
 /// Begins a turn of this thread, which takes something to do: whether it holds nothing back, so that it may wait for it.
 /// What has been held back for many turns is sent first.
 #[must_use]
@@ -75,7 +81,7 @@ pub fn begin_turn() -> bool {
     if due {
         flush();
     }
-    PLUG.with_borrow(|plug| plug.held.is_empty())
+    is_empty()
 }
 
 /// Sends what this thread holds back.
@@ -123,49 +129,4 @@ fn is_same(held: &Arc<dyn Outlet>, outlet: &Arc<impl Outlet>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use lockd::clock::BootTime;
-    use parking_lot::Mutex;
-
-    use super::*;
-    use crate::paths::request::Command;
-
-    #[derive(Default)]
-    struct Sent(Mutex<Vec<usize>>);
-
-    impl Outlet for Sent {
-        fn send_held(&self, requests: Vec<Request>) {
-            self.0.lock().push(requests.len());
-        }
-    }
-
-    fn request() -> Request {
-        Request::new(Command::Flush(Box::new(|_| {})), BootTime::default())
-    }
-
-    #[test]
-    fn nothing_is_held_back_for_ever_by_turns_that_start_nothing() {
-        let sent = Arc::new(Sent::default());
-        assert!(hold(&sent, request()).is_some(), "not allowed");
-        allow();
-        assert!(begin_turn());
-        assert!(hold(&sent, request()).is_none());
-        let turns = (0..100).take_while(|_| !begin_turn()).count();
-        assert!(turns <= TURNS_MAX as usize, "{turns} turns");
-        assert_eq!(*sent.0.lock(), [1]);
-    }
-
-    #[test]
-    fn a_full_plug_is_sent_and_what_belongs_together_is_sent_at_its_end() {
-        let sent = Arc::new(Sent::default());
-        allow();
-        (0..HELD_MAX + 1).for_each(|_| assert!(hold(&sent, request()).is_none()));
-        assert_eq!(*sent.0.lock(), [HELD_MAX]);
-        together(|| (0..HELD_MAX).for_each(|_| assert!(hold(&sent, request()).is_none())));
-        assert_eq!(*sent.0.lock(), [HELD_MAX, HELD_MAX + 1]);
-        let other = Arc::new(Sent::default());
-        assert!(hold(&sent, request()).is_none());
-        assert!(hold(&other, request()).is_some(), "of another link");
-        assert_eq!(*sent.0.lock(), [HELD_MAX, HELD_MAX + 1, 1]);
-    }
-}
+mod tests;

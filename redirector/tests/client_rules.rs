@@ -20,6 +20,7 @@ use lockd::lease::Lease;
 use proptest::prelude::*;
 use redirector::lun::{Identity, Lun, Outcome, Proof};
 use redirector::nbd::wire::{self, cmd};
+use redirector::plug;
 
 /// Long enough for what must not happen to happen.
 const A_WHILE: Duration = Duration::from_millis(250);
@@ -95,6 +96,27 @@ fn p2_what_is_held_for_too_long_fails_and_a_sent_write_is_unknown() {
     if options.rules.keeps(lockd::rules::Rule::P7) {
         assert_eq!(lun.ghosts().first(), Some(&(8192..12288)));
     }
+}
+
+#[test]
+fn p2_what_is_held_back_when_the_link_breaks_goes_by_the_next_one() {
+    let place = Place::new();
+    let fake = Fake::start(place.dir.path());
+    let lun = try_open(&fake.uri(), &options()).unwrap();
+    let mut write = None;
+    plug::together(|| {
+        write = Some(start_write(&*lun, 4096, place.filled(0x77, 4096), false));
+        assert!(!plug::is_empty(), "it is held back");
+        fake.script.lock().refuse = true;
+        fake.cut();
+        wait_for("the path to be down", || lun.describe().contains("down"));
+    });
+    let write = write.unwrap();
+    assert_pending("the write that was held back", &write);
+    fake.script.lock().refuse = false;
+    assert_eq!(end(&write), Outcome::Done);
+    assert!(lun.ghosts().is_empty(), "it was never sent by the broken link");
+    assert_eq!(byte_at(&place, &*lun, 4096), 0x77);
 }
 
 #[test]

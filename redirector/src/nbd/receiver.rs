@@ -20,6 +20,10 @@ use crate::paths::way::Events;
 /// Bytes that are received ahead at most. What is left of a large read goes straight to the caller's buffer.
 const AHEAD: usize = 64 << 10;
 
+/// The head of a structured reply and the offset of its data. After the shorter head of a simple reply the first bytes of
+/// its data come along, and are copied to their place.
+const LARGE_HEAD: usize = HEAD_MAX + 8;
+
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
@@ -46,6 +50,8 @@ pub struct Receiver {
     ahead: Box<[u8]>,
     start: usize,
     end: usize,
+    /// How many bytes are received ahead: few after a large reply, so that the next one's data is not copied.
+    eager: usize,
     now: BootTime,
     /// The request whose reply is being received, if it is not among those in flight.
     current: Option<Request>,
@@ -67,7 +73,7 @@ impl Receiver {
     ) -> Self {
         let ahead = vec![0; AHEAD].into_boxed_slice();
         let now = clock.boot();
-        Self { connection, events, clock, cipher, ahead, start: 0, end: 0, now, current: None }
+        Self { connection, events, clock, cipher, ahead, start: 0, end: 0, eager: AHEAD, now, current: None }
     }
 
     /// Receives until the connection ends: why, and the request whose reply was cut short.
@@ -104,7 +110,8 @@ impl Receiver {
             (self.start, self.end) = (0, self.end - self.start);
         }
         let connection = &self.connection;
-        match connection.channel.receive(&mut self.ahead[self.end..], &mut [], &mut self.cipher)? {
+        let until = AHEAD.min(self.end + self.eager);
+        match connection.channel.receive(&mut self.ahead[self.end..until], &mut [], &mut self.cipher)? {
             0 => Err(ConnectionError::Closed),
             received => {
                 self.end += received;
@@ -116,6 +123,7 @@ impl Receiver {
 
     /// Receives exactly `bytes`: first what has come ahead, the rest straight from the socket.
     fn fill(&mut self, mut bytes: &mut [u8]) -> Result<(), ConnectionError> {
+        self.eager = if bytes.len() >= WHOLE_MIN { LARGE_HEAD } else { AHEAD };
         let there = bytes.len().min(self.end - self.start);
         bytes[..there].copy_from_slice(&self.ahead[self.start..self.start + there]);
         self.start += there;

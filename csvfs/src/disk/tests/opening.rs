@@ -10,6 +10,7 @@ use redirector::lun::{Lun, Outcome, Proof};
 
 use super::*;
 use crate::disk::contest::ContestError;
+use crate::disk::layout;
 use crate::disk::open::Opened;
 
 fn crash(wire: &Wire, volume: OpenVolume) {
@@ -74,6 +75,31 @@ fn a_locked_lun_needs_neither_wait_nor_copy() {
     lun.prove_alone(Proof::Alive("process 77".to_owned()));
     let error = open_as(&lun.wire(), 4, &clock).unwrap_err();
     assert!(error.to_string().contains("host3"), "{error}");
+}
+
+#[test]
+fn claims_of_the_dead_keep_nobody_out_however_many() {
+    let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
+    make(&lun, &clock).unwrap();
+    // Too short a life each to close the claims of the dead before.
+    for alone in [true, false] {
+        let proof = if alone { Proof::Ended("locked".to_owned()) } else { Proof::Unprovable };
+        lun.prove_alone(proof);
+        for round in 0..layout::CLAIMS as u64 + 6 {
+            let wire = lun.wire();
+            let client = 1 + round + if alone { 0 } else { 1000 };
+            let volume = open_as(&wire, client, &clock).unwrap();
+            volume.hold.beat().unwrap();
+            crash(&wire, volume);
+        }
+    }
+    // A live one among them is still seen.
+    let last = Arc::new(open_as(&lun.wire(), 5000, &clock).unwrap());
+    let beating = Arc::clone(&last);
+    clock.on_sleep(move || beating.hold.beat().unwrap());
+    let error = open_as(&lun.wire(), 5001, &clock).unwrap_err();
+    assert!(error.to_string().contains("host5000"), "{error}");
+    put(&last.database, 9, &[9]);
 }
 
 #[test]
