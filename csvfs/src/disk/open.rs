@@ -248,6 +248,12 @@ impl Hold {
         self.heart.round()
     }
 
+    /// Waits until the chunks of earlier areas are reserve again, if nothing is in the way of that.
+    #[cfg(test)]
+    pub(super) fn settled(&mut self) {
+        self.settle.take().into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
     pub(super) fn around(&self) -> &Surroundings {
         &self.around
     }
