@@ -15,6 +15,9 @@ const HELD_MAX: usize = 8;
 /// The same, of those that belong together.
 const TOGETHER_MAX: usize = 32;
 
+/// Turns of a thread through which it keeps requests back at most: what it starts otherwise may never fill the plug.
+const TURNS_MAX: u32 = 16;
+
 /// Sends what was held back for it.
 pub(crate) trait Outlet: Send + Sync {
     /// Sends `requests` in their order; reports those that it cannot send.
@@ -28,6 +31,8 @@ struct Plug {
     together: bool,
     outlet: Option<Arc<dyn Outlet>>,
     held: Vec<Request>,
+    /// Turns since the last flush.
+    turns: u32,
 }
 
 impl Drop for Plug {
@@ -65,10 +70,27 @@ pub fn is_empty() -> bool {
     PLUG.with_borrow(|plug| plug.held.is_empty())
 }
 
+/// Begins a turn of this thread, which takes something to do: whether it holds nothing back, so that it may wait for it.
+/// What has been held back for many turns is sent first.
+#[must_use]
+pub fn begin_turn() -> bool {
+    let due = PLUG.with_borrow_mut(|plug| {
+        plug.turns += 1;
+        plug.turns > TURNS_MAX
+    });
+    if due {
+        flush();
+    }
+    is_empty()
+}
+
 /// Sends what this thread holds back.
 pub fn flush() {
     // Nothing is borrowed while requests are sent: they may end at once, and their ends may start others.
-    let (outlet, held) = PLUG.with_borrow_mut(|plug| (plug.outlet.take(), std::mem::take(&mut plug.held)));
+    let (outlet, held) = PLUG.with_borrow_mut(|plug| {
+        plug.turns = 0;
+        (plug.outlet.take(), std::mem::take(&mut plug.held))
+    });
     if let Some(outlet) = outlet {
         outlet.send_held(held);
     }

@@ -62,8 +62,8 @@ pub enum ContestError {
         "another process has opened the volume at the same time (superblock now of epoch {0}): try again"
     )]
     Overtaken(Epoch),
-    /// No claim block is free.
-    #[error("all {n} claim blocks hold claims that were never closed; `csvfs fsck --repair` clears dead ones", n = layout::CLAIMS)]
+    /// Others came again and again.
+    #[error("others keep claiming the volume while it is being opened: try again when they have ended")]
     Crowded,
     /// The claims could not be written or read.
     #[error("cannot write or read the claims (errno {0})")]
@@ -131,7 +131,10 @@ impl Contest {
             Proof::Unprovable => None,
         };
         let survey = Survey::read(self.lun.as_ref())?;
-        let block = self.free_block(&survey.claims).ok_or(ContestError::Crowded)?;
+        let block = match self.free_block(&survey.claims) {
+            Some(block) => block,
+            None => self.dead_block(&survey, alone.is_some())?,
+        };
         let mut claim = Claim {
             client: self.who.client,
             epoch: next_epoch(&survey),
@@ -275,6 +278,32 @@ impl Contest {
             claim.counter += 1;
             let _ = write_claim(self.lun.as_ref(), &self.pool, label, block, &claim);
         }
+    }
+
+    /// The block of a dead claim, when every block holds one that was never closed: of the oldest that a later writer
+    /// has superseded, if there is one. Dead they are by the LUN's proof, or when none has moved for longer than the
+    /// window; that is found out without a claim of one's own.
+    fn dead_block(&self, survey: &Survey, alone: bool) -> Result<usize, ContestError> {
+        let seen = self.foreign(&survey.claims, usize::MAX);
+        if self.rules.keeps(Rule::V1) && !alone {
+            let window = seen.iter().map(|(_, claim)| claim.window).max().unwrap_or(survey.label.window);
+            self.clock.sleep(window + window / 4);
+            let claims =
+                read_claims(self.lun.as_ref(), &self.pool, &survey.label).map_err(ContestError::Lun)?;
+            if let Some(block) = self.free_block(&claims) {
+                return Ok(block);
+            }
+            let now = self.foreign(&claims, usize::MAX);
+            if let Some((_, claim)) = now.into_iter().find(|(block, claim)| !is_still(&seen, *block, claim)) {
+                return Err(match claim.state {
+                    ClaimState::Writing => ContestError::Writing(claim),
+                    _ => ContestError::Opening(claim),
+                });
+            }
+        }
+        let last = survey.superblock.epoch;
+        let oldest = seen.iter().min_by_key(|(_, claim)| (claim.epoch >= last, claim.epoch));
+        oldest.map(|(block, _)| *block).ok_or(ContestError::Crowded)
     }
 
     /// A block that holds no open claim. Two openers begin their search at different places.

@@ -248,6 +248,12 @@ impl Hold {
         self.heart.round()
     }
 
+    /// Waits until the chunks of earlier areas are reserve again, if nothing is in the way of that.
+    #[cfg(test)]
+    pub(super) fn settled(&mut self) {
+        self.settle.take().into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
     pub(super) fn around(&self) -> &Surroundings {
         &self.around
     }
@@ -294,7 +300,9 @@ fn all_done(lun: &dyn Lun, won: &Won, rules: Rules) -> Result<Option<String>, Co
         .claims
         .iter()
         .any(|claim| claim.as_ref().is_err_and(|damage| *damage != super::frame::Damage::Blank));
-    let mut known = !damaged || is_closed(&won.survey);
+    // Where every block was taken, a claim was given up for the own one: that of another writer, perhaps.
+    let crowded = won.still.len() + 1 >= layout::CLAIMS;
+    let mut known = !crowded && (!damaged || is_closed(&won.survey));
     let mut reasons = Vec::new();
     for client in writers {
         match lun.prove_ended(client) {

@@ -63,7 +63,7 @@ impl Dispatcher {
     pub(super) fn run(mut self) {
         plug::allow();
         loop {
-            self.device = Arc::clone(if plug::is_empty() { &self.waiting } else { &self.asking });
+            self.device = Arc::clone(if plug::begin_turn() { &self.waiting } else { &self.asking });
             match self.inbox.receive(&self.device) {
                 Ok(()) => self.dispatch(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => plug::flush(),

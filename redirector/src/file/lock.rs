@@ -122,7 +122,9 @@ impl Lock {
             let alone = locked.is_ok().then(|| kernel::is_only_open(&opened.file));
             let late = Instant::now() >= until;
             match (locked, alone) {
-                (Err(holder), _) if late => return Proof::Alive(format!("{holder} has a lock on {path}")),
+                (Err(holder), _) if late => {
+                    return Proof::Alive(format!("{holder}, which has a lock on {path}"));
+                }
                 (Ok(_), Some(Ok(true))) => {
                     return Proof::Ended(format!(
                         "{path} is locked, and nobody else of this host has it open ({filesystem})"

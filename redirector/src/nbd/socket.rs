@@ -128,7 +128,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Receives some bytes (all of `first` if it is [`WHOLE_MIN`] long and `second` empty), into `first` and then into `second`; zero at the end of the stream.
+    /// Receives some bytes into `first` and then into `second`; zero at the end of the stream. All of `first` if that is
+    /// [`WHOLE_MIN`] long and `second` empty, or what came before the stream ended.
     pub fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
         loop {
             let received = if second.is_empty() {

@@ -93,3 +93,14 @@ fn a_thread_that_ends_leaves_nothing_behind() {
     thread.join().unwrap();
     assert_eq!(outlet.groups(), [[7]]);
 }
+
+#[test]
+fn nothing_is_held_back_for_ever_by_turns_that_start_nothing() {
+    allow();
+    let outlet = Arc::new(Sent::default());
+    assert!(begin_turn());
+    assert!(hold(&outlet, trim(1)).is_none());
+    let turns = (0..100).take_while(|_| !begin_turn()).count();
+    assert!(turns <= TURNS_MAX as usize, "{turns} turns");
+    assert_eq!(outlet.groups(), [[1]]);
+}

@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::mounted::fsck_clean;
+use lab::server::{Kind, Server};
 use lab::wait::until;
-use lab::{Site, content};
+use lab::{Site, content, programs};
 
 fn umount(folder: &std::path::Path) -> Result<std::process::Output> {
-    Ok(std::process::Command::new("umount").arg(folder).output()?)
+    Ok(Command::new("umount").arg(folder).output()?)
 }
 
 #[test]
@@ -100,5 +102,40 @@ fn a_killed_mount_gives_errors_and_can_be_mounted_again() -> Result<()> {
     ensure!(!mount.path().join("removed").exists());
     drop((open, removed));
     mount.unmount()?;
+    fsck_clean(&url)
+}
+
+#[test]
+fn nobody_needs_to_listen() -> Result<()> {
+    let site = Site::new()?;
+    let mut server = Server::start(Kind::NbdkitFile, &site.path(""), 256 << 20)?;
+    let url = server.url();
+    lab::mounted::format(&url)?;
+    let folder = site.path("deaf");
+    std::fs::create_dir_all(&folder)?;
+    let mut command = Command::new(programs::ours("csvfs")?);
+    command.args(["mount", "--foreground", "--lun", &url]).arg(&folder);
+    let mut mount = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    drop(mount.stderr.take());
+    until("it is mounted", Duration::from_secs(10), || {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        mounts.contains(&*folder.to_string_lossy()).then_some(())
+    })?;
+    // It complains that the path is down; then it goes on.
+    server.restart()?;
+    content::fill(&folder.join("file"), 1, 20)?;
+    content::check(&folder.join("file"), 1, 20)?;
+    // Who lists mounts may look at the first line only.
+    let mut status = Command::new(programs::ours("csvfs")?)
+        .arg("status")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    drop(status.stdout.take());
+    let said = status.wait_with_output()?;
+    ensure!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    ensure!(umount(&folder)?.status.success());
+    let ended = mount.wait()?;
+    ensure!(ended.success(), "{ended}");
     fsck_clean(&url)
 }

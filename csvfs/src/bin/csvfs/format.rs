@@ -37,7 +37,7 @@ impl Format {
             rules: super::rules(),
         };
         let made = format_url(&url, &settings)?;
-        println!("{made}");
+        say!("{made}");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -26,7 +26,7 @@ impl Fsck {
         let run = if self.repair { repair_url } else { check_url };
         let report = run(&url, super::rules(), &mut progress())?;
         if self.json {
-            println!("{}", report.json());
+            say!("{}", report.json());
         } else {
             show(&report);
         }
@@ -40,25 +40,25 @@ fn progress() -> impl FnMut(&'static str, u64, u64) {
     move |what, done, of| {
         if !shown {
         } else if of == 0 {
-            eprint!("\r{what}: {done}    ");
+            crate::say::error(format_args!("\r{what}: {done}    "));
         } else {
-            eprint!("\r{what}: {done} of {of}    ");
+            crate::say::error(format_args!("\r{what}: {done} of {of}    "));
         }
     }
 }
 
 fn show(report: &Report) {
     if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
+        crate::say::error(format_args!("\r\x1b[K"));
     }
     for finding in &report.findings {
-        println!("{finding}");
+        say!("{finding}");
     }
     for repair in &report.repairs {
-        println!("repaired: {repair}");
+        say!("repaired: {repair}");
     }
     for note in &report.notes {
-        println!("note: {note}");
+        say!("note: {note}");
     }
-    println!("{report}");
+    say!("{report}");
 }

@@ -1,5 +1,7 @@
 //! `csvfs`: format, mount, check and ask a volume.
 
+#[macro_use]
+mod say;
 mod clone;
 mod format;
 mod fsck;
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
         match options::helper_arguments(&words[1..]) {
             Ok(words) => Arguments::parse_from(words),
             Err(error) => {
-                eprintln!("mount.csvfs: {error}");
+                complain!("mount.csvfs: {error}");
                 return ExitCode::from(2);
             }
         }
@@ -78,7 +80,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("csvfs: {error:#}");
+            complain!("csvfs: {}", say::with_causes(&error));
             ExitCode::FAILURE
         }
     }
@@ -88,6 +90,8 @@ fn start_log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever read it may be gone, or its disk full: that must not end a mount.
+    let log = log.log_internal_errors(false);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
@@ -98,7 +102,7 @@ fn start_log(format: LogFormat) {
 fn rules() -> lockd::rules::Rules {
     let rules = lockd::rules::Rules::from_test_environment();
     for rule in rules.switched_off() {
-        eprintln!("csvfs: rule {rule} is SWITCHED OFF by CSV_MUTANT; this is for tests and loses data");
+        complain!("csvfs: rule {rule} is SWITCHED OFF by CSV_MUTANT; this is for tests and loses data");
     }
     rules
 }

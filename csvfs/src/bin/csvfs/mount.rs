@@ -117,7 +117,7 @@ impl MountCommand {
             BufReader::new(output).read_line(&mut line).context("waiting for the mount")?;
         }
         let said = std::fs::read_to_string(&log).unwrap_or_default();
-        eprint!("{said}");
+        crate::say::error(format_args!("{said}"));
         if line.is_empty() {
             let status = child.wait().context("waiting for the mount")?;
             let _ = std::fs::remove_file(&log);
@@ -152,18 +152,18 @@ fn serve(
         .spawn(move || {
             for _ in signals.forever() {
                 if let Err(error) = unmounter.unmount() {
-                    eprintln!(
+                    complain!(
                         "csvfs: {} is in use ({error}); it ends when its last user is gone",
                         at.display()
                     );
                     if let Err(error) = unmounter.detach() {
-                        eprintln!("csvfs: {} cannot be detached: {error}", at.display());
+                        complain!("csvfs: {} cannot be detached: {error}", at.display());
                     }
                 }
             }
         })
         .context("starting a thread")?;
-    println!("{url} is mounted on {}", folder.display());
+    say!("{url} is mounted on {}", folder.display());
     mount.wait();
     drop(status);
     ending.close();

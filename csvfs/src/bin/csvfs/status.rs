@@ -35,9 +35,9 @@ impl Status {
         }
         if self.json {
             let text = serde_json::to_string_pretty(&serde_json::json!({ "volumes": volumes }));
-            println!("{}", text.context("writing the status as JSON")?);
+            say!("{}", text.context("writing the status as JSON")?);
         } else if volumes.is_empty() {
-            println!("no csvfs volume is mounted on this node");
+            say!("no csvfs volume is mounted on this node");
         } else {
             for volume in &volumes {
                 show(volume);
@@ -49,37 +49,42 @@ impl Status {
 
 fn show(volume: &VolumeStatus) {
     let mode = if volume.read_only { ", read-only" } else { "" };
-    println!("{} on {}{mode}", volume.lun, volume.mountpoint);
-    println!("  volume       {} {}", volume.volume, volume.name);
-    println!("  node         {} (pid {}), session {}", volume.node, volume.pid, volume.session);
-    println!("  coordinator  {}", volume.coordinator);
-    println!("  I/O          {}: {}", volume.state, volume.path);
+    say!("{} on {}{mode}", volume.lun, volume.mountpoint);
+    say!("  volume       {} {}", volume.volume, volume.name);
+    say!("  node         {} (pid {}), session {}", volume.node, volume.pid, volume.session);
+    say!("  coordinator  {}", volume.coordinator);
+    say!("  I/O          {}: {}", volume.state, volume.path);
     if !volume.problem.is_empty() {
-        println!("  PROBLEM      {}", volume.problem);
+        say!("  PROBLEM      {}", volume.problem);
     }
-    println!("  fence        {}", volume.fence);
+    say!("  fence        {}", volume.fence);
     let opening = &volume.opening;
-    println!(
+    say!(
         "  opened       {} in {:.2} s, after {:.1} s of waiting",
-        opening.how, opening.open_s, opening.wait_s
+        opening.how,
+        opening.open_s,
+        opening.wait_s
     );
     for warning in &opening.warnings {
-        println!("  warning      {warning}");
+        say!("  warning      {warning}");
     }
     let gib = |blocks: u64| {
         #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
         let blocks = blocks as f64;
         blocks * 4096.0 / f64::from(1 << 30)
     };
-    println!(
+    say!(
         "  space        {:.1} GiB free of {:.1} GiB, {} inodes",
         gib(volume.blocks_free),
         gib(volume.blocks),
         volume.inodes
     );
     let counters = &volume.counters;
-    println!(
+    say!(
         "  served       {} reads, {} writes, {} syncs; {} in flight",
-        counters.reads, counters.writes, counters.syncs, counters.in_flight
+        counters.reads,
+        counters.writes,
+        counters.syncs,
+        counters.in_flight
     );
 }

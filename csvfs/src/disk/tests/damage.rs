@@ -224,7 +224,8 @@ fn a_flipped_byte_of_the_store_is_found_by_a_check_and_by_a_copy() {
 fn a_view_changes_nothing_and_names_the_writer() {
     let (lun, clock) = used();
     lun.prove_alone(Proof::Unprovable);
-    let volume = open_as(&lun.wire(), 9, &clock).unwrap();
+    let mut volume = open_as(&lun.wire(), 9, &clock).unwrap();
+    volume.hold.settled();
     put(&volume.database, 4, &[4]);
     let before = lun.image();
     for load_max in [0, 1 << 30] {

@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockd::clock::Clock;
+use lockd::ids::Epoch;
 use lockd::lease::Lease;
 use parking_lot::Mutex;
+use redirector::buffer::Pool;
 use redirector::lun::{Lun, Outcome, Proof};
 
 use super::*;
-use crate::disk::contest::ContestError;
+use crate::disk::claim::{Claim, ClaimState};
+use crate::disk::contest::{ContestError, write_claim};
+use crate::disk::layout;
 use crate::disk::open::Opened;
+use crate::disk::survey::Survey;
 
 fn crash(wire: &Wire, volume: OpenVolume) {
     wire.cut();
@@ -74,6 +79,50 @@ fn a_locked_lun_needs_neither_wait_nor_copy() {
     lun.prove_alone(Proof::Alive("process 77".to_owned()));
     let error = open_as(&lun.wire(), 4, &clock).unwrap_err();
     assert!(error.to_string().contains("host3"), "{error}");
+}
+
+#[test]
+fn claims_of_the_dead_keep_nobody_out_however_many() {
+    let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
+    make(&lun, &clock).unwrap();
+    let fill = |first: u64| {
+        let (wire, now) = (lun.wire(), Survey::read(lun.wire().as_ref()).unwrap());
+        let free = (0..).zip(&now.claims).filter(|(_, claim)| !claim.as_ref().is_ok_and(Claim::is_open));
+        for (block, _) in free {
+            let claim = Claim {
+                client: ClientId(first + block),
+                epoch: Epoch(block % 2),
+                counter: 7,
+                state: if block % 3 == 0 { ClaimState::Claiming } else { ClaimState::Writing },
+                pid: 1,
+                started: clock.wall(),
+                beaten: clock.wall(),
+                window: now.label.window,
+                host: "dead".to_owned(),
+            };
+            let block = usize::try_from(block).unwrap();
+            write_claim(wire.as_ref(), &Pool::default(), &now.label, block, &claim).unwrap();
+        }
+        assert_eq!(Survey::read(lun.wire().as_ref()).unwrap().open_claims().count(), layout::CLAIMS);
+    };
+    for client in 1..=4 {
+        fill(client * 1000);
+        lun.prove_alone(if client < 3 { Proof::Ended("locked".to_owned()) } else { Proof::Unprovable });
+        let wire = lun.wire();
+        let volume = open_as(&wire, client, &clock).unwrap();
+        let how = if client < 3 { "in place" } else { "by copy" };
+        assert!(volume.opened.to_string().starts_with(how), "client {client}: {}", volume.opened);
+        put(&volume.database, client, &[1]);
+        crash(&wire, volume);
+    }
+    fill(9000);
+    // A live one among them is still seen.
+    let last = Arc::new(open_as(&lun.wire(), 5000, &clock).unwrap());
+    let beating = Arc::clone(&last);
+    clock.on_sleep(move || beating.hold.beat().unwrap());
+    let error = open_as(&lun.wire(), 5001, &clock).unwrap_err();
+    assert!(error.to_string().contains("host5000"), "{error}");
+    put(&last.database, 9, &[9]);
 }
 
 #[test]
