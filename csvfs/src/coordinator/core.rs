@@ -1,5 +1,6 @@
 //! What the threads of a coordinator share.
 
+use std::error::Error;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,11 +15,12 @@ use redirector::lun::Lun;
 
 use super::opens::Opens;
 use super::queue::{Internal, Queue, Work};
+use super::scrub::Scrub;
 use crate::disk::MetadataSpace;
 use crate::proto::{Head, Operation, Owned};
 use crate::refusal::Refusal;
 use crate::store::cookie::HashKey;
-use crate::store::{Result, Snapshot};
+use crate::store::{Result, Snapshot, StoreError};
 
 /// What a coordinator is made of.
 #[derive(Debug)]
@@ -45,9 +47,34 @@ pub struct Parts {
     pub read_only: bool,
     /// Freed blocks are trimmed.
     pub discard: bool,
+    /// Opens the store once more for reading, after a failure: then only what needs the damaged page fails.
+    pub beside: Option<Beside>,
+    /// Reads the whole store once in the background, so that damage is found.
+    pub scrub: bool,
     /// For so long after the start, writes that earlier incarnations sent may still land: nothing that is freed is
     /// given out again before. Zero where they are proved to be over.
     pub settle: Duration,
+}
+
+type OpenBeside = dyn Fn() -> Result<Database, Box<dyn Error + Send + Sync>> + Send + Sync;
+
+/// How to open the store once more, for reading.
+#[derive(Clone)]
+pub struct Beside(Arc<OpenBeside>);
+
+impl Beside {
+    /// By calling `open`.
+    pub fn new(
+        open: impl Fn() -> Result<Database, Box<dyn Error + Send + Sync>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(open))
+    }
+}
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Beside")
+    }
 }
 
 /// When the reclaimer is to run.
@@ -74,6 +101,10 @@ pub struct Core {
     pub opens: Mutex<Opens>,
     /// The last committed state, once somebody has asked for it.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// What is read instead of the store proper, once that has failed.
+    reader: Mutex<Option<Arc<Database>>>,
+    /// How far the check in the background is.
+    pub scrub: Mutex<Scrub>,
     /// Why nothing is changed any more.
     broken: OnceLock<String>,
     /// Work for the reclaimer.
@@ -93,6 +124,8 @@ impl Core {
             queue: Queue::default(),
             opens: Mutex::default(),
             snapshot: Mutex::default(),
+            reader: Mutex::default(),
+            scrub: Mutex::default(),
             broken: OnceLock::new(),
             call: Mutex::default(),
             called: Condvar::new(),
@@ -106,7 +139,9 @@ impl Core {
         if let Some(snapshot) = &*current {
             return Ok(Arc::clone(snapshot));
         }
-        let snapshot = Arc::new(Snapshot::take(&self.parts.database)?);
+        let reader = self.reader.lock().clone();
+        let database = reader.as_ref().unwrap_or(&self.parts.database);
+        let snapshot = Arc::new(Snapshot::take(database)?);
         *current = Some(Arc::clone(&snapshot));
         Ok(snapshot)
     }
@@ -121,6 +156,24 @@ impl Core {
     pub fn break_down(&self, cause: &str) {
         if self.broken.set(cause.to_owned()).is_ok() {
             tracing::error!(cause, "the coordinator stops changing the volume");
+        }
+    }
+
+    /// The database has failed: it answers nothing any more, so nothing is changed, and the store is opened once more to
+    /// be read. (A record that contradicts itself is no such failure.)
+    pub fn store_failed(&self, error: &StoreError) {
+        if !matches!(error, StoreError::Database(_)) {
+            return;
+        }
+        self.break_down(&error.to_string());
+        let Some(Beside(open)) = &self.parts.beside else { return };
+        match open() {
+            Ok(database) => {
+                let before = self.reader.lock().replace(Arc::new(database));
+                self.outdate();
+                drop(before);
+            }
+            Err(error) => tracing::warn!(%error, "the metadata store cannot be read any more"),
         }
     }
 

@@ -21,6 +21,7 @@ mod queue;
 mod reclaim;
 mod rename;
 mod reserve;
+mod scrub;
 mod slots;
 mod space;
 mod stop;
@@ -37,8 +38,9 @@ use lockd::network::{CarrierError, OnReply, Service};
 use parking_lot::Mutex;
 
 use self::core::Core;
-pub use self::core::Parts;
+pub use self::core::{Beside, Parts};
 use self::queue::{Internal, NotTaken, Pending, Work};
+pub use self::scrub::Scrub;
 use self::stop::Stop;
 use self::writer::{Writer, frame};
 use crate::proto::codec::decode;
@@ -46,6 +48,9 @@ use crate::proto::{Answer, Operation, Reply, Request};
 use crate::refusal::Refusal;
 use crate::store::StoreError;
 use crate::types::Run;
+
+/// How often a question is asked anew because the database has failed meanwhile.
+const ASK_AGAIN_MAX: u32 = 3;
 
 /// Why a coordinator could not start.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +96,11 @@ impl Coordinator {
             threads.push(spawn("csvfs-reclaim", move || reclaim::serve(&reclaimer))?);
             // What an earlier coordinator left.
             core.call_reclaimer(false);
+            if core.parts.scrub {
+                *core.scrub.lock() = Scrub::Running { done: 0, about: 0 };
+                let scrubber = Arc::clone(&core);
+                threads.push(spawn("csvfs-scrub", move || scrub::serve(&scrubber))?);
+            }
         }
         Ok(Arc::new(Self { core, threads: Mutex::new(threads) }))
     }
@@ -157,9 +167,36 @@ impl Coordinator {
         self.core.failure()
     }
 
+    /// How far the check of the whole store is.
+    #[must_use]
+    pub fn scrub(&self) -> Scrub {
+        *self.core.scrub.lock()
+    }
+
     fn ask(&self, operation: &Operation) -> Reply {
-        let snapshot = self.core.snapshot().map_err(|error| Refusal::Io(error.to_string()))?;
-        question::answer(&snapshot, &self.core.parts.key, operation).map_err(Stop::refusal)
+        let ask = || {
+            let snapshot = self.core.snapshot()?;
+            question::answer(&snapshot, &self.core.parts.key, operation)
+        };
+        let mut again = 0;
+        loop {
+            match ask() {
+                // The database has failed, over this page or over another one: it is opened once more. What fails for
+                // its own sake then is refused.
+                Err(Stop::Broken(error @ StoreError::Database(_))) => {
+                    let of_another = matches!(
+                        &error,
+                        StoreError::Database(cause) if matches!(**cause, redb::Error::PreviousIo)
+                    );
+                    self.core.store_failed(&error);
+                    if again == ASK_AGAIN_MAX || (again > 0 && !of_another) {
+                        return Err(Refusal::Io(error.to_string()));
+                    }
+                    again += 1;
+                }
+                other => return other.map_err(Stop::refusal),
+            }
+        }
     }
 }
 

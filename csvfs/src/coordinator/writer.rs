@@ -128,6 +128,7 @@ impl Writer {
         self.core.opens.lock().buried(&outcome.gone);
         if let Err(error) = result {
             self.core.break_down(&error.to_string());
+            self.core.store_failed(&error);
             let refusal = Refusal::Io(error.to_string());
             outcome.answers.into_iter().for_each(|answer| answer.fail(&refusal));
             self.refuse_all(std::mem::take(&mut outcome.continued), &refusal);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redirector::lun::Lun;
 
 use super::Volume;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, Scrub};
 use crate::node::Node;
 use crate::service::FileService;
 use crate::status::{Counters, VolumeStatus};
@@ -42,6 +42,7 @@ impl Reporter {
             state: String::new(),
             problem: String::new(),
             path: String::new(),
+            metadata: String::new(),
             fence: "none: a mount without a cluster; its claim keeps other mounts away (V1)".to_owned(),
             opening: volume.opening.clone(),
             counters: Counters::default(),
@@ -75,6 +76,12 @@ impl Reporter {
                 }
             }
             None => status.state = "closed".to_owned(),
+        }
+        if let Some(coordinator) = self.coordinator.upgrade() {
+            status.metadata = match coordinator.scrub() {
+                Scrub::NotNeeded if self.fixed.read_only => "each page is checked when it is read".to_owned(),
+                scrub => scrub.to_string(),
+            };
         }
         if let Some(cause) = self.coordinator.upgrade().and_then(|coordinator| coordinator.failure()) {
             status.state = "failed".to_owned();

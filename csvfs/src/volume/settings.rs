@@ -104,7 +104,7 @@ impl Settings {
 
     pub(super) fn describe_opening(&self, opened: &OpenVolume) -> Opening {
         let (copy_s, copied_bytes) = match &opened.opened {
-            Opened::InPlace(_) => (0.0, 0.0),
+            Opened::InPlace(_) | Opened::Rebuilt => (0.0, 0.0),
             #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
             Opened::Copied { bytes, copying, .. } => (copying.as_secs_f64(), *bytes as f64),
         };

@@ -57,6 +57,9 @@ fn show(report: &Report) {
     for repair in &report.repairs {
         println!("repaired: {repair}");
     }
+    for lost in &report.lost {
+        println!("lost: {lost}");
+    }
     for note in &report.notes {
         println!("note: {note}");
     }

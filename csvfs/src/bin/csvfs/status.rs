@@ -57,6 +57,7 @@ fn show(volume: &VolumeStatus) {
     if !volume.problem.is_empty() {
         println!("  PROBLEM      {}", volume.problem);
     }
+    println!("  metadata     {}", volume.metadata);
     println!("  fence        {}", volume.fence);
     let opening = &volume.opening;
     println!(

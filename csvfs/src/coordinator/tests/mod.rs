@@ -365,6 +365,8 @@ fn launch(
         read_only: false,
         discard: true,
         settle,
+        beside: None,
+        scrub: false,
     })
     .unwrap()
 }
