@@ -1,6 +1,7 @@
 //! What the threads of a coordinator share.
 
 use std::error::Error;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -105,6 +106,10 @@ pub struct Core {
     reader: Mutex<Option<Arc<Database>>>,
     /// How far the check in the background is.
     pub scrub: Mutex<Scrub>,
+    /// Transactions that were committed by the writer.
+    pub commits: AtomicU64,
+    /// Changes that were asked of it.
+    pub changes: AtomicU64,
     /// Why nothing is changed any more.
     broken: OnceLock<String>,
     /// Work for the reclaimer.
@@ -126,6 +131,8 @@ impl Core {
             snapshot: Mutex::default(),
             reader: Mutex::default(),
             scrub: Mutex::default(),
+            commits: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             broken: OnceLock::new(),
             call: Mutex::default(),
             called: Condvar::new(),

@@ -167,6 +167,14 @@ impl Coordinator {
         self.core.failure()
     }
 
+    /// Transactions that were committed, and pieces of work that they held.
+    #[must_use]
+    pub fn commits(&self) -> (u64, u64) {
+        let load =
+            |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        (load(&self.core.commits), load(&self.core.changes))
+    }
+
     /// How far the check of the whole store is.
     #[must_use]
     pub fn scrub(&self) -> Scrub {

@@ -1,6 +1,7 @@
 //! The one writer: takes what waits, applies it in one transaction, commits, answers (V3).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lockd::ids::{ClientId, Sequence};
 use lockd::network::{CarrierError, OnReply};
@@ -103,6 +104,7 @@ impl Writer {
             answered = arrived.len();
             let mut group = std::mem::take(&mut self.continued);
             group.extend(arrived);
+            self.core.changes.fetch_add(group.len() as u64, Ordering::Relaxed);
             self.group(group);
             if self.core.queue.is_stopped() {
                 self.close();
@@ -193,6 +195,7 @@ impl Writer {
         }
         if dirty {
             transaction.commit()?;
+            core.commits.fetch_add(1, Ordering::Relaxed);
             core.outdate();
         } else {
             transaction.abort()?;

@@ -17,12 +17,12 @@ use super::blocks::write_block;
 use super::claim::{Claim, ClaimState};
 use super::contest::{Contest, ContestError, Identity, Won, is_closed, write_claim};
 use super::copy::{Kept, Move, Reader, copy};
+use super::format::data_region;
 use super::heart::{Chest, Heart};
 use super::label::Label;
 use super::layout;
 use super::map::ChunkUse;
 use super::superblock::{Side, Superblock};
-use super::format::data_region;
 use super::survey::{Survey, open_claims, read_claims};
 use super::tree::{Row, Walk};
 use super::view::{ViewOptions, salvage};
@@ -45,8 +45,8 @@ pub struct OpenOptions {
     pub cache_bytes: usize,
     /// The most bytes of the store that a copy keeps in memory until it is checked; what is beyond is read again.
     pub copy_memory_max: u64,
-    /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; a larger one
-    /// is trusted, as it is left to fsck (a copy is always checked).
+    /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; of a larger one
+    /// each page is checked when it is read (a copy is always checked whole).
     pub check_max: u64,
     /// How long a write of metadata waits for a lapsed lease to be won back, before it fails (P2).
     pub hold: Duration,
@@ -533,7 +533,8 @@ impl Opening {
             .filter(|run| run.start.0 >= first_data)
             .collect();
         let options = ViewOptions { pool: self.around.pool.clone(), ..ViewOptions::default() };
-        let mut read = |on_row: &mut dyn FnMut(Row<'_>)| salvage(&self.around.lun, &won.survey, &options, on_row);
+        let mut read =
+            |on_row: &mut dyn FnMut(Row<'_>)| salvage(&self.around.lun, &won.survey, &options, on_row);
         (rebuild.0)(&database, &given, &mut read).map_err(OpenError::Rebuild)?;
         // What the new store does not need is kept for its copy.
         let spare = hold.area.spare_wanted();

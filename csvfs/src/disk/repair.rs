@@ -36,7 +36,8 @@ impl Hold {
                 Finding::LabelCopy(_) => layout::LABEL_COPY_AT,
                 Finding::Slot { lost: Some(_), .. } | Finding::StaleClaim { .. } => continue,
             };
-            let label = matches!(finding, Finding::Label(_) | Finding::LabelCopy(_)).then(|| around.label.encode());
+            let label =
+                matches!(finding, Finding::Label(_) | Finding::LabelCopy(_)).then(|| around.label.encode());
             around.await_lease()?;
             let contents = label.as_ref().unwrap_or(&blank);
             write_block(around.lun.as_ref(), &around.pool, block, contents).map_err(errno)?;

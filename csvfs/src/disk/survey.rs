@@ -75,7 +75,10 @@ impl fmt::Display for Finding {
                 write!(f, "the label in block 0 is damaged: {damage}; its copy in block 255 is used")
             }
             Self::LabelCopy(damage) => {
-                write!(f, "the copy of the label in block 255 is damaged: {damage}; the label itself is whole")
+                write!(
+                    f,
+                    "the copy of the label in block 255 is damaged: {damage}; the label itself is whole"
+                )
             }
             Self::Slot { slot, damage, lost: Some(epoch) } => {
                 write!(

@@ -182,7 +182,9 @@ impl OnLun {
 
 impl Under for OnLun {
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), AreaError> {
-        (offset / BLOCK..).zip(out.chunks_exact_mut(PAGE)).try_for_each(|(page, out)| self.read_page(page, out))
+        (offset / BLOCK..)
+            .zip(out.chunks_exact_mut(PAGE))
+            .try_for_each(|(page, out)| self.read_page(page, out))
     }
 
     fn locate(&self, offset: u64) -> u64 {

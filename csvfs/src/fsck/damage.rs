@@ -24,7 +24,9 @@ fn pages(walk: &Walk) -> Vec<String> {
         said.push("and more".to_owned());
     }
     if walk.earlier {
-        said.push("the header of the metadata store is damaged: the commit before the last is used".to_owned());
+        said.push(
+            "the header of the metadata store is damaged: the commit before the last is used".to_owned(),
+        );
     }
     said
 }
@@ -79,12 +81,15 @@ pub(super) fn open_rebuilt(
     let region = data_region(&survey.label);
     let told: Arc<Mutex<(Vec<String>, Vec<String>)>> = Arc::default();
     let tell = Arc::clone(&told);
-    let make = move |database: &redb::Database, given: &[crate::types::Run], read: &mut crate::disk::open::Salvage<'_>| {
+    let make = move |database: &redb::Database,
+                     given: &[crate::types::Run],
+                     read: &mut crate::disk::open::Salvage<'_>| {
         let walk = rebuild(database, given, |on_row| read(on_row))
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?
             .ok_or("its header is damaged, and nothing else says where anything is")?;
-        let found = store::check(database, &key, &region, &mut |_, _, _| {}).map_err(|error| error.to_string())?;
+        let found =
+            store::check(database, &key, &region, &mut |_, _, _| {}).map_err(|error| error.to_string())?;
         let lost = losses(database, &found).map_err(|error| error.to_string())?;
         *tell.lock() = (pages(&walk), lost);
         Ok(())

@@ -6,6 +6,9 @@ mod chunks;
 mod damage;
 mod report;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -78,7 +81,9 @@ fn check_lun(
             }
             report.findings.extend(chunks::check(&view.database, &survey));
         }
-        Err(OpenError::Store(error)) => damage::explain(lun, &survey, error.as_ref(), &mut report, on_progress)?,
+        Err(OpenError::Store(error)) => {
+            damage::explain(lun, &survey, error.as_ref(), &mut report, on_progress)?
+        }
         Err(error) => return Err(error.into()),
     }
     // Whoever began to write meanwhile has changed what was read.

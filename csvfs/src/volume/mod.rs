@@ -299,6 +299,12 @@ impl Volume {
         Ok(())
     }
 
+    /// How far the check of all metadata is.
+    #[must_use]
+    pub fn scrub(&self) -> coordinator::Scrub {
+        self.coordinator.scrub()
+    }
+
     /// Leaves the volume as a crash of this process would.
     pub fn abandon(self) {
         self.authority.end_session();

@@ -294,7 +294,10 @@ fn a_damaged_label_is_read_from_its_copy_and_mended() {
         assert_eq!(keys(&view.database), [0, 1, 2, 3]);
         let before = lun.image();
         let error = open_as(&lun.wire(), 9, &clock).unwrap_err().to_string();
-        assert!(error.contains("block 0") && error.contains("fsck --repair") && error.contains("-o ro"), "{error}");
+        assert!(
+            error.contains("block 0") && error.contains("fsck --repair") && error.contains("-o ro"),
+            "{error}"
+        );
         assert!(lun.image() == before, "the refused opening has written");
         let from_copy = OpenOptions { label_from_copy: true, ..options(10, &clock) };
         let volume = open(lun.wire(), from_copy).unwrap();

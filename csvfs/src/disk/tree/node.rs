@@ -78,7 +78,6 @@ impl<'a> Leaf<'a> {
         }
     }
 
-
     /// A row: key and value.
     pub fn row(&self, n: usize) -> Option<(&'a [u8], &'a [u8])> {
         if n >= self.pairs {

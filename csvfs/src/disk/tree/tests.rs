@@ -173,7 +173,7 @@ fn a_flipped_byte_is_an_error_or_does_nothing() {
     drop(database);
     let whole = storage.bytes.lock().clone();
     let (mut errors, mut same) = (0, 0);
-    for at in (0..whole.len()).step_by(4096 + 373) {
+    for at in (0..whole.len()).step_by(3 * 4096 + 373) {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x10;
         if let Some((found, walk)) = walked(&bytes) {
@@ -208,7 +208,7 @@ fn a_flipped_byte_is_an_error_or_does_nothing() {
             Err(_) => errors += 1,
         }
     }
-    assert!(errors > 10 && same > 10, "{errors} errors, {same} without harm");
+    assert!(errors > 3 && same > 3, "{errors} errors, {same} without harm");
 }
 
 proptest! {

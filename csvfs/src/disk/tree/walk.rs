@@ -97,12 +97,7 @@ pub(in crate::disk) fn walk(
 }
 
 impl Walker<'_> {
-    fn tree(
-        &mut self,
-        table: Option<&str>,
-        below: Below,
-        on_row: &mut dyn FnMut(&mut Self, &[u8], &[u8]),
-    ) {
+    fn tree(&mut self, table: Option<&str>, below: Below, on_row: &mut dyn FnMut(&mut Self, &[u8], &[u8])) {
         let Below { child, widths, depth, after, to } = below;
         let place = self.header.place(child.page).filter(|place| place.end - place.start <= PAGE_MAX);
         let mut bytes = Vec::new();
