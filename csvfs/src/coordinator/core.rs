@@ -155,8 +155,10 @@ impl Core {
 
     /// A commit has made the last state old.
     pub fn outdate(&self) {
+        // A store that was opened once more while the last commit was on its way does not know of it.
+        let reader = self.reader.lock().take();
         let old = self.snapshot.lock().take();
-        drop(old);
+        drop((reader, old));
     }
 
     /// Nothing is changed from now on, because of `cause`.
@@ -177,8 +179,8 @@ impl Core {
         match open() {
             Ok(database) => {
                 let before = self.reader.lock().replace(Arc::new(database));
-                self.outdate();
-                drop(before);
+                let old = self.snapshot.lock().take();
+                drop((before, old));
             }
             Err(error) => tracing::warn!(%error, "the metadata store cannot be read any more"),
         }

@@ -124,7 +124,7 @@ fn a_server_that_cannot_read_refuses_a_mount_and_the_next_one_works() -> Result<
     let Trouble { site, server, mount } = trouble;
     mount.unmount()?;
     File::create(site.path("fail-reads"))?;
-    site.mount_refused(&server.url(), &[])?.saying(&["errno 5"])?;
+    site.mount_refused(&server.url(), &[])?.saying(&["Input/output error"])?;
     std::fs::remove_file(site.path("fail-reads"))?;
     let mount = site.mount(&server.url())?;
     content::check(&mount.path().join("before"), 1, BLOCKS)?;

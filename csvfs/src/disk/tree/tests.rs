@@ -87,7 +87,7 @@ fn change(database: &redb::Database, round: u64, rows: u64) {
     transaction.commit().unwrap();
 }
 
-fn rows(database: &redb::Database) -> Vec<(String, Vec<u8>, Vec<u8>)> {
+fn rows(database: &redb::Database) -> Rows {
     use redb::ReadableTable;
     let transaction = database.begin_read().unwrap();
     let mut all = Vec::new();
@@ -135,7 +135,9 @@ fn every_page_that_is_read_is_checked_and_none_is_held_wrong() {
     assert_eq!(crashed.ledger.unknown(), 0);
 }
 
-fn walked(bytes: &[u8]) -> Option<(Vec<(String, Vec<u8>, Vec<u8>)>, super::Walk)> {
+type Rows = Vec<(String, Vec<u8>, Vec<u8>)>;
+
+fn walked(bytes: &[u8]) -> Option<(Rows, super::Walk)> {
     let mut all = Vec::new();
     let found = walk(
         &mut |offset, out| {

@@ -48,9 +48,14 @@ pub struct Walk {
     pub rows: u64,
 }
 
+/// Reads bytes of the area at an offset.
+pub(in crate::disk) type ReadBytes<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), AreaError> + 'a;
+/// Is given each row of a tree: key and value.
+type OnPair<'a> = dyn FnMut(&mut Walker<'_>, &[u8], &[u8]) + 'a;
+
 /// Walks over the store.
 pub(in crate::disk) struct Walker<'a> {
-    read: &'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), AreaError>,
+    read: &'a mut ReadBytes<'a>,
     on_row: &'a mut dyn FnMut(Row<'_>),
     header: Header,
     found: Walk,
@@ -66,10 +71,7 @@ struct Below {
 }
 
 /// Reads all rows of the store of which `read` reads bytes. Nothing if there is no header any more.
-pub(in crate::disk) fn walk(
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), AreaError>,
-    on_row: &mut dyn FnMut(Row<'_>),
-) -> Option<Walk> {
+pub(in crate::disk) fn walk(read: &mut ReadBytes<'_>, on_row: &mut dyn FnMut(Row<'_>)) -> Option<Walk> {
     let mut first = vec![0; usize::try_from(PAGE).unwrap_or(0)];
     read(0, &mut first).ok()?;
     let in_force = Header::decode(&first);
@@ -97,7 +99,7 @@ pub(in crate::disk) fn walk(
 }
 
 impl Walker<'_> {
-    fn tree(&mut self, table: Option<&str>, below: Below, on_row: &mut dyn FnMut(&mut Self, &[u8], &[u8])) {
+    fn tree(&mut self, table: Option<&str>, below: Below, on_row: &mut OnPair<'_>) {
         let Below { child, widths, depth, after, to } = below;
         let place = self.header.place(child.page).filter(|place| place.end - place.start <= PAGE_MAX);
         let mut bytes = Vec::new();
