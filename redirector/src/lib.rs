@@ -10,6 +10,7 @@ pub mod file;
 pub mod ghosts;
 pub mod lun;
 pub mod memory;
+pub mod metrics;
 pub mod nbd;
 pub mod open;
 pub mod paths;

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockd::ids::ClientId;
 use lockd::lease::Lease;
@@ -74,6 +75,18 @@ pub struct Identity {
     pub bytes: Vec<u8>,
 }
 
+/// A LUN's state in figures.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LunFigures {
+    /// Requests that wait for a path, or for ghosts to die.
+    pub held: u64,
+    /// Byte ranges under ghosts.
+    pub ghosts: u64,
+    /// How many requests took less than each time, and not less than the one before, since the path was connected last.
+    /// Empty where that is not measured.
+    pub latencies: Vec<(Duration, u64)>,
+}
+
 /// A shared block device: asynchronous, many requests in flight, in no order.
 ///
 /// Requests that overlap and are in flight together end in either order. Every method returns at once but for
@@ -127,6 +140,11 @@ pub trait Lun: Send + Sync + Debug {
     /// Whether the LUN can be reached now; if not, requests are held (P2).
     fn is_working(&self) -> bool {
         true
+    }
+
+    /// The state in figures.
+    fn figures(&self) -> LunFigures {
+        LunFigures { ghosts: self.ghosts().len() as u64, ..LunFigures::default() }
     }
 
     /// A sentence for status: the path, its state, and what is assumed of the target.

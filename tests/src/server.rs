@@ -19,6 +19,9 @@ pub enum Kind {
     NbdkitMemory,
     /// nbdkit's file plugin.
     NbdkitFile,
+    /// nbdkit's memory plugin behind its error filter: reads fail while the file `fail-reads` is in the folder, writes
+    /// while `fail-writes` is.
+    NbdkitErrors,
     /// The bundled target.
     CsvTarget,
 }
@@ -54,6 +57,17 @@ impl Server {
         let image = folder.join("lun.img");
         let _ = std::fs::remove_file(&socket);
         let mut command = match kind {
+            Kind::NbdkitErrors => {
+                let mut command = Command::new(programs::installed("nbdkit")?);
+                command.args(["--foreground", "--threads=16", "--filter=error", "--unix"]).arg(&socket);
+                command.args(["memory", &format!("size={size}")]);
+                for (what, trigger) in [("pread", "fail-reads"), ("pwrite", "fail-writes")] {
+                    let trigger = folder.join(trigger).display().to_string();
+                    command.arg(format!("error-{what}=EIO")).arg(format!("error-{what}-rate=100%"));
+                    command.arg(format!("error-{what}-file={trigger}"));
+                }
+                command
+            }
             Kind::NbdkitMemory | Kind::NbdkitFile => {
                 let mut command = Command::new(programs::installed("nbdkit")?);
                 command.args(["--foreground", "--threads=16", "--unix"]).arg(&socket);

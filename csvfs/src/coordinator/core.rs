@@ -1,6 +1,8 @@
 //! What the threads of a coordinator share.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,13 +21,14 @@ use super::leases::Leases;
 use super::opens::{OnRest, Opens};
 use super::queue::{Internal, Queue, Work};
 use super::watch::Watch;
+use super::scrub::Scrub;
 use crate::disk::MetadataSpace;
 use crate::peers::Peers;
 use crate::proto::{Head, Key, Operation, Owned};
 use crate::refusal::Refusal;
 use crate::slots::Cache;
 use crate::store::cookie::HashKey;
-use crate::store::{Result, Snapshot};
+use crate::store::{Result, Snapshot, StoreError};
 
 /// What a coordinator is made of.
 #[derive(Debug)]
@@ -54,6 +57,10 @@ pub struct Parts {
     pub read_only: bool,
     /// Freed blocks are trimmed.
     pub discard: bool,
+    /// Opens the store once more for reading, after a failure: then only what needs the damaged page fails.
+    pub beside: Option<Beside>,
+    /// Reads the whole store once in the background, so that damage is found.
+    pub scrub: bool,
     /// For so long after the start, writes that earlier incarnations sent may still land: nothing that is freed is
     /// given out again before. Zero where they are proved to be over.
     pub settle: Duration,
@@ -64,6 +71,26 @@ const TENURE_BITS: u32 = 32;
 
 /// Answers by client and slot: the first is that of the request that was executed.
 pub type Held = HashMap<(ClientId, u32), Vec<(OnReply, Vec<u8>)>>;
+type OpenBeside = dyn Fn() -> Result<Database, Box<dyn Error + Send + Sync>> + Send + Sync;
+
+/// How to open the store once more, for reading.
+#[derive(Clone)]
+pub struct Beside(Arc<OpenBeside>);
+
+impl Beside {
+    /// By calling `open`.
+    pub fn new(
+        open: impl Fn() -> Result<Database, Box<dyn Error + Send + Sync>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(open))
+    }
+}
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Beside")
+    }
+}
 
 /// When the reclaimer is to run.
 #[derive(Debug, Default)]
@@ -96,6 +123,14 @@ pub struct Core {
     pub held: Mutex<Held>,
     /// The last committed state, once somebody has asked for it.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// What is read instead of the store proper, once that has failed.
+    reader: Mutex<Option<Arc<Database>>>,
+    /// How far the check in the background is.
+    pub scrub: Mutex<Scrub>,
+    /// Transactions that were committed by the writer.
+    pub commits: AtomicU64,
+    /// Changes that were asked of it.
+    pub changes: AtomicU64,
     /// Why nothing is changed any more.
     broken: OnceLock<String>,
     /// Work for the reclaimer.
@@ -131,6 +166,10 @@ impl Core {
             slots: Mutex::default(),
             held: Mutex::default(),
             snapshot: Mutex::default(),
+            reader: Mutex::default(),
+            scrub: Mutex::default(),
+            commits: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             broken: OnceLock::new(),
             call: Mutex::default(),
             called: Condvar::new(),
@@ -146,15 +185,19 @@ impl Core {
         if let Some(snapshot) = &*current {
             return Ok(Arc::clone(snapshot));
         }
-        let snapshot = Arc::new(Snapshot::take(&self.parts.database)?);
+        let reader = self.reader.lock().clone();
+        let database = reader.as_ref().unwrap_or(&self.parts.database);
+        let snapshot = Arc::new(Snapshot::take(database)?);
         *current = Some(Arc::clone(&snapshot));
         Ok(snapshot)
     }
 
     /// A commit has made the last state old.
     pub fn outdate(&self) {
+        // A store that was opened once more while the last commit was on its way does not know of it.
+        let reader = self.reader.lock().take();
         let old = self.snapshot.lock().take();
-        drop(old);
+        drop((reader, old));
     }
 
     /// Whether `snapshot` is still the last state: no change after it has looked for who knows the old one.
@@ -210,6 +253,24 @@ impl Core {
     pub fn break_down(&self, cause: &str) {
         if self.broken.set(cause.to_owned()).is_ok() {
             tracing::error!(cause, "the coordinator stops changing the volume");
+        }
+    }
+
+    /// The database has failed: it answers nothing any more, so nothing is changed, and the store is opened once more to
+    /// be read. (A record that contradicts itself is no such failure.)
+    pub fn store_failed(&self, error: &StoreError) {
+        if !matches!(error, StoreError::Database(_)) {
+            return;
+        }
+        self.break_down(&error.to_string());
+        let Some(Beside(open)) = &self.parts.beside else { return };
+        match open() {
+            Ok(database) => {
+                let before = self.reader.lock().replace(Arc::new(database));
+                let old = self.snapshot.lock().take();
+                drop((before, old));
+            }
+            Err(error) => tracing::warn!(%error, "the metadata store cannot be read any more"),
         }
     }
 

@@ -7,25 +7,51 @@ use super::question;
 use super::stop::Stop;
 use crate::proto::{Answer, Answered, Head, Key, Operation, Reply};
 use crate::refusal::Refusal;
-use crate::store::Snapshot;
+use crate::store::{Snapshot, StoreError};
 use crate::types::{Attr, Kind};
 
 /// An answer whose state is no longer the last one is asked for again so many times; then it is given without leases.
 const TRIES: usize = 4;
+/// How often a question is asked anew because the database has failed meanwhile.
+const ASK_AGAIN_MAX: u32 = 3;
 
-fn from(core: &Core, snapshot: &Snapshot, operation: &Operation) -> Reply {
-    question::answer(snapshot, &core.parts.key, operation).map_err(Stop::refusal)
+/// The reply of the last committed state, and that state. Where the database has failed, over a page of this question or
+/// over another one, it is opened once more; what fails for its own sake then is refused.
+fn ask(core: &Core, operation: &Operation) -> Result<(Arc<Snapshot>, Reply), Refusal> {
+    let mut again = 0;
+    loop {
+        let asked = core.snapshot().map_err(Stop::from).and_then(|snapshot| {
+            match question::answer(&snapshot, &core.parts.key, operation) {
+                Err(Stop::Broken(error)) => Err(Stop::Broken(error)),
+                result => Ok((snapshot, result.map_err(Stop::refusal))),
+            }
+        });
+        match asked {
+            Err(Stop::Broken(error @ StoreError::Database(_))) => {
+                let of_another = matches!(
+                    &error,
+                    StoreError::Database(cause) if matches!(**cause, redb::Error::PreviousIo)
+                );
+                core.store_failed(&error);
+                if again == ASK_AGAIN_MAX || (again > 0 && !of_another) {
+                    return Err(Refusal::Io(error.to_string()));
+                }
+                again += 1;
+            }
+            asked => return asked.map_err(Stop::refusal),
+        }
+    }
 }
 
 /// Answers a question from the last committed state.
 pub fn answer(core: &Arc<Core>, head: &Head, operation: &Operation) -> Answered {
     let knows = core.clients.knows(head.client);
     for attempt in 0..TRIES {
-        let snapshot = match core.snapshot() {
-            Ok(snapshot) => snapshot,
-            Err(error) => return Answered::from(Err(Refusal::Io(error.to_string()))),
+        let (snapshot, reply) = match ask(core, operation) {
+            Ok(asked) => asked,
+            Err(refusal) => return Answered::from(Err(refusal)),
         };
-        let mut answered = Answered::from(from(core, &snapshot, operation));
+        let mut answered = Answered::from(reply);
         if !knows {
             return answered;
         }

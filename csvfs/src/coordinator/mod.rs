@@ -25,6 +25,7 @@ mod queue;
 mod reclaim;
 mod rename;
 mod reserve;
+mod scrub;
 mod space;
 mod stop;
 mod watch;
@@ -41,8 +42,9 @@ use lockd::network::{CarrierError, OnReply, Service};
 use parking_lot::Mutex;
 
 use self::core::Core;
-pub use self::core::Parts;
+pub use self::core::{Beside, Parts};
 use self::queue::{Internal, NotTaken, Pending, Work};
+pub use self::scrub::Scrub;
 use self::writer::{Writer, answered, frame};
 use crate::proto::codec::decode;
 use crate::proto::{Answered, Head, Operation, Request};
@@ -96,6 +98,11 @@ impl Coordinator {
             threads.push(spawn("csvfs-watch", move || watch::serve(&watcher))?);
             // What an earlier coordinator left.
             core.call_reclaimer(false);
+            if core.parts.scrub {
+                *core.scrub.lock() = Scrub::Running { done: 0, about: 0 };
+                let scrubber = Arc::clone(&core);
+                threads.push(spawn("csvfs-scrub", move || scrub::serve(&scrubber))?);
+            }
         }
         Ok(Arc::new(Self { core, threads: Mutex::new(threads) }))
     }
@@ -142,6 +149,20 @@ impl Coordinator {
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.core.failure()
+    }
+
+    /// Transactions that were committed, and pieces of work that they held.
+    #[must_use]
+    pub fn commits(&self) -> (u64, u64) {
+        let load =
+            |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        (load(&self.core.commits), load(&self.core.changes))
+    }
+
+    /// How far the check of the whole store is.
+    #[must_use]
+    pub fn scrub(&self) -> Scrub {
+        *self.core.scrub.lock()
     }
 
     fn ask(&self, head: &Head, operation: &Operation) -> Answered {

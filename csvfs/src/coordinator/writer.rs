@@ -1,6 +1,7 @@
 //! The one writer: takes what waits, applies it in one transaction, commits, answers (V3).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lockd::authority::Standing;
 use lockd::ids::{ClientId, Sequence, SessionId};
@@ -137,6 +138,7 @@ impl Writer {
             answered = arrived.len();
             let mut group = std::mem::take(&mut self.continued);
             group.extend(arrived);
+            self.core.changes.fetch_add(group.len() as u64, Ordering::Relaxed);
             self.group(group);
             if self.core.queue.is_stopped() {
                 self.close();
@@ -162,6 +164,7 @@ impl Writer {
         self.core.opens.lock().buried(&outcome.gone);
         if let Err(error) = result {
             self.core.break_down(&error.to_string());
+            self.core.store_failed(&error);
             let refusal = Refusal::Io(error.to_string());
             outcome.answers.into_iter().for_each(|answer| answer.fail(&refusal));
             self.refuse_all(std::mem::take(&mut outcome.continued), &refusal);
@@ -230,6 +233,7 @@ impl Writer {
         }
         if dirty {
             transaction.commit()?;
+            core.commits.fetch_add(1, Ordering::Relaxed);
             core.outdate();
         } else {
             transaction.abort()?;

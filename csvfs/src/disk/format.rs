@@ -1,8 +1,8 @@
 //! Making a volume.
 //!
-//! The order of writes, so that an interrupted format never leaves a volume: first block 0 and then all other
+//! The order of writes, so that an interrupted format never leaves a volume: first the labels and then all other
 //! structures are zeroed; the chunk map and the store are written; then the superblock, the chunk map that seals it;
-//! the label comes last.
+//! the label and its copy come last.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -158,6 +158,8 @@ pub fn format<E: Into<Box<dyn Error + Send + Sync>>>(
     write(slot, &superblock.encode(label.uuid)).map_err(failed("write the superblock"))?;
     area.change_map(|map| map.sealed = Superblock { clean: false, ..superblock })?;
     write(0, &label.encode()).map_err(failed("write the label"))?;
+    // After the label: a copy alone would be taken for a volume whose label is damaged.
+    write(layout::LABEL_COPY_AT, &label.encode()).map_err(failed("write the copy of the label"))?;
     blocking::flush(lun.as_ref()).map_err(failed("flush the LUN"))?;
     Ok(label)
 }
@@ -263,9 +265,11 @@ fn watch(lun: &dyn Lun, options: &FormatOptions, label: &Label) -> Result<(), Fo
     Ok(())
 }
 
-/// Zeroes block 0, and when that is durable everything else outside the store, and signatures at the end.
+/// Zeroes both labels, and when that is durable everything else outside the store, and signatures at the end.
 fn erase(lun: &dyn Lun, pool: &Pool) -> Result<(), FormatError> {
     let erased = failed("erase what the LUN carried");
+    // The copy first: alone it would be taken for a volume whose label is damaged.
+    write_block(lun, pool, layout::LABEL_COPY_AT, &[0; BLOCK_LEN]).map_err(&erased)?;
     write_block(lun, pool, 0, &[0; BLOCK_LEN]).map_err(&erased)?;
     let zeros = pool.take_zeroed(64 << 10).share();
     let request = u64::from(lun.geometry().request_max).min(64 << 10);

@@ -1,4 +1,5 @@
-//! Block 0: what a volume is. Written once by format and never again.
+//! Block 0: what a volume is. Written once by format and never again. Block 255 has a copy, which serves when block 0 is
+//! damaged: for reading, and for a repair.
 //!
 //! | bytes | what |
 //! |---|---|

@@ -22,6 +22,7 @@ pub mod signature;
 mod space;
 pub mod superblock;
 pub mod survey;
+pub mod tree;
 pub mod view;
 
 #[cfg(test)]

@@ -17,12 +17,16 @@ use super::blocks::write_block;
 use super::claim::{Claim, ClaimState};
 use super::contest::{Contest, ContestError, Identity, Won, is_closed, write_claim};
 use super::copy::{Kept, Move, Reader, copy};
+use super::format::data_region;
 use super::heart::{Chest, Heart};
 use super::label::Label;
 use super::layout;
 use super::map::ChunkUse;
 use super::superblock::{Side, Superblock};
 use super::survey::{Survey, open_claims, read_claims};
+use super::tree::{Row, Walk};
+use super::view::{ViewOptions, salvage};
+use crate::types::{BLOCK, LunBlock, Run};
 
 /// How a volume is to be opened.
 #[derive(Clone, Debug)]
@@ -33,12 +37,16 @@ pub struct OpenOptions {
     pub window: Option<Duration>,
     /// How long a write may be under way when its sender is gone, if not what the label says.
     pub quiesce: Option<Duration>,
+    /// Opens also when only the copy of the label is whole; otherwise that is refused until a repair.
+    pub label_from_copy: bool,
+    /// Does not take the store as it is, but has a new one made from what is left of it.
+    pub rebuild: Option<Rebuild>,
     /// The memory that the store may use as its cache, in bytes.
     pub cache_bytes: usize,
     /// The most bytes of the store that a copy keeps in memory until it is checked; what is beyond is read again.
     pub copy_memory_max: u64,
-    /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; a larger one
-    /// is trusted, as it is left to fsck (a copy is always checked).
+    /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; of a larger one
+    /// each page is checked when it is read (a copy is always checked whole).
     pub check_max: u64,
     /// How long a write of metadata waits for a lapsed lease to be won back, before it fails (P2).
     pub hold: Duration,
@@ -60,6 +68,8 @@ impl OpenOptions {
             who: Identity { client, host: host.to_owned(), pid: std::process::id() },
             window: None,
             quiesce: None,
+            label_from_copy: false,
+            rebuild: None,
             cache_bytes: 64 << 20,
             copy_memory_max: 512 << 20,
             check_max: 16 << 20,
@@ -72,9 +82,35 @@ impl OpenOptions {
     }
 }
 
+/// What fills the new store: it is given an empty database, the chunks that the metadata area was given of the data
+/// region, and the damaged store to read rows from.
+#[derive(Clone)]
+pub struct Rebuild(pub Arc<OnRebuild>);
+
+/// See [`Rebuild`]; says why it could not be done.
+pub type OnRebuild = dyn Fn(&redb::Database, &[Run], &mut Salvage<'_>) -> Result<(), String> + Send + Sync;
+
+/// Reads all rows that can be read.
+pub type Salvage<'a> = dyn FnMut(&mut dyn FnMut(Row<'_>)) -> Result<Option<Walk>, OpenError> + 'a;
+
+impl fmt::Debug for Rebuild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rebuild")
+    }
+}
+
 /// Why a volume could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The label is damaged, its copy is not.
+    #[error(
+        "the label in block 0 is damaged: {0}; its copy in block 255 is whole: `csvfs fsck --repair` writes it back \
+         (a mount with -o ro reads the volume meanwhile)"
+    )]
+    LabelDamaged(super::frame::Damage),
+    /// A new store could not be made from the old one.
+    #[error("a new metadata store could not be made from what is left: {0}")]
+    Rebuild(String),
     /// It is not a volume, it is damaged, or somebody else has it.
     #[error(transparent)]
     Contest(#[from] ContestError),
@@ -136,12 +172,15 @@ pub enum Opened {
         /// How long the check of all checksums took after that.
         checking: Duration,
     },
+    /// With a new store, made from what was left of a damaged one.
+    Rebuilt,
 }
 
 impl fmt::Display for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InPlace(why) => write!(f, "in place: {why}"),
+            Self::Rebuilt => f.write_str("with a new store, made from what was left of a damaged one"),
             Self::Copied { bytes, copying, checking } => write!(
                 f,
                 "by copy of {} MiB in {:.2} s, checked in {:.2} s",
@@ -174,6 +213,9 @@ pub struct OpenVolume {
     pub lease: Arc<Lease>,
     /// How it was opened.
     pub opened: Opened,
+    /// Whether every checksum of the store was checked when it was opened. (Pages are checked when they are read, in
+    /// any case.)
+    pub checked: bool,
     /// How long others were given to show themselves (V1).
     pub waited: Duration,
     /// How long the rest of the opening took.
@@ -338,6 +380,9 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     if survey.store_len() == 0 {
         return Err(OpenError::NoStore);
     }
+    if let Some(damage) = survey.label_damage().filter(|_| !options.label_from_copy) {
+        return Err(OpenError::LabelDamaged(damage.clone()));
+    }
     let asked = options.clock.boot();
     let won = contest.win()?;
     let begun = options.clock.boot();
@@ -350,7 +395,7 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     };
     let mut hold = opening.hold(&won)?;
     match opening.proceed(&won, &contest, &hold) {
-        Ok((database, opened)) => opening.finish(won, hold, database, opened),
+        Ok((database, opened, checked)) => opening.finish(won, hold, database, opened, checked),
         Err(error) => {
             hold.stop();
             // What was sent has ended, unless its outcome is unknown: only then may the claim not be closed.
@@ -369,6 +414,8 @@ struct Opening {
     around: Surroundings,
     /// Why the store can be opened in place, if it can (V2).
     in_place: Option<String>,
+    /// Whether every write of earlier incarnations is known to be done.
+    proved: bool,
     options: OpenOptions,
     keeps_lease: bool,
     /// How long the contest took.
@@ -395,7 +442,9 @@ impl Opening {
         let quiesce = options.quiesce.unwrap_or(label.quiesce);
         let (clock, rules, pool) = (Arc::clone(&options.clock), options.rules, options.pool.clone());
         let around = Surroundings { lun, pool, label, lease, clock, rules, hold: options.hold };
-        Self { around, in_place, options, keeps_lease, waited: begun.since(asked), begun, quiesce }
+        let proved = in_place.is_some();
+        let in_place = in_place.filter(|_| options.rebuild.is_none());
+        Self { around, in_place, proved, options, keeps_lease, waited: begun.since(asked), begun, quiesce }
     }
 
     /// The area to open, its chunk map not changed yet, and the heart that keeps the claim on it.
@@ -447,7 +496,7 @@ impl Opening {
         won: &Won,
         contest: &Contest,
         hold: &Hold,
-    ) -> Result<(redb::Database, Opened), OpenError> {
+    ) -> Result<(redb::Database, Opened, bool), OpenError> {
         if let Some(why) = &self.in_place {
             hold.area.change_map(|_| {})?;
             self.take_over(contest, won, hold)?;
@@ -459,12 +508,52 @@ impl Opening {
             if check {
                 hold.area.keep(Kept::new());
             }
-            return Ok((database, Opened::InPlace(why.clone())));
+            return Ok((database, Opened::InPlace(why.clone()), check));
         }
-        let from = won.survey.superblock.side;
-        let (database, opened) = self.copy_store(from, hold)?;
+        let (database, opened) = match &self.options.rebuild {
+            Some(rebuild) => (self.rebuild_store(won, hold, rebuild)?, Opened::Rebuilt),
+            None => self.copy_store(won.survey.superblock.side, hold)?,
+        };
         self.take_over(contest, won, hold)?;
-        Ok((database, opened))
+        Ok((database, opened, true))
+    }
+
+    /// Makes a new store in the other area, from what can be read of the one in force.
+    fn rebuild_store(&self, won: &Won, hold: &Hold, rebuild: &Rebuild) -> Result<redb::Database, OpenError> {
+        let side = hold.area.side();
+        if !self.proved {
+            // Reserve chunks are fresh, but the new store may need more than those.
+            let due = self.begun.after(self.quiesce);
+            self.around.clock.sleep(due.since(self.around.clock.boot()));
+        }
+        // All that is not in force may be used. Durable before the first write there.
+        hold.area.change_map(|map| {
+            let left: Vec<u32> = map.area(side).map(|(_, chunk)| chunk).collect();
+            let reserve: Vec<u32> = map.reserve().iter().copied().collect();
+            let free = left.into_iter().chain(map.spent()).chain(reserve);
+            free.for_each(|chunk| map.assign(chunk, ChunkUse::Spare));
+            map.lens[side.index()] = 0;
+        })?;
+        let database = self.database(&hold.area, false)?;
+        let first_data = data_region(&self.around.label).first().map_or(0, |run| run.start.0);
+        let blocks = self.around.label.chunk_size / BLOCK;
+        let chunks = (0..won.survey.map.chunks()).filter_map(|chunk| u32::try_from(chunk).ok());
+        let given: Vec<Run> = chunks
+            .filter(|chunk| won.survey.map.usage(*chunk).is_some_and(|usage| usage != ChunkUse::Data))
+            .map(|chunk| Run { start: LunBlock(u64::from(chunk) * blocks), len: blocks })
+            .filter(|run| run.start.0 >= first_data)
+            .collect();
+        let options = ViewOptions { pool: self.around.pool.clone(), ..ViewOptions::default() };
+        let mut read =
+            |on_row: &mut dyn FnMut(Row<'_>)| salvage(&self.around.lun, &won.survey, &options, on_row);
+        (rebuild.0)(&database, &given, &mut read).map_err(OpenError::Rebuild)?;
+        // What the new store does not need is kept for its copy.
+        let spare = hold.area.spare_wanted();
+        hold.area.change_map(|map| {
+            let more: Vec<u32> = map.spare().iter().copied().skip(spare).collect();
+            more.into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
+        })?;
+        Ok(database)
     }
 
     /// Reads the store into memory with large requests, so that its check need not read it page by page.
@@ -569,7 +658,11 @@ impl Opening {
         mut hold: Hold,
         database: redb::Database,
         opened: Opened,
+        checked: bool,
     ) -> Result<OpenVolume, OpenError> {
+        if !won.survey.has_label_copy {
+            self.copy_label();
+        }
         hold.settle = Some(self.settle(&won, &hold)?);
         let warnings: Vec<String> = won.survey.findings.iter().map(ToString::to_string).collect();
         for warning in &warnings {
@@ -585,6 +678,7 @@ impl Opening {
             area: Arc::clone(&hold.area),
             lease: Arc::clone(&self.around.lease),
             opened,
+            checked,
             waited: self.waited,
             took: self.around.clock.boot().since(self.begun),
             warnings,
@@ -594,6 +688,17 @@ impl Opening {
         Ok(volume)
     }
 
+    /// Gives the label of a volume that was made without one a copy.
+    fn copy_label(&self) {
+        let (lun, label) = (self.around.lun.as_ref(), self.around.label.encode());
+        let written = self.around.await_lease().map_err(|error| error.errno());
+        let written =
+            written.and_then(|()| write_block(lun, &self.around.pool, layout::LABEL_COPY_AT, &label));
+        if let Err(errno) = written {
+            tracing::warn!(errno, "the label has no copy, and none could be written");
+        }
+    }
+
     /// When no write of earlier incarnations can be under way any more: makes the chunks of earlier areas reserve, and
     /// closes the claims of the dead.
     fn settle(&self, won: &Won, hold: &Hold) -> Result<JoinHandle<()>, OpenError> {
@@ -601,7 +706,7 @@ impl Opening {
         let dead = won.still.clone();
         // Opened in place means that the last writer's requests are proved to be over; those of earlier ones are not.
         let last = won.survey.superblock.epoch;
-        let proved = self.in_place.is_some() && won.still.iter().all(|(_, claim)| claim.epoch >= last);
+        let proved = self.proved && won.still.iter().all(|(_, claim)| claim.epoch >= last);
         let due = if proved { self.begun } else { self.begun.after(self.quiesce) };
         let work = move || {
             if !heart.sleep_until(due) {

@@ -16,7 +16,7 @@ use super::open::{Hold, OpenError};
 use super::survey::{Finding, Survey, open_claims, read_claims};
 
 impl Hold {
-    /// Blanks damaged slots and claim blocks, and rewrites the chunk map; says what was mended. `survey` has been read
+    /// Blanks damaged slots and claim blocks, and rewrites the chunk map and damaged labels; says what was mended. `survey` has been read
     /// after the volume was opened.
     pub fn mend(&self, survey: &Survey) -> Result<Vec<Finding>, OpenError> {
         let errno = |errno| OpenError::Lun { what: "mend the structures outside the store", errno };
@@ -32,10 +32,15 @@ impl Hold {
                     mended.push(finding.clone());
                     continue;
                 }
+                Finding::Label(_) => 0,
+                Finding::LabelCopy(_) => layout::LABEL_COPY_AT,
                 Finding::Slot { lost: Some(_), .. } | Finding::StaleClaim { .. } => continue,
             };
+            let label =
+                matches!(finding, Finding::Label(_) | Finding::LabelCopy(_)).then(|| around.label.encode());
             around.await_lease()?;
-            write_block(around.lun.as_ref(), &around.pool, block, &blank).map_err(errno)?;
+            let contents = label.as_ref().unwrap_or(&blank);
+            write_block(around.lun.as_ref(), &around.pool, block, contents).map_err(errno)?;
             mended.push(finding.clone());
         }
         Ok(mended)

@@ -6,7 +6,7 @@ use redirector::lun::Lun;
 use super::blocks::read_bytes;
 use super::frame::Damage;
 use super::label::Label;
-use super::layout::BLOCK_LEN;
+use super::layout::{BLOCK_LEN, LABEL_COPY_AT, byte};
 
 /// How much of the start of the LUN is looked at.
 const START: u64 = (1 << 20) + 4096;
@@ -101,6 +101,11 @@ pub fn identify(lun: &dyn Lun, pool: &Pool) -> Result<Content, i32> {
     }
     if (0..end.len()).step_by(4096).any(|at| carries(&end, at, &[0xfc, 0x4e, 0x2b, 0xa9])) {
         return Ok(Content::Other("a Linux RAID member (metadata at the end)".to_owned()));
+    }
+    // A volume whose label was overwritten by nothing that is known.
+    let copy = usize::try_from(byte(LABEL_COPY_AT)).unwrap_or(usize::MAX);
+    if let Some(Ok(label)) = start.get(copy..copy + BLOCK_LEN).map(Label::decode) {
+        return Ok(Content::Volume(Box::new(label)));
     }
     Ok(Content::Unknown)
 }

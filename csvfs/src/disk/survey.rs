@@ -19,6 +19,10 @@ use super::superblock::Superblock;
 /// What is wrong with a structure outside the store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Finding {
+    /// The label is damaged, and its copy serves.
+    Label(Damage),
+    /// The copy of the label is damaged, or that of another label.
+    LabelCopy(Damage),
     /// A superblock slot is damaged.
     Slot {
         /// Which one.
@@ -67,6 +71,15 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Label(damage) => {
+                write!(f, "the label in block 0 is damaged: {damage}; its copy in block 255 is used")
+            }
+            Self::LabelCopy(damage) => {
+                write!(
+                    f,
+                    "the copy of the label in block 255 is damaged: {damage}; the label itself is whole"
+                )
+            }
             Self::Slot { slot, damage, lost: Some(epoch) } => {
                 write!(
                     f,
@@ -108,10 +121,10 @@ pub enum SurveyError {
     Later(Damage),
     /// The label is damaged.
     #[error(
-        "the label in block 0 is damaged: {0}; without it the volume cannot be opened: restore the first 4096 bytes \
-         of the LUN from a backup"
+        "the label in block 0 is damaged: {0}, and so is its copy in block 255: {1}; without one of them the volume \
+         cannot be opened: restore the first 4096 bytes of the LUN from a backup"
     )]
-    Label(Damage),
+    Label(Damage, Damage),
     /// A feature is not known.
     #[error(
         "the volume uses incompatible features {0:#x} that this program does not know: use a newer csvfs; nothing \
@@ -194,6 +207,8 @@ pub struct Survey {
     pub map: ChunkMap,
     /// The LUN's size in bytes.
     pub lun_size: u64,
+    /// Whether the label has a copy: not on a volume that an earlier version made, until it is opened for writing.
+    pub has_label_copy: bool,
     /// What is wrong, but does not stop anybody.
     pub findings: Vec<Finding>,
 }
@@ -223,11 +238,7 @@ impl Survey {
             return Err(SurveyError::TooSmall(lun_size));
         }
         let head = read_bytes(lun, &Pool::default(), 0, layout::HEAD).map_err(SurveyError::Read)?;
-        let label = Label::decode(block(&head, 0)).map_err(|damage| match damage {
-            Damage::Blank | Damage::Magic(_) => SurveyError::NoVolume(what_else(lun)),
-            later @ Damage::Version(_) => SurveyError::Later(later),
-            other => SurveyError::Label(other),
-        })?;
+        let (label, finding) = Self::label(lun, &head)?;
         let slots: Vec<_> = (0..layout::SLOTS as u64)
             .map(|slot| Superblock::decode(block(&head, layout::SLOTS_AT + slot), label.uuid))
             .collect();
@@ -237,7 +248,46 @@ impl Survey {
             let end = usize::try_from(byte(at + layout::MAP_BLOCKS)).unwrap_or(usize::MAX);
             ChunkMap::decode(&head[start..end], label.uuid)
         });
-        Self::judge(label, slots, claims, maps, lun_size)
+        let mut survey = Self::judge(label, slots, claims, maps, lun_size)?;
+        survey.findings.splice(0..0, finding);
+        survey.has_label_copy = Label::decode(block(&head, layout::LABEL_COPY_AT)) != Err(Damage::Blank);
+        Ok(survey)
+    }
+
+    /// The label, or its copy.
+    fn label(lun: &dyn Lun, head: &[u8]) -> Result<(Label, Option<Finding>), SurveyError> {
+        let copy = Label::decode(block(head, layout::LABEL_COPY_AT));
+        match (Label::decode(block(head, 0)), copy) {
+            (Ok(label), Ok(copy)) if label == copy => Ok((label, None)),
+            // Volumes were made without a copy once.
+            (Ok(label), Err(Damage::Blank)) => Ok((label, None)),
+            (Ok(label), Ok(copy)) => {
+                let finding = Finding::LabelCopy(Damage::Foreign(copy.uuid));
+                Ok((label, Some(finding)))
+            }
+            (Ok(label), Err(damage)) => Ok((label, Some(Finding::LabelCopy(damage)))),
+            (Err(later @ Damage::Version(_)), _) => Err(SurveyError::Later(later)),
+            (Err(damage @ (Damage::Blank | Damage::Magic(_))), Ok(copy)) => {
+                // Whoever has made something else of the LUN has overwritten the label on purpose.
+                match identify(lun, &Pool::default()) {
+                    Ok(Content::Other(_)) => Err(SurveyError::NoVolume(what_else(lun))),
+                    Ok(_) => Ok((copy, Some(Finding::Label(damage)))),
+                    Err(errno) => Err(SurveyError::Read(errno)),
+                }
+            }
+            (Err(damage), Ok(copy)) => Ok((copy, Some(Finding::Label(damage)))),
+            (Err(Damage::Blank | Damage::Magic(_)), Err(_)) => Err(SurveyError::NoVolume(what_else(lun))),
+            (Err(damage), Err(copy)) => Err(SurveyError::Label(damage, copy)),
+        }
+    }
+
+    /// What is wrong with the label, if its copy serves.
+    #[must_use]
+    pub fn label_damage(&self) -> Option<&Damage> {
+        self.findings.iter().find_map(|finding| match finding {
+            Finding::Label(damage) => Some(damage),
+            _ => None,
+        })
     }
 
     fn judge(
@@ -288,7 +338,7 @@ impl Survey {
             return Err(SurveyError::Chunks { map: map.chunks(), expected, size: superblock.size });
         }
         let findings = Self::findings(&slots, &claims, &maps, &superblock, lost);
-        Ok(Self { label, slots, claims, maps, superblock, map, lun_size, findings })
+        Ok(Self { label, slots, claims, maps, superblock, map, lun_size, has_label_copy: true, findings })
     }
 
     fn findings(

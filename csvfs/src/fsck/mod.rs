@@ -3,7 +3,11 @@
 //! A check writes nothing. A repair opens the volume as a mount does (V1): it is refused while somebody else has it.
 
 mod chunks;
+mod damage;
 mod report;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +17,7 @@ use lockd::rules::Rules;
 use redirector::lun::Lun;
 use redirector::uri::LunUri;
 
+pub(crate) use damage::rescue;
 pub use report::Report;
 
 use crate::disk;
@@ -44,8 +49,8 @@ fn texts(findings: &Findings) -> Vec<String> {
 
 fn unreadable(error: &dyn std::error::Error) -> String {
     format!(
-        "the metadata store is damaged and cannot be read whole ({error}); it cannot be mended: copy off what a \
-         read-only mount (-o ro) can still read, format the LUN, and restore the rest from a backup"
+        "the metadata store is damaged and cannot be read whole ({error}); copy off what a read-only mount (-o ro) can \
+         still read; --repair makes a new store of what is left"
     )
 }
 
@@ -76,7 +81,9 @@ fn check_lun(
             }
             report.findings.extend(chunks::check(&view.database, &survey));
         }
-        Err(OpenError::Store(error)) => report.findings.push(unreadable(error.as_ref())),
+        Err(OpenError::Store(error)) => {
+            damage::explain(lun, &survey, error.as_ref(), &mut report, on_progress)?
+        }
         Err(error) => return Err(error.into()),
     }
     // Whoever began to write meanwhile has changed what was read.
@@ -112,11 +119,15 @@ pub fn repair_url(url: &LunUri, rules: Rules, on_progress: OnProgress<'_>) -> Re
     let settings = Settings { rules, ..Settings::local(&host()) };
     let lun = redirector::open::open(url, &settings.lun_options())?;
     let before = Survey::read(lun.as_ref())?;
-    let options = OpenOptions { check_max: u64::MAX, ..settings.open_options() };
+    let options = OpenOptions { check_max: u64::MAX, label_from_copy: true, ..settings.open_options() };
     let mut report = Report { volume: before.label.uuid.to_string(), ..Report::default() };
-    match disk::open::open(Arc::clone(&lun), options) {
+    match disk::open::open(Arc::clone(&lun), options.clone()) {
         Ok(opened) => mend(&lun, opened, &mut report, settings.clock.as_ref(), on_progress)?,
-        Err(OpenError::Store(error)) => report.findings.push(unreadable(error.as_ref())),
+        Err(OpenError::Store(error)) => {
+            tracing::info!(%error, "making a new store of what is left of this one");
+            let opened = damage::open_rebuilt(&lun, options, &mut report)?;
+            mend(&lun, opened, &mut report, settings.clock.as_ref(), on_progress)?;
+        }
         Err(error) => return Err(error.into()),
     }
     let after = Survey::read(lun.as_ref())?;

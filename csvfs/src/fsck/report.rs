@@ -12,6 +12,8 @@ pub struct Report {
     pub findings: Vec<String>,
     /// What was wrong and is repaired.
     pub repairs: Vec<String>,
+    /// What files have lost for good with damaged pages of the metadata.
+    pub lost: Vec<String>,
     /// What is worth knowing, and not wrong: what a crash leaves, and the next mount clears away.
     pub notes: Vec<String>,
     /// How long it took.
@@ -33,6 +35,7 @@ impl Report {
             "clean": self.is_clean(),
             "findings": self.findings,
             "repairs": self.repairs,
+            "lost": self.lost,
             "notes": self.notes,
             "took_s": self.took.as_secs_f64(),
         })
@@ -42,8 +45,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { volume, findings, repairs, took, .. } = self;
+        let Self { volume, findings, repairs, took, lost, .. } = self;
         let seconds = took.as_secs_f64();
+        if !lost.is_empty() {
+            writeln!(f, "{} losses: restore these from a backup", lost.len())?;
+        }
         match (findings.len(), repairs.len()) {
             (0, 0) => write!(f, "volume {volume} is clean ({seconds:.1} s)"),
             (0, mended) => write!(f, "volume {volume} is clean now: {mended} repairs ({seconds:.1} s)"),

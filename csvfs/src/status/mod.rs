@@ -36,6 +36,9 @@ pub struct VolumeStatus {
     pub problem: String,
     /// The LUN as the redirector describes it: path, state, since when, why, and what is assumed of the target.
     pub path: String,
+    /// Whether all checksums of the metadata have been checked since it was opened.
+    #[serde(default)]
+    pub metadata: String,
     /// How the node is kept from writing when it should not, and what that guarantees.
     pub fence: String,
     /// How the volume was opened.

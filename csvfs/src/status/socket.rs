@@ -129,6 +129,7 @@ mod tests {
             state: "direct".to_owned(),
             problem: String::new(),
             path: "file".to_owned(),
+            metadata: String::new(),
             fence: "none".to_owned(),
             opening: Opening::default(),
             counters: Counters::default(),

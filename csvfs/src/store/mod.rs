@@ -25,6 +25,7 @@ pub mod check;
 pub mod cookie;
 mod dump;
 pub mod initial;
+pub mod rebuild;
 pub mod record;
 mod tables;
 

@@ -27,13 +27,13 @@ pub use reporter::Reporter;
 pub use settings::Settings;
 pub(crate) use watch::{refuse_beside_writer, refuse_moved};
 
-use crate::coordinator::{self, Coordinator};
-use crate::disk::area::Area;
+use crate::coordinator::{self, Beside, Coordinator};
+use crate::disk::area::{Area, AreaError};
 use crate::disk::label::Label;
-use crate::disk::open::{self, Hold, OpenVolume, Opened};
+use crate::disk::open::{self, Hold, OpenError, OpenVolume, Opened};
 use crate::disk::survey::Survey;
-use crate::disk::view::{ViewOptions, open_read_only};
-use crate::disk::{MetadataSpace, SpaceError};
+use crate::disk::view::{View, ViewOptions, open_beside, open_read_only};
+use crate::disk::{MetadataSpace, SpaceError, layout};
 use crate::node::{self, Node};
 use crate::peers::Alone;
 use crate::service::FileService;
@@ -68,6 +68,17 @@ struct Ground {
     hold: Option<Hold>,
     settle: Duration,
     opening: Opening,
+    /// Where the label is that is whole, in bytes of the LUN.
+    label_at: u64,
+    /// Whether the whole store was checked when it was opened.
+    checked: bool,
+    /// Opens the store once more, for reading.
+    beside: Beside,
+}
+
+/// Where the label is that is whole.
+fn label_at(survey: &Survey) -> u64 {
+    if survey.label_damage().is_some() { layout::LABEL_COPY_AT * crate::types::BLOCK } else { 0 }
 }
 
 /// The metadata area of a volume that is only read: it never needs room.
@@ -103,9 +114,22 @@ impl Volume {
     pub fn open(lun: Arc<dyn Lun>, settings: Settings) -> Result<Self, VolumeError> {
         let ground =
             if settings.read_only { Self::look(&lun, &settings)? } else { Self::take(&lun, &settings)? };
-        let Ground { label, epoch, session, lease, database, space, hold, settle, opening } = ground;
+        let Ground {
+            label,
+            epoch,
+            session,
+            lease,
+            database,
+            space,
+            hold,
+            settle,
+            opening,
+            label_at,
+            checked,
+            beside,
+        } = ground;
         // From now on only this volume is accepted when the LUN is reached anew (P3).
-        lun.expect(Identity { offset: 0, bytes: label.encode().to_vec() });
+        lun.expect(Identity { offset: label_at, bytes: label.encode().to_vec() });
         // Epochs of files start far above those of earlier sessions: each session has a range of its own.
         let first_epoch = Epoch(epoch.0 << 32);
         let authority = Arc::new(Standalone::new(session, lease, settings.client, first_epoch));
@@ -126,6 +150,8 @@ impl Volume {
             read_only: settings.read_only,
             discard: settings.discard,
             settle,
+            beside: Some(beside),
+            scrub: !checked,
         })?;
         let node = Node::start(node::Parts {
             carrier: Arc::new(InProcess(Arc::clone(&coordinator))),
@@ -152,11 +178,29 @@ impl Volume {
         // A store that was copied had a writer whose last writes may still land; one opened in place has not.
         let settle = match &opened.opened {
             Opened::InPlace(_) => Duration::ZERO,
-            Opened::Copied { .. } => opened.label.quiesce,
+            Opened::Copied { .. } | Opened::Rebuilt => opened.label.quiesce,
         };
-        let OpenVolume { label, epoch, session, database, area, lease, hold, .. } = opened;
+        let OpenVolume { label, epoch, session, database, area, lease, hold, checked, .. } = opened;
+        let (again, cache_bytes) = (Arc::downgrade(&area), settings.cache_bytes);
+        let beside = Beside::new(move || {
+            let area = again.upgrade().ok_or(AreaError::Closed)?;
+            Ok(open_beside(&area, cache_bytes)?)
+        });
         let space: Arc<Area> = area;
-        Ok(Ground { label, epoch, session, lease, database, space, hold: Some(hold), settle, opening })
+        Ok(Ground {
+            label,
+            epoch,
+            session,
+            lease,
+            database,
+            space,
+            hold: Some(hold),
+            settle,
+            opening,
+            label_at: 0,
+            checked,
+            beside,
+        })
     }
 
     /// Opens for reading: claims nothing, and writes nothing.
@@ -166,11 +210,24 @@ impl Volume {
             refuse_beside_writer(lun.as_ref(), Survey::read(lun.as_ref())?, settings.clock.as_ref())?;
         let waited = settings.clock.boot();
         let options = ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() };
-        let view = open_read_only(lun, survey, &options)?;
+        let mut warnings: Vec<String> = survey.findings.iter().map(ToString::to_string).collect();
+        let view = match open_read_only(lun, survey.clone(), &options) {
+            Err(OpenError::Store(error)) => {
+                // So damaged that it does not even open: what can be read of it is read into memory.
+                let (database, _) = crate::fsck::rescue(lun, &survey).ok_or(OpenError::Store(error))??;
+                warnings.push("the metadata store is damaged: what can be read of it is shown".to_owned());
+                View { database, survey, writer: None }
+            }
+            other => other?,
+        };
         refuse_moved(lun.as_ref(), &view.survey)?;
         let epoch = view.survey.superblock.epoch;
-        let mut warnings: Vec<String> = view.survey.findings.iter().map(ToString::to_string).collect();
         warnings.push("read-only".to_owned());
+        let (again, survey, label_at) = (Arc::downgrade(lun), view.survey.clone(), label_at(&view.survey));
+        let beside = Beside::new(move || {
+            let lun = again.upgrade().ok_or(AreaError::Closed)?;
+            Ok(open_read_only(&lun, survey.clone(), &options)?.database)
+        });
         Ok(Ground {
             label: view.survey.label,
             epoch,
@@ -180,6 +237,9 @@ impl Volume {
             space: Arc::new(NoSpace),
             hold: None,
             settle: Duration::ZERO,
+            label_at,
+            checked: true,
+            beside,
             opening: Opening {
                 how: "read-only".to_owned(),
                 wait_s: waited.since(start).as_secs_f64(),
@@ -240,6 +300,12 @@ impl Volume {
         let database = Arc::try_unwrap(database).map_err(|_| VolumeError::StillUsed)?;
         hold.close(database)?;
         Ok(())
+    }
+
+    /// How far the check of all metadata is.
+    #[must_use]
+    pub fn scrub(&self) -> coordinator::Scrub {
+        self.coordinator.scrub()
     }
 
     /// Leaves the volume as a crash of this process would.

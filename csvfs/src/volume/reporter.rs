@@ -4,9 +4,10 @@ use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
 use redirector::lun::Lun;
+use redirector::metrics::Exposition;
 
 use super::Volume;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, Scrub};
 use crate::node::Node;
 use crate::service::FileService;
 use crate::status::{Counters, VolumeStatus};
@@ -42,6 +43,7 @@ impl Reporter {
             state: String::new(),
             problem: String::new(),
             path: String::new(),
+            metadata: String::new(),
             fence: "none: a mount without a cluster; its claim keeps other mounts away (V1)".to_owned(),
             opening: volume.opening.clone(),
             counters: Counters::default(),
@@ -56,6 +58,77 @@ impl Reporter {
             coordinator: Arc::downgrade(&volume.coordinator),
             hold: settings.hold,
         }
+    }
+
+    /// The state now in figures, for Prometheus.
+    #[must_use]
+    pub fn exposition(&self) -> Exposition {
+        let status = self.status();
+        let mut out = Exposition::default();
+        let volume = [("volume", status.volume.as_str()), ("name", status.name.as_str())];
+        let counters = &status.counters;
+        for (name, help, value) in [
+            ("csvfs_reads_total", "Reads of file data.", counters.reads),
+            ("csvfs_writes_total", "Writes of file data.", counters.writes),
+            ("csvfs_read_bytes_total", "Bytes of file data that were asked for.", counters.bytes_read),
+            ("csvfs_written_bytes_total", "Bytes of file data that were brought.", counters.bytes_written),
+            ("csvfs_syncs_total", "Syncs.", counters.syncs),
+        ] {
+            out.single(name, "counter", help, &volume, value);
+        }
+        for (name, help, value) in [
+            ("csvfs_in_flight", "Data requests in flight.", counters.in_flight),
+            ("csvfs_blocks", "Blocks of 4 KiB.", status.blocks),
+            ("csvfs_blocks_free", "Free blocks of 4 KiB.", status.blocks_free),
+            ("csvfs_inodes", "Inodes in use.", status.inodes),
+            (
+                "csvfs_failed",
+                "1 if the metadata cannot be changed any more.",
+                u64::from(status.state == "failed"),
+            ),
+        ] {
+            out.single(name, "gauge", help, &volume, value);
+        }
+        if let Some(coordinator) = self.coordinator.upgrade() {
+            let (commits, changes) = coordinator.commits();
+            out.single("csvfs_commits_total", "counter", "Commits of metadata.", &volume, commits);
+            out.single("csvfs_changes_total", "counter", "Changes in these commits.", &volume, changes);
+        }
+        if let Some(node) = self.node.upgrade() {
+            let figures = node.figures();
+            out.single("csvfs_handles", "gauge", "Open handles.", &volume, figures.handles);
+            out.single(
+                "csvfs_reserve_blocks",
+                "gauge",
+                "Free blocks in reserve.",
+                &volume,
+                figures.reserve_blocks,
+            );
+        }
+        if let Some(lun) = self.lun.upgrade() {
+            let figures = lun.figures();
+            let up = u64::from(lun.is_working());
+            out.single("csvfs_lun_up", "gauge", "1 if a path to the LUN works.", &volume, up);
+            out.single(
+                "csvfs_lun_held_requests",
+                "gauge",
+                "Requests that wait for a path.",
+                &volume,
+                figures.held,
+            );
+            out.single(
+                "csvfs_lun_ghosts",
+                "gauge",
+                "Ranges under writes of unknown outcome.",
+                &volume,
+                figures.ghosts,
+            );
+            if !figures.latencies.is_empty() {
+                let help = "Latency of requests to the LUN since its path was connected last; the sum is an upper bound.";
+                out.latencies("csvfs_lun_latency_seconds", help, &volume, &figures.latencies);
+            }
+        }
+        out
     }
 
     /// The state now.
@@ -75,6 +148,12 @@ impl Reporter {
                 }
             }
             None => status.state = "closed".to_owned(),
+        }
+        if let Some(coordinator) = self.coordinator.upgrade() {
+            status.metadata = match coordinator.scrub() {
+                Scrub::NotNeeded if self.fixed.read_only => "each page is checked when it is read".to_owned(),
+                scrub => scrub.to_string(),
+            };
         }
         if let Some(cause) = self.coordinator.upgrade().and_then(|coordinator| coordinator.failure()) {
             status.state = "failed".to_owned();

@@ -42,6 +42,9 @@ pub struct Settings {
     pub commit_every: Duration,
     /// Memory for the store's cache in bytes.
     pub cache_bytes: usize,
+    /// A store of at most so many bytes is checked whole also when it is opened in place; a larger one is checked in the
+    /// background.
+    pub check_max: u64,
     /// Memory for requests.
     pub pool: Pool,
 }
@@ -66,6 +69,7 @@ impl Settings {
             window: None,
             commit_every: Duration::from_secs(5),
             cache_bytes: 64 << 20,
+            check_max: 16 << 20,
             pool: Pool::default(),
         }
     }
@@ -83,6 +87,7 @@ impl Settings {
         let mut options = disk::open::OpenOptions::new(self.client, &self.node);
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;
+        options.check_max = self.check_max;
         options.hold = self.hold;
         options.clock = Arc::clone(&self.clock);
         options.rules = self.rules;
@@ -104,7 +109,7 @@ impl Settings {
 
     pub(super) fn describe_opening(&self, opened: &OpenVolume) -> Opening {
         let (copy_s, copied_bytes) = match &opened.opened {
-            Opened::InPlace(_) => (0.0, 0.0),
+            Opened::InPlace(_) | Opened::Rebuilt => (0.0, 0.0),
             #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
             Opened::Copied { bytes, copying, .. } => (copying.as_secs_f64(), *bytes as f64),
         };

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use redirector::metrics::MetricsServer;
 use redirector::target::{self, Address, Config, Server, Signals};
 use tracing_subscriber::EnvFilter;
 
@@ -63,6 +64,9 @@ struct Serve {
     /// Serve only clients that say which incarnation they are (csvfs does; other NBD clients do not).
     #[arg(long)]
     require_hello: bool,
+    /// Where to serve metrics for Prometheus over HTTP: HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
     /// How many connections are served at a time.
     #[arg(long, default_value_t = 512)]
     connections_max: usize,
@@ -94,7 +98,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Whoever read it may be gone: that must not end the target.
     let log = log.log_internal_errors(false);
@@ -127,14 +131,20 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         ..Config::new(serve.file)
     };
     let server = Server::start(config)?;
+    let figures = server.figures();
+    let metrics = serve.metrics.map(|address| MetricsServer::serve(&address, figures)).transpose()?;
     let mut ready = format!("csv-target: ready: {}", server.uris().join(" "));
     if let Some(control) = server.control_address() {
         ready.push_str(&format!(" control {control}"));
+    }
+    if let Some(metrics) = &metrics {
+        ready.push_str(&format!(" metrics {}", metrics.address()));
     }
     // Whoever started it may not listen.
     let _ = writeln!(std::io::stdout(), "{ready}");
     let signal = signals.wait();
     tracing::info!(signal, "stopping");
+    drop(metrics);
     server
         .stop()
         .map_err(std::io::Error::from_raw_os_error)

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::kernel::{self, DirectAlignment};
 use crate::lun::Geometry;
@@ -14,6 +15,8 @@ const REQUEST_MAX: u32 = 8 << 20;
 const BLOCK_SIZE_SAFE: u32 = 4096;
 /// The block size in bytes of a file without `O_DIRECT`.
 const BLOCK_SIZE_BUFFERED: u32 = 512;
+/// How long a device that is in use is tried again.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a file LUN is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +44,15 @@ pub enum FileLunError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// Somebody on this host has the block device to itself.
+    #[error(
+        "{path} is in use on this host: it is mounted, part of a volume group, or another csvfs has it open; see lsblk \
+         and csvfs status"
+    )]
+    Busy {
+        /// The device.
+        path: PathBuf,
     },
     /// There is nothing at the path.
     #[error(
@@ -125,7 +137,7 @@ impl Opened {
         if !is_device && !kind.is_file() {
             return Err(FileLunError::WrongKind { path });
         }
-        let (file, direct) = open(&path, options.read_only)?;
+        let (file, direct) = open(&path, options.read_only, is_device)?;
         let alignment = match (direct, kernel::direct_alignment(&file)) {
             (true, Some(Some(alignment))) => Some(alignment),
             (true, None) => Some(DirectAlignment { memory: BLOCK_SIZE_SAFE, offset: BLOCK_SIZE_SAFE }),
@@ -169,19 +181,36 @@ impl Opened {
     }
 }
 
-/// Opens `path`, with `O_DIRECT` if there is such a thing here.
-fn open(path: &Path, read_only: bool) -> Result<(File, bool), FileLunError> {
+/// Opens `path`, with `O_DIRECT` if there is such a thing here. A block device that is to be written is opened
+/// exclusively: not beside a mounted file system on it, a volume group, or another csvfs of this host, whatever device
+/// node they came by. (Of other hosts it says nothing.)
+fn open(path: &Path, read_only: bool, is_device: bool) -> Result<(File, bool), FileLunError> {
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
-    let direct = options.clone().custom_flags(libc::O_DIRECT).open(path);
-    let opened = match direct {
-        Ok(file) => Ok((file, true)),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            options.open(path).map(|file| (file, false))
+    let exclusive = if is_device && !read_only { libc::O_EXCL } else { 0 };
+    let until = Instant::now() + BUSY_PATIENCE;
+    loop {
+        let direct = options.clone().custom_flags(libc::O_DIRECT | exclusive).open(path);
+        let opened = match direct {
+            Ok(file) => Ok((file, true)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                options.clone().custom_flags(exclusive).open(path).map(|file| (file, false))
+            }
+            Err(error) => Err(error),
+        };
+        match opened {
+            // A process that was killed has it open until its last request has ended.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && exclusive != 0 => {
+                if Instant::now() >= until {
+                    return Err(FileLunError::Busy { path: path.to_path_buf() });
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => {
+                return opened.map_err(|source| FileLunError::Open { path: path.to_path_buf(), source });
+            }
         }
-        Err(error) => Err(error),
-    };
-    opened.map_err(|source| FileLunError::Open { path: path.to_path_buf(), source })
+    }
 }
 
 /// A value from the `queue` directory of a block device in sysfs; a partition has its disk's.

@@ -346,6 +346,9 @@ fn a_block_device_is_a_lun() {
     assert_eq!((geometry.size, geometry.trim), (8 << 20, true));
     assert!(lun.describe().starts_with("block device"), "{}", lun.describe());
     assert_eq!(lun.prove_ended(ClientId(1)), Proof::Unprovable, "another host may have it open");
+    let error = FileLun::open(&device.0, Options::default()).unwrap_err().to_string();
+    assert!(error.contains("in use on this host"), "{error}");
+    drop(FileLun::open(&device.0, Options { read_only: true, ..Options::default() }).unwrap());
     blocking::write(&lun, 0, data(&pool, 1 << 20, 5), true).unwrap();
     blocking::zero(&lun, 4096..8192).unwrap();
     let (sender, receiver) = mpsc::channel();

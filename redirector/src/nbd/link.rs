@@ -240,6 +240,10 @@ impl Link for NbdLink {
         Latency::p999(self.connections.iter().map(|connection| &connection.latency))
     }
 
+    fn latencies(&self) -> Vec<(Duration, u64)> {
+        Latency::classes(self.connections.iter().map(|connection| &connection.latency))
+    }
+
     fn close(&self, why: &str) {
         if self.oldest().is_none() {
             for connection in &self.connections {

@@ -24,6 +24,19 @@ impl Latency {
         count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
     }
 
+    /// How many latencies several histograms have in each class, by the class's upper bound; without classes above the
+    /// last that has any.
+    pub fn classes<'a>(all: impl Iterator<Item = &'a Self>) -> Vec<(Duration, u64)> {
+        let mut sums = [0u64; CLASSES];
+        for latency in all {
+            for (sum, count) in sums.iter_mut().zip(&latency.counts) {
+                *sum += u64::from(count.load(Ordering::Relaxed));
+            }
+        }
+        let used = sums.iter().rposition(|sum| *sum > 0).map_or(0, |last| last + 1);
+        (0..).zip(&sums[..used]).map(|(class, sum)| (Duration::from_micros(1 << class), *sum)).collect()
+    }
+
     /// The upper bound of the class in which the 99.9th percentile of several histograms lies; `None` if they hold
     /// too few.
     pub fn p999<'a>(all: impl Iterator<Item = &'a Self>) -> Option<Duration> {
@@ -60,6 +73,10 @@ mod tests {
         assert_eq!(Latency::p999([&latency].into_iter()), None);
         latency.record(Duration::from_secs(2));
         assert_eq!(Latency::p999([&latency].into_iter()), Some(Duration::from_micros(128)));
+        let classes = Latency::classes([&latency].into_iter());
+        assert_eq!((classes.len(), classes[7]), (22, (Duration::from_micros(128), 999)));
+        assert_eq!(classes[21], (Duration::from_micros(1 << 21), 1));
+        assert!(Latency::classes([&Latency::default()].into_iter()).is_empty());
         for _ in 0..5 {
             latency.record(Duration::from_secs(2));
         }

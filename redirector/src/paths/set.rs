@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::buffer::{Buffer, Pool, Slice};
 use crate::ghosts::GhostTable;
-use crate::lun::{Geometry, Identity, Lun, OnDone, OnRead, Outcome, Proof};
+use crate::lun::{Geometry, Identity, Lun, LunFigures, OnDone, OnRead, Outcome, Proof};
 use crate::open::{OpenError, OpenOptions};
 use crate::paths::kept::Kept;
 use crate::paths::request::{Command, Request};
@@ -266,6 +266,16 @@ impl Lun for PathSet {
 
     fn is_working(&self) -> bool {
         self.traffic.trouble.lock().state.condition() != Condition::Down
+    }
+
+    fn figures(&self) -> LunFigures {
+        let latencies = self.traffic.live.load().as_ref().map_or_else(Vec::new, |live| live.link.latencies());
+        let trouble = self.traffic.trouble.lock();
+        LunFigures {
+            held: (trouble.held.len() + trouble.waiting.len()) as u64,
+            ghosts: trouble.ghosts.ranges().len() as u64,
+            latencies,
+        }
     }
 
     fn describe(&self) -> String {

@@ -87,6 +87,11 @@ pub trait Link: Send + Sync + Debug {
     /// The 99.9th percentile of the latencies seen, if there were enough of them.
     fn p999(&self) -> Option<Duration>;
 
+    /// The latencies seen: how many below each bound, and not below the one before.
+    fn latencies(&self) -> Vec<(Duration, u64)> {
+        Vec::new()
+    }
+
     /// Breaks the link: its requests are reported as lost.
     fn close(&self, why: &str);
 }

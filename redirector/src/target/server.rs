@@ -24,6 +24,7 @@ use super::negotiation::{Offer, negotiate};
 use super::socket::{Address, Listener, Socket};
 use super::tls::{self, TlsError};
 use crate::buffer::Pool;
+use crate::metrics::Exposition;
 use crate::nbd::wire::NAME_MAX;
 
 /// How long a stopping target waits for clients to take their answers.
@@ -153,6 +154,45 @@ pub struct Status {
     pub clients: Vec<ClientStatus>,
     /// All faults.
     pub faults: Vec<FaultStatus>,
+}
+
+impl Status {
+    /// The figures for Prometheus.
+    #[must_use]
+    pub fn exposition(&self) -> Exposition {
+        let mut out = Exposition::default();
+        let export = [("export", self.export.as_str())];
+        let mut gauge = |name, help, value: u64| out.single(name, "gauge", help, &export, value);
+        gauge("csv_target_size_bytes", "Size of the export.", self.size);
+        gauge("csv_target_connections", "Open connections.", self.connections as u64);
+        gauge("csv_target_ended_clients", "Clients that are refused for good.", self.ended as u64);
+        let ids: Vec<String> = self
+            .clients
+            .iter()
+            .map(|client| client.client.map_or_else(|| "none".to_owned(), |id| id.to_string()))
+            .collect();
+        out.family("csv_target_requests_total", "counter", "Requests, by client incarnation and kind.");
+        for (client, id) in self.clients.iter().zip(&ids) {
+            let counts = &client.counts;
+            for (kind, value) in [
+                ("read", counts.reads),
+                ("write", counts.writes),
+                ("flush", counts.flushes),
+                ("trim", counts.trims),
+                ("zero", counts.zeroes),
+            ] {
+                out.sample("csv_target_requests_total", &[export[0], ("client", id), ("kind", kind)], value);
+            }
+        }
+        out.family("csv_target_bytes_total", "counter", "Bytes of read and write requests.");
+        for (client, id) in self.clients.iter().zip(&ids) {
+            for (kind, value) in [("read", client.counts.bytes_read), ("write", client.counts.bytes_written)]
+            {
+                out.sample("csv_target_bytes_total", &[export[0], ("client", id), ("kind", kind)], value);
+            }
+        }
+        out
+    }
 }
 
 /// Why a client could not be fenced.
@@ -349,6 +389,12 @@ pub struct ServerHandle {
 }
 
 impl ServerHandle {
+    /// Makes the target's figures for metrics; needs no longer life than the process.
+    pub fn figures(&self) -> impl Fn() -> Exposition + Send + 'static {
+        let target = Arc::downgrade(&self.target);
+        move || target.upgrade().map_or_else(Exposition::default, |target| target.status().exposition())
+    }
+
     /// The addresses that it listens on, in the order of [`Config::listen`], with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {

@@ -1,12 +1,16 @@
 //! Bad input and bad days, with real processes: a clear error each time, and nothing lost.
 
+mod block_device;
 mod ending;
+mod error_filter;
 mod foreign;
 mod full;
 mod helper;
 mod hostile;
+mod label;
 mod limits;
 mod metadata;
+mod metrics;
 mod other_lun;
 mod second;
 mod server_errors;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
-use csvfs::disk::layout::{CLAIMS_AT, MAPS_AT, SLOTS, SLOTS_AT};
+use csvfs::disk::layout::{CLAIMS_AT, LABEL_COPY_AT, MAPS_AT, SLOTS, SLOTS_AT};
 use lab::Site;
 use lab::mounted::{csvfs, csvfs_ok, fsck_clean};
 use lab::site::refused;
@@ -120,9 +120,10 @@ fn without_superblocks_and_chunk_map_nothing_is_mounted() -> Result<()> {
 }
 
 #[test]
-fn a_damaged_label_is_named() -> Result<()> {
+fn a_label_that_is_damaged_with_its_copy_is_named() -> Result<()> {
     let (site, url) = used()?;
     damage(&site, 0)?;
+    damage(&site, LABEL_COPY_AT)?;
     let before = std::fs::read(site.image())?;
     let parts = ["the label in block 0 is damaged", "backup"];
     site.mount_refused(&url, &[])?.saying(&parts)?;

@@ -57,6 +57,9 @@ fn show(report: &Report) {
     for repair in &report.repairs {
         say!("repaired: {repair}");
     }
+    for lost in &report.lost {
+        println!("lost: {lost}");
+    }
     for note in &report.notes {
         say!("note: {note}");
     }

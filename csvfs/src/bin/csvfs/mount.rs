@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +14,7 @@ use clap::Args;
 use csvfs::fuse;
 use csvfs::status::StatusSocket;
 use csvfs::volume::{Settings, Volume};
+use redirector::metrics::MetricsServer;
 use redirector::uri::{Endpoint, LunUri};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -44,6 +46,9 @@ pub struct MountCommand {
     /// Where a mount in the background writes what it has to say.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Where to serve metrics for Prometheus over HTTP: HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
     /// Where the status socket is put.
     #[arg(long, default_value = super::RUN_DIR)]
     run_dir: PathBuf,
@@ -77,7 +82,7 @@ impl MountCommand {
         };
         let volume = Volume::open_url(&url, settings)?;
         options.source = url.to_string();
-        let served = serve(&volume, &url, &folder, &options, &self.run_dir);
+        let served = serve(&volume, &url, &folder, &options, &self.run_dir, self.metrics.as_deref());
         let closed = volume.close().context("closing the volume");
         served?;
         closed?;
@@ -102,6 +107,9 @@ impl MountCommand {
         }
         if let Some(node) = &self.node {
             command.args(["--node", node]);
+        }
+        if let Some(address) = &self.metrics {
+            command.args(["--metrics", address]);
         }
         let mut child = command
             .stdin(Stdio::null())
@@ -136,10 +144,14 @@ fn serve(
     folder: &Path,
     options: &fuse::MountOptions,
     run_dir: &Path,
+    metrics: Option<&str>,
 ) -> Result<()> {
+    let reporter = Arc::new(volume.reporter(url.to_string(), folder.display().to_string()));
+    let figures = Arc::clone(&reporter);
+    let metrics =
+        metrics.map(|address| MetricsServer::serve(address, move || figures.exposition())).transpose()?;
     let mount =
         fuse::mount(folder, options, volume.service(), volume.locks(), volume.client(), volume.pool())?;
-    let reporter = volume.reporter(url.to_string(), folder.display().to_string());
     // A mount without its status socket works; it is only not seen by `csvfs status`.
     let status = StatusSocket::serve(run_dir, move || reporter.status())
         .inspect_err(|error| tracing::warn!("csvfs status will not see this mount: {error}"));
@@ -165,7 +177,7 @@ fn serve(
         .context("starting a thread")?;
     say!("{url} is mounted on {}", folder.display());
     mount.wait();
-    drop(status);
+    drop((status, metrics));
     ending.close();
     let _ = catcher.join();
     Ok(())

@@ -57,6 +57,7 @@ fn show(volume: &VolumeStatus) {
     if !volume.problem.is_empty() {
         say!("  PROBLEM      {}", volume.problem);
     }
+    say!("  metadata     {}", volume.metadata);
     say!("  fence        {}", volume.fence);
     let opening = &volume.opening;
     say!(

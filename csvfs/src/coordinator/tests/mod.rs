@@ -373,6 +373,8 @@ fn launch(
         read_only: false,
         discard: true,
         settle,
+        beside: None,
+        scrub: false,
     })
     .unwrap()
 }

@@ -108,6 +108,8 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
         volume: VOLUME,
         read_only: true,
         discard: false,
+        beside: None,
+        scrub: false,
         settle: Duration::ZERO,
     })
     .unwrap();

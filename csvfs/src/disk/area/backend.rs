@@ -10,6 +10,7 @@ use super::pages::{PAGE, Page};
 use super::{Area, AreaError, DIRTY_MAX};
 use crate::disk::map::ChunkMap;
 use crate::disk::superblock::Side;
+use crate::disk::tree::Wrong;
 use crate::types::BLOCK;
 
 /// A part of an area's address space that lies together on the LUN.
@@ -97,8 +98,33 @@ impl Area {
         Ok(())
     }
 
+    /// Reads, and checks pages that are read whole.
     fn read_bytes(&self, offset: u64, out: &mut [u8]) -> Result<(), AreaError> {
         self.usable()?;
+        self.fetch(offset, out)?;
+        if self.ledger.read(offset, out).is_ok() {
+            return Ok(());
+        }
+        // It may have come wrong over the way.
+        self.fetch(offset, out)?;
+        let Err(Wrong { table }) = self.ledger.read(offset, out) else {
+            tracing::warn!(at = offset, "a page of the metadata store was right only when it was read again");
+            return Ok(());
+        };
+        let error = AreaError::Corrupt { at: offset, offset: self.lun_byte(offset), table };
+        tracing::error!(%error);
+        Err(error)
+    }
+
+    /// Where on the LUN a byte of the area is.
+    pub(in crate::disk) fn lun_byte(&self, offset: u64) -> u64 {
+        let size = self.around.label.chunk_size;
+        let chunk = self.state.lock().map.locate(self.side, offset / size);
+        chunk.map_or(0, |chunk| u64::from(chunk) * size + offset % size)
+    }
+
+    /// Reads without a check.
+    pub(in crate::disk) fn fetch(&self, offset: u64, out: &mut [u8]) -> Result<(), AreaError> {
         self.check_end(offset, out.len())?;
         let first = offset / BLOCK;
         let start = usize::try_from(offset % BLOCK).unwrap_or(0);
@@ -128,6 +154,7 @@ impl Area {
     fn write_bytes(&self, offset: u64, data: &[u8]) -> Result<(), AreaError> {
         self.usable()?;
         self.check_end(offset, data.len())?;
+        self.ledger.written(offset, data);
         let mut rest = data;
         let mut at = offset;
         while !rest.is_empty() {
@@ -172,6 +199,7 @@ impl Area {
         if len < old {
             // The chunks stay: the area will grow again.
             state.pages.cut(len / BLOCK);
+            self.ledger.cut(len);
         }
         if len != old {
             state.map.lens[self.side.index()] = len;

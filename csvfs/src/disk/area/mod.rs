@@ -25,6 +25,11 @@
 //! makes the new pages readable comes in a later sync (V5 for the store itself). The second copy of the map starts when
 //! the first one is durable, so that one of them is whole whenever the power goes.
 //!
+//! # Checks
+//!
+//! Every page is compared with its checksum when it is read from the LUN ([`Ledger`]): redb would believe it. A page
+//! that is not right is read once more, and is then an error: it never reaches redb, and nothing is changed any more.
+//!
 //! # Failure
 //!
 //! A write that failed or whose outcome is unknown ends the area for good: every later call fails and says why, for
@@ -60,6 +65,7 @@ use super::batch::Failure;
 use super::label::Label;
 use super::map::ChunkMap;
 use super::superblock::Side;
+use super::tree::Ledger;
 
 /// Up to so many requests a sync uses FUA instead of a flush.
 pub const FUA_REQUESTS_MAX: usize = 2;
@@ -92,6 +98,19 @@ pub enum AreaError {
         offset: u64,
         /// What the LUN said.
         errno: i32,
+    },
+    /// A page of the store is not what was written.
+    #[error(
+        "the metadata store is corrupt: the page at byte {at} of its area, of the table {table:?}, does not match its \
+         checksum (byte {offset} of the LUN); nothing is changed any more: unmount the volume and run csvfs fsck"
+    )]
+    Corrupt {
+        /// Where in the area, in bytes.
+        at: u64,
+        /// Where on the LUN.
+        offset: u64,
+        /// The table that has the page.
+        table: String,
     },
     /// No chunk is left to grow into.
     #[error("the metadata store has used up all of its chunks; delete files, or let the LUN grow")]
@@ -131,6 +150,7 @@ impl AreaError {
             | Self::LeaseEnded
             | Self::NoHeartbeat(_)
             | Self::Beyond { .. }
+            | Self::Corrupt { .. }
             | Self::Closed => libc::EIO,
         }
     }
@@ -151,6 +171,7 @@ impl From<AreaError> for io::Error {
         let kind = match error {
             AreaError::Full => io::ErrorKind::StorageFull,
             AreaError::Beyond { .. } => io::ErrorKind::UnexpectedEof,
+            AreaError::Corrupt { .. } => io::ErrorKind::InvalidData,
             _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)
@@ -224,6 +245,8 @@ pub struct Area {
     side: Side,
     state: Mutex<State>,
     changed: Condvar,
+    /// What every page must be.
+    ledger: Ledger,
 }
 
 impl Area {
@@ -236,7 +259,7 @@ impl Area {
             busy: false,
             broken: None,
         };
-        Self { around, side, state: Mutex::new(state), changed: Condvar::new() }
+        Self { around, side, state: Mutex::new(state), changed: Condvar::new(), ledger: Ledger::default() }
     }
 
     /// Which of the two areas it is.
@@ -255,6 +278,12 @@ impl Area {
     pub fn end(&self, cause: AreaError) {
         self.state.lock().broken.get_or_insert(cause);
         self.changed.notify_all();
+    }
+
+    /// How many pages were read of which nothing was known, so that they could not be checked.
+    #[must_use]
+    pub fn unchecked(&self) -> u64 {
+        self.ledger.unknown()
     }
 
     /// The chunk map as it stands.

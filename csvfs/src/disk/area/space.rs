@@ -31,6 +31,12 @@ impl Area {
         (Budget::new(self.around.label.chunk_size, map.chunks() as u64, used), used)
     }
 
+    /// How many spare chunks the area should have, beside those in use.
+    pub(in crate::disk) fn spare_wanted(&self) -> usize {
+        let state = self.state.lock();
+        usize::try_from(self.budget(&state.map).0.spare).unwrap_or(usize::MAX)
+    }
+
     /// Chunks that will hold a copy: the reserve, and what will soon be reserve.
     fn for_copy(map: &ChunkMap) -> u64 {
         (map.reserve().len() + map.spent().len()) as u64

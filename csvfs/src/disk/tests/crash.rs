@@ -59,7 +59,9 @@ fn a_power_cut_during_format_leaves_no_volume_or_a_whole_one() {
             let lun = BenchLun::from_image(image);
             match open_as(&lun.wire(), 1, &clock) {
                 Ok(volume) => {
-                    assert!(cut + 1 >= events.len(), "a volume after {cut} of {} events", events.len());
+                    // The old one, of which only the copy of the label is gone; or the new one.
+                    let whole = cut == 1 || cut + 2 >= events.len();
+                    assert!(whole, "a volume after {cut} of {} events", events.len());
                     assert_eq!(keys(&volume.database), [0]);
                 }
                 Err(error) => {

@@ -273,3 +273,133 @@ fn a_damaged_claim_forbids_opening_in_place_unless_closed() {
     assert_eq!(volume.hold.mend(&survey(&lun).unwrap()).unwrap().len(), 1);
     assert!(survey(&lun).unwrap().findings.is_empty());
 }
+
+/// Bytes of a block of the LUN, and the same with one flipped.
+fn flip(lun: &BenchLun, at: u64) {
+    let byte = lun.peek(at, 1)[0];
+    lun.poke(at, &[byte ^ 0x20]);
+}
+
+#[test]
+fn a_damaged_label_is_read_from_its_copy_and_mended() {
+    for damage in [&[0; 4096][..], b"some other thing", &[1; 100]] {
+        let (lun, clock) = used();
+        let label = survey(&lun).unwrap().label;
+        lun.poke(0, damage);
+        let found = survey(&lun).unwrap();
+        assert_eq!(found.label, label);
+        assert!(matches!(found.findings[..], [Finding::Label(_)]), "{:?}", found.findings);
+        // A view shows it; a writer refuses until it is mended.
+        let wire: Arc<dyn Lun> = lun.wire();
+        let view = open_read_only(&wire, found.clone(), &ViewOptions::default()).unwrap();
+        assert_eq!(keys(&view.database), [0, 1, 2, 3]);
+        let before = lun.image();
+        let error = open_as(&lun.wire(), 9, &clock).unwrap_err().to_string();
+        assert!(
+            error.contains("block 0") && error.contains("fsck --repair") && error.contains("-o ro"),
+            "{error}"
+        );
+        assert!(lun.image() == before, "the refused opening has written");
+        let from_copy = OpenOptions { label_from_copy: true, ..options(10, &clock) };
+        let volume = open(lun.wire(), from_copy).unwrap();
+        volume.hold.mend(&survey(&lun).unwrap()).unwrap();
+        volume.close().unwrap();
+        assert!(survey(&lun).unwrap().findings.is_empty());
+        assert!(opens_whole(&lun, &clock).is_empty());
+    }
+}
+
+#[test]
+fn a_damaged_copy_of_the_label_is_told_and_mended() {
+    let (lun, clock) = used();
+    flip(&lun, byte(layout::LABEL_COPY_AT) + 70);
+    assert!(matches!(survey(&lun).unwrap().findings[..], [Finding::LabelCopy(_)]));
+    assert_eq!(opens_whole(&lun, &clock).len(), 1);
+    let volume = open_as(&lun.wire(), 60, &clock).unwrap();
+    volume.hold.mend(&survey(&lun).unwrap()).unwrap();
+    volume.close().unwrap();
+    assert!(survey(&lun).unwrap().findings.is_empty());
+    // With both damaged there is nothing to go by.
+    flip(&lun, 70);
+    flip(&lun, byte(layout::LABEL_COPY_AT) + 70);
+    let error = survey(&lun).unwrap_err().to_string();
+    assert!(error.contains("and so is its copy") && error.contains("backup"), "{error}");
+}
+
+#[test]
+fn a_volume_of_an_earlier_version_is_given_a_copy_of_its_label() {
+    let (lun, clock) = used();
+    let at = byte(layout::LABEL_COPY_AT);
+    lun.poke(at, &[0; 4096]);
+    assert!(survey(&lun).unwrap().findings.is_empty(), "without a copy nothing is wrong");
+    assert!(opens_whole(&lun, &clock).is_empty());
+    assert_eq!(lun.peek(at, 4096), lun.peek(0, 4096));
+}
+
+#[test]
+fn a_lun_that_carries_something_else_is_not_taken_for_a_volume_with_a_damaged_label() {
+    let (lun, clock) = used();
+    // An ext4 file system's superblock.
+    let mut block = [0; 4096];
+    block[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    lun.poke(0, &block);
+    let error = open_as(&lun.wire(), 9, &clock).unwrap_err().to_string();
+    assert!(error.contains("no csvfs volume") && error.contains("ext4"), "{error}");
+    // And a volume whose label is gone is not overwritten unasked.
+    lun.poke(0, &[0; 4096]);
+    let refused = make(&lun, &clock).unwrap_err().to_string();
+    assert!(refused.contains("carries the csvfs volume"), "{refused}");
+}
+
+/// The LUN's bytes of every page of the store, with a byte that is kept.
+fn store_pages(lun: &BenchLun) -> Vec<u64> {
+    let found = survey(lun).unwrap();
+    let (side, size) = (found.superblock.side, found.label.chunk_size);
+    let len = found.store_len();
+    let chunks = found.map.area(side);
+    let pages = chunks.flat_map(|(index, chunk)| {
+        (0..size).step_by(4096).map(move |at| (u64::from(index) * size + at, u64::from(chunk) * size + at))
+    });
+    let inside = pages.filter(|(area, at)| *area > 0 && *area < len && lun.peek(*at, 4096) != [0; 4096]);
+    inside.map(|(_, at)| at).collect()
+}
+
+#[test]
+fn an_opening_in_place_that_checks_nothing_still_never_reads_a_damaged_page() {
+    let (lun, clock) = used();
+    let (mut refused, mut harmless) = (0, 0);
+    let whole = lun.image();
+    for at in store_pages(&lun) {
+        let lun = BenchLun::from_image(whole.clone());
+        lun.prove_alone(Proof::Ended("for this test".to_owned()));
+        flip(&lun, at + 9);
+        let unchecked = OpenOptions { check_max: 0, cache_bytes: 64 << 10, ..options(9, &clock) };
+        let volume = match open(lun.wire(), unchecked) {
+            Ok(volume) => volume,
+            Err(error) => {
+                assert!(error.to_string().contains("corrupt"), "{error}");
+                refused += 1;
+                continue;
+            }
+        };
+        assert!(!volume.checked);
+        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
+            let transaction = volume.database.begin_read()?;
+            let table = transaction.open_table(TABLE)?;
+            table.iter()?.map(|row| Ok(row?.1.value().to_vec())).collect()
+        };
+        match read().and_then(|values| try_put(&volume.database, 9, &[9; 5000]).map(|()| values)) {
+            Ok(values) => {
+                assert_eq!(values.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100_000, 100_000, 100_000]);
+                assert!(values[1..].iter().all(|value| value.iter().all(|byte| *byte == 1)), "page {at}");
+                harmless += 1;
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("does not match its checksum"), "{error}");
+                refused += 1;
+            }
+        }
+        assert_eq!(volume.area.unchecked(), 0);
+    }
+    assert!(refused > 3 && harmless > 3, "{refused} refused, {harmless} harmless");
+}

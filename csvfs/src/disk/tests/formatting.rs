@@ -96,5 +96,5 @@ fn sizes_that_are_no_multiples_are_used_as_far_as_they_go() {
         assert!(taken * MIB <= size / 2, "{taken} MiB of {size} bytes are not for file data");
         open_as(&lun.wire(), 1, &clock).unwrap().close().unwrap();
     }
-    assert_eq!(layout::HEAD, 210 * 4096);
+    assert_eq!(layout::HEAD, 256 * 4096);
 }

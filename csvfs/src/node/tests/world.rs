@@ -141,6 +141,8 @@ impl World {
             read_only: false,
             discard: false,
             settle: Duration::ZERO,
+            beside: None,
+            scrub: false,
         })
         .unwrap();
         let loses = Arc::new(AtomicU64::new(0));
