@@ -3,7 +3,9 @@
 //! Everything here cleans up when it is dropped, also when a test fails: processes are ended by their id, mounts are
 //! detached, scratch folders removed. Waiting is for conditions, with a limit that fails loudly.
 
+pub mod cluster;
 pub mod content;
+pub mod history;
 pub mod model;
 pub mod mounted;
 pub mod process;
@@ -12,6 +14,7 @@ pub mod server;
 pub mod site;
 pub mod wait;
 
+pub use cluster::Cluster;
 pub use mounted::Mounted;
 pub use process::Running;
 pub use server::Server;

@@ -1,0 +1,109 @@
+//! What happens to the networks of a running lab.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Cluster;
+use super::identity::ProcessId;
+use super::namespace::Reached;
+use super::network::{Cut, Network};
+use super::state::CutState;
+
+/// A port where nobody listens: a host that is reached refuses it.
+const QUIET_PORT: u16 = 9;
+
+impl Cluster {
+    /// Limits a node's interface to so many bytes a second and direction; no number lifts the limit.
+    pub fn shape(&self, number: u8, network: Network, bytes_s: Option<u64>) -> Result<()> {
+        self.switch.shape(self.node(number).namespace(), network, number, bytes_s)
+    }
+
+    /// Cuts a node off a network.
+    pub fn cut(&self, number: u8, network: Network, how: Cut) -> Result<()> {
+        let node = self.node(number);
+        self.switch.cut(node.namespace(), network, number, how)?;
+        let cut = CutState { host: node.name(), to: None, network, how };
+        self.save(|state| {
+            state.cuts.retain(|old| !old.is_of(&cut));
+            state.cuts.push(cut);
+        })
+    }
+
+    /// Gives a node its network back. What is cut between it and single others stays cut.
+    pub fn heal(&self, number: u8, network: Network) -> Result<()> {
+        self.switch.heal(network, number)?;
+        let host = self.node(number).name();
+        let cut = CutState { host, to: None, network, how: Cut::Silent };
+        self.save(|state| state.cuts.retain(|old| !old.is_of(&cut)))
+    }
+
+    /// Cuts two nodes off each other, in both directions; each still reaches the others.
+    pub fn cut_link(&self, one: u8, other: u8, network: Network) -> Result<()> {
+        self.cut_way(one, other, network)?;
+        self.cut_way(other, one, network)
+    }
+
+    /// Undoes [`Cluster::cut_link`].
+    pub fn heal_link(&self, one: u8, other: u8, network: Network) -> Result<()> {
+        self.heal_way(one, other, network)?;
+        self.heal_way(other, one, network)
+    }
+
+    fn way(&self, from: u8, to: u8, network: Network) -> CutState {
+        let [host, to] = [from, to].map(|number| self.node(number).name());
+        CutState { host, to: Some(to), network, how: Cut::Silent }
+    }
+
+    /// Loses what one node sends to another; the other direction still works.
+    pub fn cut_way(&self, from: u8, to: u8, network: Network) -> Result<()> {
+        let cut = self.way(from, to, network);
+        self.switch.cut_way(self.node(from).namespace(), to, network)?;
+        self.save(|state| {
+            state.cuts.retain(|old| !old.is_of(&cut));
+            state.cuts.push(cut);
+        })
+    }
+
+    /// Undoes [`Cluster::cut_way`].
+    pub fn heal_way(&self, from: u8, to: u8, network: Network) -> Result<()> {
+        let cut = self.way(from, to, network);
+        self.switch.heal_way(self.node(from).namespace(), to, network)?;
+        self.save(|state| state.cuts.retain(|old| !old.is_of(&cut)))
+    }
+
+    /// Heals every cut and resumes every paused daemon: what a fault test does before it demands progress.
+    pub fn heal_all(&self) -> Result<()> {
+        for cut in self.state().cuts {
+            let from = self.node_named(&cut.host)?.number();
+            match &cut.to {
+                Some(to) => self.heal_way(from, self.node_named(to)?.number(), cut.network)?,
+                None => self.heal(from, cut.network)?,
+            }
+        }
+        for daemon in self.daemons() {
+            if daemon.process().is_some_and(ProcessId::is_paused) {
+                daemon.resume()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether packets go from one node to another and back.
+    pub fn ping(&self, from: u8, to: u8, network: Network, limit: Duration) -> Result<bool> {
+        let address = SocketAddr::new(network.address(to).into(), QUIET_PORT);
+        // A host that refuses has been reached.
+        Ok(matches!(
+            self.node(from).namespace().reaches(address, limit)?,
+            Reached::Accepted | Reached::Refused
+        ))
+    }
+}
+
+impl CutState {
+    /// Whether both are about the same connection.
+    fn is_of(&self, other: &Self) -> bool {
+        (&self.host, &self.to, self.network) == (&other.host, &other.to, other.network)
+    }
+}
