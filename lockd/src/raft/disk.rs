@@ -134,3 +134,6 @@ impl Disk for RealDisk {
         self.handle.sync_all()
     }
 }
+
+#[cfg(test)]
+pub(super) mod faulty;
