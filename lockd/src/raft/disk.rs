@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -51,7 +52,7 @@ pub(super) fn create_whole(disk: &dyn Disk, name: &str, content: &[u8]) -> io::R
 pub(super) struct RealDisk {
     dir: PathBuf,
     /// The file that is written to again and again stays open.
-    open: Mutex<Option<(String, std::sync::Arc<File>)>>,
+    open: Mutex<Option<(String, Arc<File>)>>,
     handle: File,
     _lock: File,
 }
@@ -76,15 +77,14 @@ impl RealDisk {
         Ok(Self { dir: dir.to_owned(), open: Mutex::new(None), handle, _lock: lock })
     }
 
-    fn file(&self, name: &str) -> io::Result<std::sync::Arc<File>> {
-        let mut open = self.open.lock();
-        if let Some((current, file)) = &*open
+    fn file(&self, name: &str) -> io::Result<Arc<File>> {
+        if let Some((current, file)) = &*self.open.lock()
             && current == name
         {
             return Ok(file.clone());
         }
-        let file = std::sync::Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
-        *open = Some((name.to_owned(), file.clone()));
+        let file = Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
+        *self.open.lock() = Some((name.to_owned(), file.clone()));
         Ok(file)
     }
 
@@ -99,7 +99,9 @@ impl Disk for RealDisk {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        std::fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        std::fs::read_dir(&self.dir)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {

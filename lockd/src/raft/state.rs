@@ -83,7 +83,8 @@ fn failure(subject: ErrorSubject<NodeId>, verb: ErrorVerb, why: impl ToString) -
 }
 
 fn restore<M: Machine>(meta: &SnapshotMeta, contents: &[u8]) -> Result<Current<M>, String> {
-    let Contents { time_ns, number, machine } = Contents::decode(contents).map_err(|error| error.to_string())?;
+    let Contents { time_ns, number, machine } =
+        Contents::decode(contents).map_err(|error| error.to_string())?;
     Ok(Current {
         applied: meta.last_log_id,
         membership: meta.last_membership.clone(),
@@ -170,14 +171,17 @@ impl<M: Machine> State<M> {
         let state = self.clone();
         let written = tokio::task::spawn_blocking(move || {
             // A snapshot that was built while a newer one was received is not needed any more.
-            let newer = state.shared.saved.read().as_ref().is_some_and(|saved| saved.last_log_id > meta.last_log_id);
+            let newer =
+                state.shared.saved.read().as_ref().is_some_and(|saved| saved.last_log_id > meta.last_log_id);
             if !newer {
                 snapshot::write(&*state.shared.disk, &meta, &contents)?;
                 *state.shared.saved.write() = Some(meta);
             }
             Ok(contents)
         });
-        written.await.map_err(|error| std::io::Error::other(format!("writing a snapshot was ended: {error}")))?
+        written
+            .await
+            .map_err(|error| std::io::Error::other(format!("writing a snapshot was ended: {error}")))?
     }
 }
 
@@ -267,7 +271,9 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for State<M> {
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
         let _one = self.shared.writing.lock().await;
         let disk = self.shared.disk.clone();
-        let read = tokio::task::spawn_blocking(move || snapshot::read_newest(&*disk).map_err(|error| error.to_string()));
+        let read = tokio::task::spawn_blocking(move || {
+            snapshot::read_newest(&*disk).map_err(|error| error.to_string())
+        });
         let found = read
             .await
             .map_err(|error| error.to_string())

@@ -5,7 +5,8 @@ use super::*;
 
 pub(in crate::raft) fn membership() -> Membership {
     let nodes = ["n1", "n2", "n3"].map(|name| name.parse::<NodeName>().unwrap());
-    let configs = vec![nodes.iter().map(NodeName::id).collect(), nodes[..2].iter().map(NodeName::id).collect()];
+    let configs =
+        vec![nodes.iter().map(NodeName::id).collect(), nodes[..2].iter().map(NodeName::id).collect()];
     let voters = nodes.map(|name| (name.id(), Voter { name, storage: StorageId([9; 16]) }));
     Membership::new(configs, BTreeMap::from(voters))
 }
@@ -16,8 +17,7 @@ fn log_id(index: u64) -> LogId {
 
 fn entries() -> Vec<Entry> {
     let batch = Batch { time_ns: 5, commands: Arc::new(vec![b"one".to_vec(), Vec::new()]) };
-    let payloads =
-        [EntryPayload::Blank, EntryPayload::Normal(batch), EntryPayload::Membership(membership())];
+    let payloads = [EntryPayload::Blank, EntryPayload::Normal(batch), EntryPayload::Membership(membership())];
     (4..).zip(payloads).map(|(index, payload)| Entry { log_id: log_id(index), payload }).collect()
 }
 

@@ -190,7 +190,8 @@ fn a_crash_at_any_point_loses_nothing_that_was_acknowledged() {
             }
             log.close();
         }
-        let crashes = [Crash::Killed, Crash::Power(fuel), Crash::Power(fuel + 1_000), Crash::Power(fuel + 2_000)];
+        let crashes =
+            [Crash::Killed, Crash::Power(fuel), Crash::Power(fuel + 1_000), Crash::Power(fuel + 2_000)];
         for crash in crashes {
             let rebooted = disk.reboot(crash);
             let (log, found) = open(&rebooted).unwrap_or_else(|error| panic!("{fuel} {crash:?}: {error}"));
@@ -201,7 +202,10 @@ fn a_crash_at_any_point_loses_nothing_that_was_acknowledged() {
             for (index, entry) in &acknowledged.entries {
                 let given_up = *index < purged || !tried.entries.contains_key(index);
                 let kept = found.entries.get(index);
-                assert!(kept == Some(entry) || (given_up && kept.is_none()), "{fuel} {crash:?}: entry {index}");
+                assert!(
+                    kept == Some(entry) || (given_up && kept.is_none()),
+                    "{fuel} {crash:?}: entry {index}"
+                );
             }
             for (index, entry) in &found.entries {
                 let known = acknowledged.entries.get(index).or(tried.entries.get(index));
@@ -241,7 +245,9 @@ fn a_flipped_bit_is_found() {
             Err(StartError::Version { .. }) => assert!((8..12).contains(&offset)),
             Err(error) => panic!("{offset}: {error}"),
             // Bytes that say nothing: padding.
-            Ok(recovered) => assert_eq!(Model::of(&recovered), intact, "a flipped bit at {offset} was not found"),
+            Ok(recovered) => {
+                assert_eq!(Model::of(&recovered), intact, "a flipped bit at {offset} was not found")
+            }
         }
     }
 }

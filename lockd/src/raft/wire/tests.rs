@@ -8,7 +8,8 @@ fn log_id(term: u64, index: u64) -> LogId {
 }
 
 fn append(entries: &[(u64, u64)]) -> Request {
-    let entries = entries.iter().map(|(term, index)| Entry { log_id: log_id(*term, *index), ..Entry::default() });
+    let entries =
+        entries.iter().map(|(term, index)| Entry { log_id: log_id(*term, *index), ..Entry::default() });
     let append = AppendEntriesRequest {
         vote: Vote::new_committed(3, NodeId(5)),
         prev_log_id: Some(log_id(2, 7)),
@@ -32,8 +33,12 @@ fn requests_come_back() {
         done: true,
     };
     let vote = VoteRequest { vote: Vote::new(4, NodeId(5)), last_log_id: Some(log_id(3, 9)) };
-    for request in [append(&[(2, 8), (3, 9)]), request(Ask::Hello), request(Ask::Vote(vote)), request(Ask::Snapshot(chunk))]
-    {
+    for request in [
+        append(&[(2, 8), (3, 9)]),
+        request(Ask::Hello),
+        request(Ask::Vote(vote)),
+        request(Ask::Snapshot(chunk)),
+    ] {
         let bytes = request.encode();
         let back = Request::decode(&bytes).unwrap();
         assert_eq!(format!("{back:?}"), format!("{request:?}"));

@@ -12,7 +12,7 @@ use crate::clock::SystemClock;
 use crate::ids::NodeName;
 use crate::peers::local::LocalNetwork;
 use crate::peers::{BoxFuture, Channel, NotServed, Serve};
-use crate::raft::{Machine, Output, ProposeError, Proposed, RaftConfig, RaftNode, Role, Status};
+use crate::raft::{Machine, Output, ProposeError, Proposed, RaftConfig, RaftNode, Status};
 use crate::rules::Rules;
 
 /// A machine that remembers every command.
@@ -125,7 +125,8 @@ impl Cluster {
 
     pub(super) async fn start(&mut self, node: &NodeName) {
         let peers = self.network.peers(node);
-        let started = RaftNode::start(self.config(node), Ledger::default(), peers, Arc::new(SystemClock)).await;
+        let started =
+            RaftNode::start(self.config(node), Ledger::default(), peers, Arc::new(SystemClock)).await;
         let started = started.unwrap();
         self.network.start(node, Arc::new(RaftOnly(started.clone())));
         self.nodes.insert(node.clone(), started);
@@ -212,9 +213,5 @@ impl Cluster {
         for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
             self.stop(&node).await;
         }
-    }
-
-    pub(super) fn is_leader(status: &Status) -> bool {
-        status.role == Role::Leader
     }
 }

@@ -58,15 +58,17 @@ async fn a_killed_leader_is_replaced_soon() {
     cluster.propose("before").await;
     let leader = cluster.leader().await;
     // As kill -9 does: nobody is told.
-    cluster.network.stop(&leader);
+    cluster.network.isolate(&leader);
     let killed = Instant::now();
     let node = cluster.nodes.remove(&leader).unwrap();
     cluster.propose("after").await;
     let gap = killed.elapsed();
     println!("next successful command after {gap:?}");
     assert!(gap < Duration::from_secs(4), "{gap:?}");
+    cluster.network.stop(&leader);
     node.shutdown().await;
     drop(node);
+    cluster.network.heal_all();
     cluster.start(&leader).await;
     assert_eq!(cluster.agree(2).await.commands, [b"before".to_vec(), b"after".to_vec()]);
     cluster.end().await;
@@ -87,7 +89,10 @@ async fn a_minority_says_that_there_is_no_quorum() {
     }
     // The old leader may have a command on its way, but never answers it.
     let outcome = cluster.node(&old).propose(b"lost".to_vec()).await;
-    assert!(matches!(outcome, Err(ProposeError::Unknown { .. } | ProposeError::NoQuorum { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(ProposeError::Unknown { .. } | ProposeError::NoQuorum { .. })),
+        "{outcome:?}"
+    );
     cluster.status_where(&old, |status| matches!(status.quorum, Quorum::No(_))).await;
     cluster.status_where(&companion, |status| matches!(status.quorum, Quorum::No(_))).await;
     let refused = cluster.node(&old).propose(b"refused".to_vec()).await.unwrap_err();
@@ -109,7 +114,11 @@ async fn a_minority_says_that_there_is_no_quorum() {
     assert!(matches!(new.status().quorum, Quorum::Yes(_)));
     cluster.network.heal_all();
     let agreed = cluster.agree(2).await;
-    assert_eq!(agreed.commands, [b"before".to_vec(), b"after".to_vec()], "what was not answered is not there");
+    assert_eq!(
+        agreed.commands,
+        [b"before".to_vec(), b"after".to_vec()],
+        "what was not answered is not there"
+    );
     cluster.end().await;
 }
 
@@ -124,7 +133,10 @@ async fn nothing_is_decided_without_a_majority() {
         }
     }
     let outcome = cluster.node(&leader).propose(b"maybe".to_vec()).await;
-    assert!(matches!(outcome, Err(ProposeError::Unknown { .. } | ProposeError::NoQuorum { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(ProposeError::Unknown { .. } | ProposeError::NoQuorum { .. })),
+        "{outcome:?}"
+    );
     let status = cluster.status_where(&leader, |status| matches!(status.quorum, Quorum::No(_))).await;
     assert!(status.voters.iter().any(|voter| voter.trouble.is_some()), "{status:?}");
     for number in 1..=3 {
@@ -134,7 +146,10 @@ async fn nothing_is_decided_without_a_majority() {
     }
     cluster.propose("after").await;
     let commands = cluster.agree(2).await.commands;
-    assert_eq!((commands.first().unwrap(), commands.last().unwrap()), (&b"before".to_vec(), &b"after".to_vec()));
+    assert_eq!(
+        (commands.first().unwrap(), commands.last().unwrap()),
+        (&b"before".to_vec(), &b"after".to_vec())
+    );
     cluster.end().await;
 }
 

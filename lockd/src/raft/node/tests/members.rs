@@ -38,7 +38,10 @@ async fn a_cluster_grows_and_shrinks_while_it_works() {
     assert_eq!(cluster.agree(4).await.commands.len(), 4);
     let leader = cluster.leader().await;
     let status = cluster.node(&leader).status();
-    assert_eq!(status.voters.iter().map(|voter| voter.node.clone()).collect::<BTreeSet<_>>(), names(&[2, 3, 4]));
+    assert_eq!(
+        status.voters.iter().map(|voter| voter.node.clone()).collect::<BTreeSet<_>>(),
+        names(&[2, 3, 4])
+    );
     let refused = cluster.node(&leader).change_voters(&BTreeSet::new()).await;
     assert!(matches!(refused, Err(MembershipError::Count(0))), "{refused:?}");
     cluster.end().await;

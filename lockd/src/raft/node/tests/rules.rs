@@ -24,7 +24,10 @@ async fn l4_a_leader_that_is_cut_off_does_not_confirm() {
         None
     })
     .await;
-    assert!(cluster.node(&old).leadership().here, "openraft's leader steps down by itself now: say so in the docs");
+    assert!(
+        cluster.node(&old).leadership().here,
+        "openraft's leader steps down by itself now: say so in the docs"
+    );
     assert!(cluster.node(&old).confirm_leader().await.is_err(), "two leaders answered keep-alives");
     cluster.network.heal_all();
     cluster.leader().await;

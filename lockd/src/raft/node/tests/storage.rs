@@ -15,15 +15,10 @@ async fn a_voter_whose_disk_is_full_steps_aside() {
     let disk = FaultyDisk::default();
     let config = RaftConfig::new(name(1), "unused".into());
     let peers = network.peers(&name(1));
-    let node = RaftNode::start_on(
-        Arc::new(disk.clone()),
-        config,
-        Ledger::default(),
-        peers,
-        Arc::new(SystemClock),
-    )
-    .await
-    .unwrap();
+    let node =
+        RaftNode::start_on(Arc::new(disk.clone()), config, Ledger::default(), peers, Arc::new(SystemClock))
+            .await
+            .unwrap();
     node.initialize(&[name(1)].into()).await.unwrap();
     until("it leads", || async { node.propose(b"kept".to_vec()).await.ok() }).await;
     disk.fail(std::io::ErrorKind::StorageFull);
@@ -106,8 +101,9 @@ async fn a_voter_that_is_killed_keeps_what_it_acknowledged() {
     }
     let network = crate::peers::local::LocalNetwork::new(1);
     let config = RaftConfig::new(name(1), dir.path().to_owned());
-    let node =
-        RaftNode::start(config, Ledger::default(), network.peers(&name(1)), Arc::new(SystemClock)).await.unwrap();
+    let node = RaftNode::start(config, Ledger::default(), network.peers(&name(1)), Arc::new(SystemClock))
+        .await
+        .unwrap();
     let ledger = until("it leads", || async { node.read(Ledger::clone).await.ok() }).await;
     assert!(ledger.commands.len() as u64 >= acknowledged, "{} of {acknowledged}", ledger.commands.len());
     for (number, command) in ledger.commands.iter().enumerate() {
