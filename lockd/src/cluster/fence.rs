@@ -20,7 +20,9 @@ pub enum FenceChoice {
 
 /// What is no way of fencing.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no fence is called {0:?}; there are \"auto\", \"scsi-pr\", \"nbd-target\", \"agent:COMMAND\" and \"lease\"")]
+#[error(
+    "no fence is called {0:?}; there are \"auto\", \"scsi-pr\", \"nbd-target\", \"agent:COMMAND\" and \"lease\""
+)]
 pub struct InvalidFence(pub String);
 
 impl FromStr for FenceChoice {

@@ -61,7 +61,8 @@ mod tests {
 
     #[test]
     fn each_program_has_a_port_of_its_own() {
-        let programs = [Program::Lockd, Program::Mount(0), Program::Vmhost, Program::Mount(1), Program::Mount(2)];
+        let programs =
+            [Program::Lockd, Program::Mount(0), Program::Vmhost, Program::Mount(1), Program::Mount(2)];
         for (offset, program) in (0..).zip(programs) {
             assert_eq!(program.port_offset(), offset);
             assert_eq!(Program::from_port_offset(offset), Some(program));

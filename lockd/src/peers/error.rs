@@ -31,7 +31,9 @@ pub enum PeerError {
         why: String,
     },
     /// As many requests as may be were in flight, and none of them ended in time. The request was not sent.
-    #[error("node {node} is busy: {limit} requests were in flight on channel {channel} for all of {within:?}")]
+    #[error(
+        "node {node} is busy: {limit} requests were in flight on channel {channel} for all of {within:?}"
+    )]
     Busy {
         /// The node.
         node: NodeName,
@@ -52,7 +54,8 @@ pub enum PeerError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The node answered that it does not serve the request. It was not executed.
+    /// The node answered that it does not serve the request, or not any more. Unless its words say so, that does not
+    /// mean that it was not executed.
     #[error("node {node} does not serve this: {why}")]
     NotServed {
         /// The node.
@@ -86,17 +89,19 @@ impl PeerError {
     #[must_use]
     pub fn was_surely_not_executed(&self) -> bool {
         match self {
-            Self::UnknownNode(_)
-            | Self::Unreachable { .. }
-            | Self::Refused { .. }
-            | Self::Busy { .. }
-            | Self::NotServed { .. } => true,
-            Self::TooLarge { .. } | Self::Lost { .. } | Self::TimedOut { .. } | Self::Stopped => false,
+            Self::UnknownNode(_) | Self::Unreachable { .. } | Self::Refused { .. } | Self::Busy { .. } => {
+                true
+            }
+            Self::TooLarge { .. }
+            | Self::NotServed { .. }
+            | Self::Lost { .. }
+            | Self::TimedOut { .. }
+            | Self::Stopped => false,
         }
     }
 }
 
-/// The answer of a node that does not serve a request: it has not executed it and will not.
+/// The answer of a node that gives no reply to a request: it is not the one to ask, or it stops.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NotServed(

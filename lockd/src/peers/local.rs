@@ -257,8 +257,11 @@ impl Peers for LocalPeers {
     ) -> BoxFuture<'static, Result<Vec<u8>, PeerError>> {
         let (network, me, to) = (self.network.clone(), self.me.clone(), to.clone());
         Box::pin(async move {
-            let too_large =
-                |node: &NodeName, length| PeerError::TooLarge { node: node.clone(), length, limit: FRAME_MAX };
+            let too_large = |node: &NodeName, length| PeerError::TooLarge {
+                node: node.clone(),
+                length,
+                limit: FRAME_MAX,
+            };
             if frame.len() > FRAME_MAX {
                 return Err(too_large(&to, frame.len()));
             }

@@ -16,9 +16,13 @@ use std::time::Duration;
 mod channel;
 mod error;
 pub mod local;
+pub mod quic;
+mod switchboard;
+pub mod sync;
 
 pub use channel::Channel;
 pub use error::{NotServed, PeerError};
+pub use switchboard::Switchboard;
 
 use crate::ids::NodeName;
 

@@ -26,7 +26,11 @@ pub(super) fn check(raw: RawCluster, places: &Places<'_>) -> Result<Cluster, Clu
     let folder = places.path.parent().unwrap_or(Path::new(""));
     let tls_dir = match &raw.tls {
         Some(tls) if tls.dir.get_ref().is_empty() => {
-            return Err(places.mistake(tls.dir.span(), "dir in [tls]", "a directory is needed, such as \"tls\""));
+            return Err(places.mistake(
+                tls.dir.span(),
+                "dir in [tls]",
+                "a directory is needed, such as \"tls\"",
+            ));
         }
         Some(tls) => folder.join(tls.dir.get_ref()),
         None => folder.join("tls"),
@@ -70,7 +74,8 @@ fn nodes(raw: &RawCluster, places: &Places<'_>) -> Result<Vec<Node>, ClusterFile
                 return Err(places.mistake(raw_node.get_ref().name.span(), of("name"), message));
             }
             if other.name.id() == node.name.id() {
-                let message = format!("its number is that of node {}, by chance; choose another name", other.name);
+                let message =
+                    format!("its number is that of node {}, by chance; choose another name", other.name);
                 return Err(places.mistake(raw_node.get_ref().name.span(), of("name"), message));
             }
             if other.address == node.address && other.port.abs_diff(node.port) < ports {
@@ -116,15 +121,20 @@ fn check_voters(raw: &RawCluster, nodes: &[Node], places: &Places<'_>) -> Result
 }
 
 fn node(raw: &RawNode, ports: u16, places: &Places<'_>) -> Result<Node, ClusterFileError> {
-    let name: NodeName = valid_name(places, &raw.name, "name in [[node]]")?
-        .parse()
-        .map_err(|error: InvalidName| places.mistake(raw.name.span(), "name in [[node]]", error.to_string()))?;
+    let name: NodeName =
+        valid_name(places, &raw.name, "name in [[node]]")?.parse().map_err(|error: InvalidName| {
+            places.mistake(raw.name.span(), "name in [[node]]", error.to_string())
+        })?;
     let at = |span: Range<usize>, field: &str, message: String| {
         places.mistake(span, format!("{field} of node {name}"), message)
     };
     let text = raw.address.get_ref();
     let address: IpAddr = text.parse().map_err(|_| {
-        at(raw.address.span(), "address", format!("{text:?} is not an IP address; host names are not looked up"))
+        at(
+            raw.address.span(),
+            "address",
+            format!("{text:?} is not an IP address; host names are not looked up"),
+        )
     })?;
     if address.is_unspecified() || address.is_multicast() {
         let message = format!("{address} is not an address at which the other nodes could reach it");
@@ -133,9 +143,12 @@ fn node(raw: &RawNode, ports: u16, places: &Places<'_>) -> Result<Node, ClusterF
     let port_max = u16::MAX - (ports - 1);
     let port = match &raw.port {
         None => PORT_DEFAULT,
-        Some(port) => u16::try_from(*port.get_ref()).ok().filter(|port| (1..=port_max).contains(port)).ok_or_else(
-            || at(port.span(), "port", format!("{} is outside the range 1 to {port_max}", port.get_ref())),
-        )?,
+        Some(port) => u16::try_from(*port.get_ref())
+            .ok()
+            .filter(|port| (1..=port_max).contains(port))
+            .ok_or_else(|| {
+                at(port.span(), "port", format!("{} is outside the range 1 to {port_max}", port.get_ref()))
+            })?,
     };
     Ok(Node { name, address, port, voter: raw.voter.as_ref().is_some_and(|voter| *voter.get_ref()) })
 }
@@ -184,8 +197,7 @@ fn volumes(raw: &[Spanned<RawVolume>], places: &Places<'_>) -> Result<Vec<Volume
             }
         };
         let field = of("target_quiesce_s");
-        let target_quiesce =
-            seconds(places, raw.target_quiesce_s.as_ref(), &field, 10.0, TARGET_QUIESCE_S)?;
+        let target_quiesce = seconds(places, raw.target_quiesce_s.as_ref(), &field, 10.0, TARGET_QUIESCE_S)?;
         volumes.push(Volume { name, lun, fence, target_quiesce });
     }
     Ok(volumes)
@@ -207,8 +219,12 @@ fn seconds(
 ) -> Result<Duration, ClusterFileError> {
     let Some(value) = value else { return Ok(Duration::from_secs_f64(default)) };
     if !range.contains(value.get_ref()) {
-        let message =
-            format!("{} is outside the range {} to {} (seconds)", value.get_ref(), range.start(), range.end());
+        let message = format!(
+            "{} is outside the range {} to {} (seconds)",
+            value.get_ref(),
+            range.start(),
+            range.end()
+        );
         return Err(places.mistake(value.span(), field, message));
     }
     Ok(Duration::from_secs_f64(*value.get_ref()))

@@ -64,36 +64,93 @@ fn the_numbers_of_nodes_never_change() {
 #[test]
 fn mistakes_are_named_with_their_place_and_field() {
     let golden = [
-        (with("name = \"lab\"", "name = \"Lab\""), "1:8: name: \"Lab\" is not a valid name: use 1 to 63 of a-z, 0-9 and -, with no - at either end"),
+        (
+            with("name = \"lab\"", "name = \"Lab\""),
+            "1:8: name: \"Lab\" is not a valid name: use 1 to 63 of a-z, 0-9 and -, with no - at either end",
+        ),
         (with("name = \"lab\"\n", ""), "1:1: lease_s: missing field `name`"),
-        (with("voter = true", "vote = true"), "8:1: vote in [[node]]: unknown field `vote`, expected one of `name`, `address`, `port`, `voter`"),
-        (with("lease_s = 2.5", "lease = 2"), "2:1: lease: unknown field `lease`, expected one of `name`, `tls`, `node`, `volume`, `lease_s`, `grace_s`, `hold_s`"),
+        (
+            with("voter = true", "vote = true"),
+            "8:1: vote in [[node]]: unknown field `vote`, expected one of `name`, `address`, `port`, `voter`",
+        ),
+        (
+            with("lease_s = 2.5", "lease = 2"),
+            "2:1: lease: unknown field `lease`, expected one of `name`, `tls`, `node`, `volume`, `lease_s`, `grace_s`, `hold_s`",
+        ),
         (with("lease_s = 2.5", "lease_s = 0"), "2:11: lease_s: 0 is outside the range 1 to 300 (seconds)"),
         (with("lease_s = 2.5", "lease_s = -1"), "2:11: lease_s: -1 is outside the range 1 to 300 (seconds)"),
-        (with("lease_s = 2.5", "grace_s = nan"), "2:11: grace_s: NaN is outside the range 0.1 to 3600 (seconds)"),
+        (
+            with("lease_s = 2.5", "grace_s = nan"),
+            "2:11: grace_s: NaN is outside the range 0.1 to 3600 (seconds)",
+        ),
         (with("lease_s = 2.5", "lease_s = \"8\""), "2:11: lease_s: invalid type: string \"8\", expected f64"),
         (with("dir = \"tls\"", "dir = \"\""), "4:7: dir in [tls]: a directory is needed, such as \"tls\""),
-        (with("10.77.0.1", "host1"), "7:11: address of node n1: \"host1\" is not an IP address; host names are not looked up"),
-        (with("10.77.0.1", "0.0.0.0"), "7:11: address of node n1: 0.0.0.0 is not an address at which the other nodes could reach it"),
-        (with("voter = true", "voter = 1"), "8:9: voter in [[node]]: invalid type: integer `1`, expected a boolean"),
-        (with("voter = true", ""), "5:1: voter in [[node]]: no node is a voter; give 1, 3 or 5 nodes voter = true"),
-        (with("port = 7500", "voter = true"), "12:9: voter in [[node]]: 2 voters survive the loss of no more of them than 1 would, and stop sooner: an even number has no majority when it is split in halves; make it 1 or 3 (a witness may run on a machine without the LUN)"),
+        (
+            with("10.77.0.1", "host1"),
+            "7:11: address of node n1: \"host1\" is not an IP address; host names are not looked up",
+        ),
+        (
+            with("10.77.0.1", "0.0.0.0"),
+            "7:11: address of node n1: 0.0.0.0 is not an address at which the other nodes could reach it",
+        ),
+        (
+            with("voter = true", "voter = 1"),
+            "8:9: voter in [[node]]: invalid type: integer `1`, expected a boolean",
+        ),
+        (
+            with("voter = true", ""),
+            "5:1: voter in [[node]]: no node is a voter; give 1, 3 or 5 nodes voter = true",
+        ),
+        (
+            with("port = 7500", "voter = true"),
+            "12:9: voter in [[node]]: 2 voters survive the loss of no more of them than 1 would, and stop sooner: an even number has no majority when it is split in halves; make it 1 or 3 (a witness may run on a machine without the LUN)",
+        ),
         (with("n2", "n1"), "10:8: name of node n1: there are two nodes n1; a name is given once"),
-        (with("n2", "n_2"), "10:8: name in [[node]]: \"n_2\" is not a valid name: use 1 to 63 of a-z, 0-9 and -, with no - at either end"),
-        (with("10.77.0.2\"\nport = 7500", "10.77.0.1\"\nport = 7402"), "11:11: address of node n2: 10.77.0.1 port 7402 collides with node n1 (port 7400): each node needs 3 ports in a row for its programs"),
+        (
+            with("n2", "n_2"),
+            "10:8: name in [[node]]: \"n_2\" is not a valid name: use 1 to 63 of a-z, 0-9 and -, with no - at either end",
+        ),
+        (
+            with("10.77.0.2\"\nport = 7500", "10.77.0.1\"\nport = 7402"),
+            "11:11: address of node n2: 10.77.0.1 port 7402 collides with node n1 (port 7400): each node needs 3 ports in a row for its programs",
+        ),
         (with("7500", "65534"), "12:8: port of node n2: 65534 is outside the range 1 to 65533"),
         (with("7500", "0"), "12:8: port of node n2: 0 is outside the range 1 to 65533"),
         (with("7500", "7500\nport = 7600"), "13:1: port in [[node]]: duplicate key"),
         (with("[\"nbd://10.78.0.9:10809/vms\"]", "[]"), "15:7: lun of volume vms: 0 paths; a LUN has 1 to 8"),
-        (with("[\"nbd://10.78.0.9:10809/vms\"]", "\"nbd://10.78.0.9/vms\""), "15:7: lun in [[volume]]: invalid type: string \"nbd://10.78.0.9/vms\", expected a sequence"),
-        (with("nbd://10.78.0.9:10809/vms", "nfs://x"), "15:8: lun of volume vms: \"nfs://x\" is no path to a LUN: it begins with nbd://, nbds://, nbd+unix://, nbds+unix://, iscsi://, file: or /"),
+        (
+            with("[\"nbd://10.78.0.9:10809/vms\"]", "\"nbd://10.78.0.9/vms\""),
+            "15:7: lun in [[volume]]: invalid type: string \"nbd://10.78.0.9/vms\", expected a sequence",
+        ),
+        (
+            with("nbd://10.78.0.9:10809/vms", "nfs://x"),
+            "15:8: lun of volume vms: \"nfs://x\" is no path to a LUN: it begins with nbd://, nbds://, nbd+unix://, nbds+unix://, iscsi://, file: or /",
+        ),
         (with("lun = [\"nbd://10.78.0.9:10809/vms\"]\n", ""), "13:1: [[volume]]: missing field `lun`"),
-        (with("fence = \"auto\"", "fence = \"stonith\""), "16:9: fence of volume vms: no fence is called \"stonith\"; there are \"auto\", \"scsi-pr\", \"nbd-target\", \"agent:COMMAND\" and \"lease\""),
-        (with("fence = \"auto\"", "fence = \"lease\"\ntarget_quiesce_s = 20"), "16:9: fence of volume vms: \"lease\" wants grace_s (now 15) to be at least target_quiesce_s (now 20): the target may execute what it has for as long"),
-        (with("fence = \"auto\"", "fence = \"agent: \""), "16:9: fence of volume vms: no fence is called \"agent: \"; there are \"auto\", \"scsi-pr\", \"nbd-target\", \"agent:COMMAND\" and \"lease\""),
-        (with("fence = \"auto\"", "[[volume]]\nname = \"vms\"\nlun = [\"/dev/sdb\"]"), "17:8: name of volume vms: there are two volumes vms; a name is given once"),
-        (with("fence = \"auto\"", "[[volume]]\nname = \"b\"\nlun = [\"nbd://10.78.0.9:10809/vms\"]"), "18:8: lun of volume b: \"nbd://10.78.0.9:10809/vms\" is the LUN of volume vms already"),
-        (with("name = \"vms\"", "name = \"vms"), "14:12: name in [[volume]]: invalid basic string, expected `\"`"),
+        (
+            with("fence = \"auto\"", "fence = \"stonith\""),
+            "16:9: fence of volume vms: no fence is called \"stonith\"; there are \"auto\", \"scsi-pr\", \"nbd-target\", \"agent:COMMAND\" and \"lease\"",
+        ),
+        (
+            with("fence = \"auto\"", "fence = \"lease\"\ntarget_quiesce_s = 20"),
+            "16:9: fence of volume vms: \"lease\" wants grace_s (now 15) to be at least target_quiesce_s (now 20): the target may execute what it has for as long",
+        ),
+        (
+            with("fence = \"auto\"", "fence = \"agent: \""),
+            "16:9: fence of volume vms: no fence is called \"agent: \"; there are \"auto\", \"scsi-pr\", \"nbd-target\", \"agent:COMMAND\" and \"lease\"",
+        ),
+        (
+            with("fence = \"auto\"", "[[volume]]\nname = \"vms\"\nlun = [\"/dev/sdb\"]"),
+            "17:8: name of volume vms: there are two volumes vms; a name is given once",
+        ),
+        (
+            with("fence = \"auto\"", "[[volume]]\nname = \"b\"\nlun = [\"nbd://10.78.0.9:10809/vms\"]"),
+            "18:8: lun of volume b: \"nbd://10.78.0.9:10809/vms\" is the LUN of volume vms already",
+        ),
+        (
+            with("name = \"vms\"", "name = \"vms"),
+            "14:12: name in [[volume]]: invalid basic string, expected `\"`",
+        ),
         (parse("").expect_err("empty").to_string(), "1:1: the top of the file: missing field `name`"),
     ];
     let wrong: Vec<_> =
@@ -120,7 +177,10 @@ fn too_many_voters_and_nodes_are_refused() {
         let mut text = "name = \"lab\"\n".to_owned();
         for n in 0..nodes {
             let voter = n < voters;
-            text.push_str(&format!("[[node]]\nname = \"n{n}\"\naddress = \"10.0.0.{}\"\nvoter = {voter}\n", n + 1));
+            text.push_str(&format!(
+                "[[node]]\nname = \"n{n}\"\naddress = \"10.0.0.{}\"\nvoter = {voter}\n",
+                n + 1
+            ));
         }
         parse(&text).map(|cluster| cluster.voters().count()).map_err(|error| error.to_string())
     };

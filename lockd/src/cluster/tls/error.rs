@@ -8,7 +8,9 @@ use super::IdentityError;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{path} cannot be read: {source}; `lockctl init` makes it, and each node needs a copy of ca.pem and its own two files")]
+    #[error(
+        "{path} cannot be read: {source}; `lockctl init` makes it, and each node needs a copy of ca.pem and its own two files"
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -34,7 +36,9 @@ pub enum TlsError {
         why: String,
     },
     /// Of a certificate and its key only one is there.
-    #[error("{present} is there but {missing} is not; bring it back, or remove {present} to have both made anew")]
+    #[error(
+        "{present} is there but {missing} is not; bring it back, or remove {present} to have both made anew"
+    )]
     HalfThere {
         /// The file that is there.
         present: PathBuf,
@@ -42,7 +46,9 @@ pub enum TlsError {
         missing: PathBuf,
     },
     /// The authority cannot issue certificates for new nodes.
-    #[error("{key} is not there, and without it no certificate can be issued for node {node}: run `lockctl init` where the cluster was made")]
+    #[error(
+        "{key} is not there, and without it no certificate can be issued for node {node}: run `lockctl init` where the cluster was made"
+    )]
     AuthorityKeyMissing {
         /// The authority's key.
         key: PathBuf,
@@ -50,7 +56,9 @@ pub enum TlsError {
         node: String,
     },
     /// The authority's key does not belong to its certificate, or the authority is another cluster's.
-    #[error("{certificate} was not made for cluster {cluster} with {key}: they come from different runs of `lockctl init`")]
+    #[error(
+        "{certificate} was not made for cluster {cluster} with {key}: they come from different runs of `lockctl init`"
+    )]
     OtherAuthority {
         /// The authority's certificate.
         certificate: PathBuf,

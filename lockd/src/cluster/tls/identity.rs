@@ -70,7 +70,9 @@ pub enum IdentityError {
     #[error("the certificate is of node {0}, which the cluster file does not name")]
     NotInCluster(NodeName),
     /// It is another node's.
-    #[error("the certificate is of node {found}, but it should be of node {wanted}: is {wanted}'s address in the cluster file right?")]
+    #[error(
+        "the certificate is of node {found}, but it should be of node {wanted}: is {wanted}'s address in the cluster file right?"
+    )]
     OtherNode {
         /// The certificate's node.
         found: NodeName,
@@ -134,9 +136,9 @@ pub(super) fn identify(
         }
         // A foreign authority of our own making has the same name, so that only the signature tells it from ours.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
-            let claim = identity
-                .as_ref()
-                .map_or(String::new(), |claimed| format!(" of {}", Identity::uri(&claimed.cluster, &claimed.node)));
+            let claim = identity.as_ref().map_or(String::new(), |claimed| {
+                format!(" of {}", Identity::uri(&claimed.cluster, &claimed.node))
+            });
             IdentityError::UnknownIssuer { claim }
         }
         error => malformed(error),
@@ -145,15 +147,13 @@ pub(super) fn identify(
 }
 
 /// Until when `certificate` is valid. `None` if it is no certificate.
-pub(super) fn valid_until(
-    certificate: &CertificateDer<'_>,
-    anchors: &[TrustAnchor<'_>],
-) -> Option<UnixTime> {
+pub(super) fn valid_until(certificate: &CertificateDer<'_>, anchors: &[TrustAnchor<'_>]) -> Option<UnixTime> {
     // The library does not show a certificate's times but in the error of a check at another time.
     let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     let parsed = EndEntityCert::try_from(certificate).ok()?;
     let algorithms = webpki::ALL_VERIFICATION_ALGS;
-    match parsed.verify_for_usage(algorithms, anchors, &[], end_of_time, KeyUsage::server_auth(), None, None) {
+    match parsed.verify_for_usage(algorithms, anchors, &[], end_of_time, KeyUsage::server_auth(), None, None)
+    {
         Err(webpki::Error::CertExpired { not_after, .. }) => Some(not_after),
         _ => None,
     }

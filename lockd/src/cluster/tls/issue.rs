@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -180,7 +180,8 @@ fn load_authority(cluster: &str, pair: &Pair) -> Result<Authority, TlsError> {
     let pem = std::fs::read(&pair.certificate).map_err(|source| unreadable(&pair.certificate, source))?;
     let not_pem = |why| TlsError::NotPem { path: pair.certificate.clone(), wanted: "certificate", why };
     let certificate = CertificateDer::from_pem_slice(&pem).map_err(|error| not_pem(error.to_string()))?;
-    let anchor = webpki::anchor_from_trusted_cert(&certificate).map_err(|error| not_pem(error.to_string()))?;
+    let anchor =
+        webpki::anchor_from_trusted_cert(&certificate).map_err(|error| not_pem(error.to_string()))?;
 
     // Issue one on trial: what the other nodes check is what counts.
     let authority = Authority::new(cluster, key);
@@ -213,7 +214,10 @@ struct Pair {
 
 impl Pair {
     fn of_node(directory: &Path, node: &NodeName) -> Self {
-        Self { certificate: directory.join(format!("{node}.pem")), key: directory.join(format!("{node}.key")) }
+        Self {
+            certificate: directory.join(format!("{node}.pem")),
+            key: directory.join(format!("{node}.key")),
+        }
     }
 
     fn is_there(&self) -> Result<bool, TlsError> {

@@ -175,10 +175,7 @@ fn files_that_are_not_what_they_should_be_are_named() {
         "TLS/n2.key is not the key of TLS/n2.pem: they come from different runs of `lockctl init`"
     );
     std::fs::write(cluster.tls_dir.join("n1.pem"), "garbage").unwrap();
-    assert_eq!(
-        refusal(&cluster, "n1"),
-        "TLS/n1.pem holds no certificate in PEM format: no items found"
-    );
+    assert_eq!(refusal(&cluster, "n1"), "TLS/n1.pem holds no certificate in PEM format: no items found");
     std::fs::remove_file(cluster.tls_dir.join("n1.pem")).unwrap();
     assert!(refusal(&cluster, "n1").starts_with("TLS/n1.pem cannot be read: No such file"));
 
