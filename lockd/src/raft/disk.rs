@@ -33,6 +33,8 @@ pub(super) trait Disk: Send + Sync + Debug {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// Lets another process have the directory. Nothing is written any more.
+    fn release(&self) {}
 }
 
 /// What is still being written has this ending; a crash leaves it, the next start removes it.
@@ -54,7 +56,7 @@ pub(super) struct RealDisk {
     /// The file that is written to again and again stays open.
     open: Mutex<Option<(String, Arc<File>)>>,
     handle: File,
-    _lock: File,
+    lock: File,
 }
 
 impl RealDisk {
@@ -74,7 +76,7 @@ impl RealDisk {
             Err(TryLockError::Error(error)) => return Err(failed("lock", &lock_path)(error)),
         }
         let handle = File::open(dir).map_err(failed("open", dir))?;
-        Ok(Self { dir: dir.to_owned(), open: Mutex::new(None), handle, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), open: Mutex::new(None), handle, lock })
     }
 
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
@@ -134,6 +136,12 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         self.handle.sync_all()
+    }
+
+    fn release(&self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!("cannot unlock {}: {error}", self.dir.display());
+        }
     }
 }
 

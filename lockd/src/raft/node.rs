@@ -322,6 +322,7 @@ impl<M: Machine> RaftNode<M> {
         if let Err(error) = tokio::task::spawn_blocking(move || log.close()).await {
             tracing::error!("the log was not closed cleanly: {error}");
         }
+        self.inner.state.close().await;
     }
 
     /// How long a leader may go without a quorum's answers before it says so.

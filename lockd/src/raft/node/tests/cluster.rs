@@ -187,16 +187,13 @@ impl Cluster {
 
     /// Waits until all running nodes have applied `number` commands, and compares them.
     pub(super) async fn agree(&self, number: usize) -> Ledger {
-        let mut first = None;
-        for node in self.nodes.values() {
-            until("all commands are applied everywhere", || async {
-                node.peek(|ledger| ledger.commands.len() >= number).then_some(())
-            })
-            .await;
-            let ledger = node.peek(Ledger::clone);
-            assert_eq!(first.get_or_insert_with(|| ledger.clone()), &ledger, "on {}", node.node());
-        }
-        let ledger = first.unwrap();
+        let ledger = until("all commands are applied everywhere, in one order", || async {
+            let mut ledgers = self.nodes.values().map(|node| node.peek(Ledger::clone));
+            let first = ledgers.next().unwrap();
+            let agreed = first.commands.len() >= number && ledgers.all(|ledger| ledger == first);
+            agreed.then_some(first)
+        })
+        .await;
         assert!(ledger.times.is_sorted_by(|one, next| one < next), "time went back: {:?}", ledger.times);
         ledger
     }

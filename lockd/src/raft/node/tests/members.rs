@@ -103,11 +103,12 @@ async fn a_voter_that_has_lost_its_directory_is_refused_until_it_rejoins() {
     let status = cluster.status_where(&lost, |status| status.trouble.is_some()).await;
     assert!(status.trouble.unwrap().contains("rejoin"), "{:?}", status.voters);
     assert!(!status.initialized);
-    let seen = cluster
-        .status_where(&leader, |status| status.voters.iter().any(|voter| voter.trouble.is_some()))
+    cluster
+        .status_where(&leader, |status| {
+            let seen = status.voters.iter().find(|voter| voter.node == lost).unwrap();
+            seen.trouble.as_ref().is_some_and(|trouble| trouble.contains("is refused"))
+        })
         .await;
-    let seen = seen.voters.into_iter().find(|voter| voter.node == lost).unwrap();
-    assert!(seen.trouble.unwrap().contains("is refused"));
 
     // It does not count: with the other follower gone there is no majority.
     cluster.network.isolate(&well);
