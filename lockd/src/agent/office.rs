@@ -10,7 +10,7 @@ use super::control::Told;
 use super::voter::{Voter, told};
 use crate::clock::Clock;
 use crate::ids::SessionId;
-use crate::machine::{Command, EndCause, Lapse, Settings, decode_reply, encode_command};
+use crate::machine::{Command, EndCause, Lapse, Reply, Settings, decode_reply, encode_command};
 use crate::raft::Leadership;
 use crate::rules::Rules;
 
@@ -100,10 +100,10 @@ impl Office {
 
     /// Does the leader's duties for ever.
     pub(super) async fn run(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(LOOK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut changes = self.voter.raft.watch_leadership();
         loop {
-            ticks.tick().await;
+            // Whichever comes first: a new leader takes office at once.
+            let _ = tokio::time::timeout(LOOK, changes.changed()).await;
             let leadership = self.voter.raft.leadership();
             if leadership.here {
                 self.look(&leadership).await;
@@ -119,22 +119,22 @@ impl Office {
             (state.live_sessions().collect::<Vec<_>>(), state.settings(), state.wakes_at_ns())
         });
         let now = self.clock.boot();
-        let (lapsed, configure) = {
+        let (lapsed, configured) = {
             let mut state = self.state.lock();
             let term = self.term(&mut state, leadership);
             term.lapse.set_lease(Duration::from_nanos(settings.lease_ns));
             term.ending.retain(|session| live.contains(session));
             let lapsed = term.lapse.look(self.rules, now, live.iter().copied());
             let lapsed: Vec<_> = lapsed.into_iter().filter(|session| term.ending.insert(*session)).collect();
-            (lapsed, !std::mem::replace(&mut term.configured, true) && settings != self.settings)
+            (lapsed, term.configured)
         };
+        if !configured {
+            self.configure(leadership.term, settings).await;
+        }
         for session in lapsed {
             let office = Arc::clone(self);
             let term = leadership.term;
             tokio::spawn(async move { office.end(term, session).await });
-        }
-        if configure {
-            self.configure().await;
         }
         if wakes_at_ns.is_some_and(|at| at <= self.voter.raft.now_ns()) {
             // If it is not applied, the next look proposes it again.
@@ -154,20 +154,27 @@ impl Office {
         }
     }
 
-    /// Makes the cluster file's times the cluster's.
-    async fn configure(&self) {
-        match self.propose(&Command::Configure(self.settings)).await {
-            Told::Replied(reply) => {
-                if let Ok(crate::machine::Reply::Refused(refusal)) = decode_reply(&reply) {
-                    tracing::warn!(%refusal, "the times of the cluster file are not in force");
+    /// Makes the cluster file's times the cluster's, before any session is opened in this term.
+    async fn configure(&self, term: u64, now: Settings) {
+        if now != self.settings {
+            match self.propose(&Command::Configure(self.settings)).await {
+                Told::Replied(reply) => {
+                    if let Ok(Reply::Refused(refusal)) = decode_reply(&reply) {
+                        tracing::warn!(%refusal, "the times of the cluster file are not in force");
+                    }
                 }
-            }
-            _ => {
-                if let Some(term) = self.state.lock().as_mut() {
-                    term.configured = false;
-                }
+                // The next look tries again.
+                _ => return,
             }
         }
+        if let Some(current) = self.state.lock().as_mut().filter(|current| current.number == term) {
+            current.configured = true;
+        }
+    }
+
+    /// Whether the leader, which this node is, has done what comes before everything else.
+    pub(super) fn is_ready(&self) -> bool {
+        self.state.lock().as_ref().is_some_and(|term| term.configured)
     }
 
     async fn propose(&self, command: &Command) -> Told {

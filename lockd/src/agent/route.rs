@@ -222,6 +222,9 @@ impl Seat {
                 if !self.office.leads() {
                     return Told::NotLeader(self.voter.raft.leadership().leader);
                 }
+                if !self.office.is_ready() {
+                    return Told::Unknown("the leader is taking office".to_owned());
+                }
                 self.voter.propose(command.clone()).await
             }
             Ask::KeepAlive(session) => self.office.keep_alive(*session).await,

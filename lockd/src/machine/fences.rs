@@ -64,7 +64,7 @@ impl State {
                 }
             }
             Report::Fenced { method } => {
-                self.check_method(volume, victim, method)?;
+                self.check_method(rules, volume, victim, method)?;
                 self.note_method(volume, victim, method);
             }
         }
@@ -72,7 +72,13 @@ impl State {
         Ok(Reply::Done)
     }
 
-    fn check_method(&self, volume: VolumeId, victim: Victim, method: FenceMethod) -> Result<(), Refusal> {
+    fn check_method(
+        &self,
+        rules: Rules,
+        volume: VolumeId,
+        victim: Victim,
+        method: FenceMethod,
+    ) -> Result<(), Refusal> {
         let configured = self.volumes.get(&volume).map(|volume| volume.fence);
         let counts = match (method, victim) {
             (FenceMethod::Lease, Victim::Session(_)) => configured == Some(FenceMethod::Lease),
@@ -86,6 +92,7 @@ impl State {
             && let Some(SessionState::Ended { lease_over_ns, .. }) =
                 self.sessions.get(&session).map(|session| session.state)
             && lease_over_ns > self.time_ns
+            && rules.keeps(Rule::F1)
         {
             return Err(Refusal::TooEarly { wait_ns: lease_over_ns - self.time_ns });
         }

@@ -6,9 +6,9 @@ use openraft::error::{CheckIsLeaderError, RaftError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::ProposeError;
 use super::propose::{leader_name, stop_reason};
 use super::types::Raft;
-use super::ProposeError;
 
 /// How many may wait for a confirmation.
 pub(super) const QUEUE: usize = 65_536;

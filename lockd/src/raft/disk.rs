@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -32,6 +33,8 @@ pub(super) trait Disk: Send + Sync + Debug {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// Lets another process have the directory. Nothing is written any more.
+    fn release(&self) {}
 }
 
 /// What is still being written has this ending; a crash leaves it, the next start removes it.
@@ -51,9 +54,9 @@ pub(super) fn create_whole(disk: &dyn Disk, name: &str, content: &[u8]) -> io::R
 pub(super) struct RealDisk {
     dir: PathBuf,
     /// The file that is written to again and again stays open.
-    open: Mutex<Option<(String, std::sync::Arc<File>)>>,
+    open: Mutex<Option<(String, Arc<File>)>>,
     handle: File,
-    _lock: File,
+    lock: File,
 }
 
 impl RealDisk {
@@ -73,18 +76,17 @@ impl RealDisk {
             Err(TryLockError::Error(error)) => return Err(failed("lock", &lock_path)(error)),
         }
         let handle = File::open(dir).map_err(failed("open", dir))?;
-        Ok(Self { dir: dir.to_owned(), open: Mutex::new(None), handle, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), open: Mutex::new(None), handle, lock })
     }
 
-    fn file(&self, name: &str) -> io::Result<std::sync::Arc<File>> {
-        let mut open = self.open.lock();
-        if let Some((current, file)) = &*open
+    fn file(&self, name: &str) -> io::Result<Arc<File>> {
+        if let Some((current, file)) = &*self.open.lock()
             && current == name
         {
             return Ok(file.clone());
         }
-        let file = std::sync::Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
-        *open = Some((name.to_owned(), file.clone()));
+        let file = Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
+        *self.open.lock() = Some((name.to_owned(), file.clone()));
         Ok(file)
     }
 
@@ -99,7 +101,9 @@ impl Disk for RealDisk {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        std::fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        std::fs::read_dir(&self.dir)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -133,4 +137,13 @@ impl Disk for RealDisk {
     fn sync_dir(&self) -> io::Result<()> {
         self.handle.sync_all()
     }
+
+    fn release(&self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!("cannot unlock {}: {error}", self.dir.display());
+        }
+    }
 }
+
+#[cfg(test)]
+pub(super) mod faulty;

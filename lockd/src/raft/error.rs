@@ -38,7 +38,9 @@ pub enum StartError {
         why: String,
     },
     /// The files were written by another version of the program.
-    #[error("{path} has format version {found}; this lockd reads version {known}. Start the lockd that wrote it")]
+    #[error(
+        "{path} has format version {found}; this lockd reads version {known}. Start the lockd that wrote it"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -82,7 +84,9 @@ pub enum ProposeError {
         || "no leader is known yet".to_owned(), |leader| format!("node {leader} does")))]
     NotLeader(Option<NodeName>),
     /// This node leads as far as it knows, and no majority of the voters answers. The command was not submitted.
-    #[error("no quorum: a majority of the voters has not answered for {silent:?}; nothing can be decided until it does")]
+    #[error(
+        "no quorum: a majority of the voters has not answered for {silent:?}; nothing can be decided until it does"
+    )]
     NoQuorum {
         /// Since when no majority has answered.
         silent: Duration,

@@ -57,7 +57,11 @@ impl Identity {
         let names = disk.list().map_err(failed("list"))?;
         let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
         if !names.iter().any(|name| name == FILE) {
-            return if has("snapshot-") { Err(damaged("it is missing, and a snapshot is there")) } else { Ok(None) };
+            return if has("snapshot-") {
+                Err(damaged("it is missing, and a snapshot is there"))
+            } else {
+                Ok(None)
+            };
         }
         let bytes = disk.read(FILE).map_err(failed("read"))?;
         let split = bytes.len().checked_sub(4).ok_or_else(|| damaged("it is too short"))?;

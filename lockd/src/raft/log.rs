@@ -283,7 +283,8 @@ impl RaftLogStorage<TypeConfig> for Log {
     {
         let records: Vec<Record> = entries.into_iter().map(Record::Entry).collect();
         let mut core = self.shared.core.lock();
-        let leads = core.vote.is_some_and(|vote| vote.committed && vote.leader_id.node_id == self.shared.node);
+        let leads =
+            core.vote.is_some_and(|vote| vote.committed && vote.leader_id.node_id == self.shared.node);
         let first_serial = core.last_serial + 1;
         let (now, done): (_, Option<Done>) = if leads {
             (Some(callback), None)

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::SnapshotSegmentId;
 use openraft::error::{
-    InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, SnapshotMismatch,
-    Unreachable,
+    InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, SnapshotMismatch, Unreachable,
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
-use openraft::SnapshotSegmentId;
 
 use super::StorageId;
 use super::contacts::Contacts;
@@ -118,7 +117,9 @@ impl Link {
             Err(error) => {
                 self.network.contacts.failed(self.target, error.to_string());
                 Err(match error {
-                    AskError::Peer(PeerError::TimedOut { .. }) => RPCError::Network(NetworkError::new(&error)),
+                    AskError::Peer(PeerError::TimedOut { .. }) => {
+                        RPCError::Network(NetworkError::new(&error))
+                    }
                     error => RPCError::Unreachable(Unreachable::new(&error)),
                 })
             }
@@ -150,9 +151,11 @@ impl RaftNetwork<TypeConfig> for Link {
         {
             // Promise 1 of `super::log`.
             let serial = self.network.log.serial_of(last.index);
-            self.network.log.durable(serial).await.map_err(|why| {
-                RPCError::Unreachable(Unreachable::new(&std::io::Error::other(why)))
-            })?;
+            self.network
+                .log
+                .durable(serial)
+                .await
+                .map_err(|why| RPCError::Unreachable(Unreachable::new(&std::io::Error::other(why))))?;
         }
         Ok(response)
     }

@@ -19,8 +19,8 @@ use super::propose::{self, COMMAND_MAX, Waiting};
 use super::state::{Application, State};
 use super::types::{Proposed, Raft};
 use super::{
-    Leadership, Machine, ProposeError, Quorum, RaftConfig, Role, StartError, Status, StorageId, VoterStatus, confirm,
-    service,
+    Leadership, Machine, ProposeError, Quorum, RaftConfig, Role, StartError, Status, StorageId, VoterStatus,
+    confirm, service,
 };
 use crate::clock::Clock;
 use crate::ids::{NodeId, NodeName};
@@ -161,7 +161,8 @@ impl<M: Machine> RaftNode<M> {
     pub fn serve<'a>(&'a self, from: &'a NodeName, frame: Vec<u8>) -> BoxFuture<'a, Vec<u8>> {
         let inner = self.inner.clone();
         Box::pin(async move {
-            service::serve(&inner.config.node, inner.storage, &inner.raft, &inner.contacts, from, &frame).await
+            service::serve(&inner.config.node, inner.storage, &inner.raft, &inner.contacts, from, &frame)
+                .await
         })
     }
 
@@ -267,7 +268,9 @@ impl<M: Machine> RaftNode<M> {
         let voters = membership.nodes().map(|(id, voter)| {
             let here = *id == inner.id;
             let matched = match &metrics.replication {
-                Some(replication) if !here => replication.get(id).copied().flatten().map(|matched| matched.index),
+                Some(replication) if !here => {
+                    replication.get(id).copied().flatten().map(|matched| matched.index)
+                }
                 _ if here => metrics.last_log_index,
                 _ => None,
             };
@@ -319,6 +322,7 @@ impl<M: Machine> RaftNode<M> {
         if let Err(error) = tokio::task::spawn_blocking(move || log.close()).await {
             tracing::error!("the log was not closed cleanly: {error}");
         }
+        self.inner.state.close().await;
     }
 
     /// How long a leader may go without a quorum's answers before it says so.
@@ -385,7 +389,7 @@ fn settings(config: &RaftConfig) -> Result<openraft::Config, StartError> {
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
         snapshot_max_chunk_size: 1 << 20,
         max_in_snapshot_log_to_keep: config.keep_entries,
-        purge_batch_size: 256,
+        purge_batch_size: (config.keep_entries / 16).max(1),
         ..openraft::Config::default()
     };
     settings.validate().map_err(|error| StartError::Settings(error.to_string()))

@@ -76,7 +76,9 @@ fn stamp(time: &ClusterTime, commands: Vec<Vec<u8>>) -> Batch {
 fn tell(answers: Vec<oneshot::Sender<Answer>>, outcome: Result<Vec<Proposed>, ProposeError>) {
     // Whoever does not listen any more has been told that the outcome is unknown.
     match outcome {
-        Ok(replies) => answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(Ok(reply)))),
+        Ok(replies) => {
+            answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(Ok(reply))))
+        }
         Err(error) => answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone())))),
     }
 }

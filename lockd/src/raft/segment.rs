@@ -279,14 +279,16 @@ pub(super) fn scan(header: &Header, file: &[u8]) -> Result<Scan, Damage> {
             let why = format!("record {} stands where {} should", found.serial, scan.next_serial);
             return Err(damage(scan.end, why));
         }
-        let record = Record::decode(found.kind, found.body).map_err(|error| damage(scan.end, error.to_string()))?;
+        let record =
+            Record::decode(found.kind, found.body).map_err(|error| damage(scan.end, error.to_string()))?;
         scan.records.push(record);
         scan.next_serial += 1;
         scan.end = found.end;
     }
     let rest = &file[scan.end..];
     let Some(last) = rest.iter().rposition(|byte| *byte != 0) else { return Ok(scan) };
-    let later = (scan.end + 8..scan.end + last + 1).step_by(8).filter_map(|at| find(header.storage, file, at));
+    let later =
+        (scan.end + 8..scan.end + last + 1).step_by(8).filter_map(|at| find(header.storage, file, at));
     if let Some(proof) = later.into_iter().find(|found| found.durable >= scan.next_serial) {
         let why = format!(
             "record {} is not what was written, and record {} shows that it had been",

@@ -12,10 +12,10 @@
 //! A snapshot is written under another name, synced and renamed; then older ones are removed, and only then is the log
 //! purged behind it.
 
+use super::StartError;
 use super::codec::{Decoder, Encoder, Malformed};
 use super::disk::{Disk, TEMPORARY, create_whole};
 use super::types::SnapshotMeta;
-use super::StartError;
 
 /// The version of this format.
 pub(super) const VERSION: u32 = 1;

@@ -64,10 +64,14 @@ struct Shared<M: Machine> {
     current: RwLock<Current<M>>,
     /// Of the last snapshot on disk.
     saved: RwLock<Option<SnapshotMeta>>,
-    /// A snapshot is written by one at a time.
-    writing: tokio::sync::Mutex<()>,
+    /// A snapshot is written by one at a time, until this says that the directory is not ours any more.
+    writing: Arc<tokio::sync::Mutex<Closed>>,
     applications: broadcast::Sender<Arc<Application<M::Event>>>,
 }
+
+/// Whether the directory has been given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Closed(bool);
 
 #[derive(Debug)]
 struct Current<M> {
@@ -83,7 +87,8 @@ fn failure(subject: ErrorSubject<NodeId>, verb: ErrorVerb, why: impl ToString) -
 }
 
 fn restore<M: Machine>(meta: &SnapshotMeta, contents: &[u8]) -> Result<Current<M>, String> {
-    let Contents { time_ns, number, machine } = Contents::decode(contents).map_err(|error| error.to_string())?;
+    let Contents { time_ns, number, machine } =
+        Contents::decode(contents).map_err(|error| error.to_string())?;
     Ok(Current {
         applied: meta.last_log_id,
         membership: meta.last_membership.clone(),
@@ -115,7 +120,7 @@ impl<M: Machine> State<M> {
         let time = ClusterTime::new(clock, current.time_ns);
         let (applications, _) = broadcast::channel(SUBSCRIPTION);
         let (current, saved) = (RwLock::new(current), RwLock::new(saved));
-        let writing = tokio::sync::Mutex::new(());
+        let writing = Arc::new(tokio::sync::Mutex::new(Closed(false)));
         Ok(Self { shared: Arc::new(Shared { disk, log, time, current, saved, writing, applications }) })
     }
 
@@ -165,19 +170,33 @@ impl<M: Machine> State<M> {
         Replies(replies)
     }
 
+    /// Waits for the snapshot that is being written, and writes no more: the directory may be another's.
+    pub(super) async fn close(&self) {
+        *self.shared.writing.lock().await = Closed(true);
+        self.shared.disk.release();
+    }
+
     async fn save(&self, meta: SnapshotMeta, contents: Vec<u8>) -> std::io::Result<Vec<u8>> {
-        let _one = self.shared.writing.lock().await;
+        let one = self.shared.writing.clone().lock_owned().await;
+        if *one == Closed(true) {
+            return Err(std::io::Error::other("the voter has been shut down"));
+        }
         let state = self.clone();
         let written = tokio::task::spawn_blocking(move || {
+            // Until it is written, also when nobody waits for it any more.
+            let _one = one;
             // A snapshot that was built while a newer one was received is not needed any more.
-            let newer = state.shared.saved.read().as_ref().is_some_and(|saved| saved.last_log_id > meta.last_log_id);
+            let newer =
+                state.shared.saved.read().as_ref().is_some_and(|saved| saved.last_log_id > meta.last_log_id);
             if !newer {
                 snapshot::write(&*state.shared.disk, &meta, &contents)?;
                 *state.shared.saved.write() = Some(meta);
             }
             Ok(contents)
         });
-        written.await.map_err(|error| std::io::Error::other(format!("writing a snapshot was ended: {error}")))?
+        written
+            .await
+            .map_err(|error| std::io::Error::other(format!("writing a snapshot was ended: {error}")))?
     }
 }
 
@@ -267,7 +286,9 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for State<M> {
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
         let _one = self.shared.writing.lock().await;
         let disk = self.shared.disk.clone();
-        let read = tokio::task::spawn_blocking(move || snapshot::read_newest(&*disk).map_err(|error| error.to_string()));
+        let read = tokio::task::spawn_blocking(move || {
+            snapshot::read_newest(&*disk).map_err(|error| error.to_string())
+        });
         let found = read
             .await
             .map_err(|error| error.to_string())

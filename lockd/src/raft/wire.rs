@@ -52,7 +52,9 @@ pub(super) struct Reply {
 /// What is answered.
 #[derive(PartialEq, Debug)]
 pub(super) enum Answer {
-    Hello { initialized: bool },
+    Hello {
+        initialized: bool,
+    },
     Append(AppendEntriesResponse<NodeId>),
     Vote(VoteResponse<NodeId>),
     Snapshot(Vote),
@@ -61,7 +63,10 @@ pub(super) enum Answer {
     /// The voter cannot answer: it has stopped, or the request is none.
     Failed(String),
     /// The chunk of a snapshot does not continue the last one: begin again at this offset.
-    Mismatch { expected: (String, u64), got: (String, u64) },
+    Mismatch {
+        expected: (String, u64),
+        got: (String, u64),
+    },
 }
 
 impl Request {

@@ -127,7 +127,9 @@ impl Writer {
         let dir = self.state.segments.last().map_or("", |segment| &segment.name);
         let path = self.disk.path().join(dir);
         let hint = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on this disk and restart lockd",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space on this disk and restart lockd"
+            }
             io::ErrorKind::ReadOnlyFilesystem => "the disk has become read-only: repair it and restart lockd",
             _ => "see to the disk and restart lockd",
         };
@@ -212,5 +214,8 @@ impl Writer {
 
 /// The highest index among the entries of a file.
 pub(super) fn highest_index(records: &[Record]) -> Option<u64> {
-    records.iter().filter_map(|record| if let Record::Entry(entry) = record { Some(entry.log_id.index) } else { None }).max()
+    records
+        .iter()
+        .filter_map(|record| if let Record::Entry(entry) = record { Some(entry.log_id.index) } else { None })
+        .max()
 }

@@ -63,7 +63,7 @@ fn l9_virtual_machines_wait_for_all_volumes_and_for_lease_and_grace() {
         reporter: second,
         report,
     };
-    cluster.pass_s(20);
+    cluster.pass_s(5);
     let method = Report::Fenced { method: FenceMethod::Agent };
     cluster.done(fence(VOLUME, method));
     cluster.report(Victim::Session(first), second, Report::Drained);

@@ -96,7 +96,8 @@ fn l8_only_who_shows_the_cookie_adopts() {
     assert_eq!((escrow[0].source, escrow[0].target), (a, sessions[1]));
     assert_eq!(cluster.ask(b, adopting(COOKIE)), Reply::Escrow { locks: 1 });
     assert_eq!(cluster.ask_refused(b, adopting(COOKIE)), no_escrow(COOKIE));
-    assert!(cluster.is_free_for(b, 1, 0, 9) && !cluster.is_free_for(a, 1, 0, 9));
+    let Answer::Locks(locks) = cluster.state.query(&Query::ClientLocks(b)) else { panic!() };
+    assert_eq!((locks[0].listed.lock.owner, locks[0].escrow), (posix(b, 50), None));
     assert!(!cluster.is_free_for(b, 1, 20, 29), "a third client keeps its own");
     // The source's late close of its file ends nothing.
     cluster.ask_done(a, Operation::ReleaseOwner { resource: file(1), owner: posix(a, 1) });

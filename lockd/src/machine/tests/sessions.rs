@@ -134,11 +134,10 @@ fn events_are_kept_in_a_window() {
     let (first, missed, last) = events(&cluster, 0);
     assert!(!missed && first.len() as u64 == last && first[0].index == EventIndex(1));
     for _ in 0..EVENTS_MAX {
-        let epoch = match cluster.command_in(client, 0, acquisition(&file(1))) {
-            command => match cluster.state.apply(cluster.rules, 1, &command).0 {
-                Reply::Acquired(holder) => holder.epoch,
-                other => panic!("{other:?}"),
-            },
+        let acquire = cluster.command_in(client, 0, acquisition(&file(1)));
+        let Reply::Acquired(HolderInfo { epoch, .. }) = cluster.state.apply(cluster.rules, 1, &acquire).0
+        else {
+            panic!("{acquire:?}")
         };
         let release = cluster.command_in(client, 0, Operation::Release { resource: file(1), epoch });
         cluster.state.apply(cluster.rules, 1, &release);

@@ -1,11 +1,11 @@
 //! The directory of a voter, opened.
 
 use crate::ids::NodeName;
+use crate::raft::StartError;
 use crate::raft::disk::Disk;
 use crate::raft::identity::Identity;
 use crate::raft::log::{Recovered, recover};
 use crate::raft::segment::{self, Header};
-use crate::raft::StartError;
 use crate::random::Random;
 
 /// Opens the directory of voter `node`, or makes one.

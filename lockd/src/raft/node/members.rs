@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use openraft::ChangeMembers;
-use openraft::error::{ChangeMembershipError, ClientWriteError, InitializeError as RaftInitializeError, RaftError};
+use openraft::error::{
+    ChangeMembershipError, ClientWriteError, InitializeError as RaftInitializeError, RaftError,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::RaftNode;
@@ -99,7 +101,9 @@ impl<M: Machine> RaftNode<M> {
         let (storage, _) = self.reach(node).await?;
         let mut voters = self.voter_names();
         if self.known_storage(node) == Some(storage) {
-            return Err(refuse("its directory is the one that the cluster knows it by; nothing is to be done"));
+            return Err(refuse(
+                "its directory is the one that the cluster knows it by; nothing is to be done",
+            ));
         }
         voters.remove(node);
         if voters.is_empty() {
@@ -119,17 +123,17 @@ impl<M: Machine> RaftNode<M> {
     }
 
     async fn reach(&self, node: &NodeName) -> Result<(StorageId, bool), MembershipError> {
-        self.hello(node).await.map_err(|error| MembershipError::Unreachable {
-            node: node.clone(),
-            why: error.to_string(),
-        })
+        self.hello(node)
+            .await
+            .map_err(|error| MembershipError::Unreachable { node: node.clone(), why: error.to_string() })
     }
 
     fn voter_names(&self) -> BTreeSet<NodeName> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
-        let names = membership.voter_ids().filter_map(|id| membership.get_node(&id)).map(|voter| voter.name.clone());
+        let names =
+            membership.voter_ids().filter_map(|id| membership.get_node(&id)).map(|voter| voter.name.clone());
         names.collect()
     }
 
@@ -191,12 +195,15 @@ impl<M: Machine> RaftNode<M> {
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
                 Err(ProposeError::NotLeader(leader_name(to.leader_node)).into())
             }
-            Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error)))) => Err(match error {
-                ChangeMembershipError::EmptyMembership(_) => MembershipError::Count(0),
-                error @ (ChangeMembershipError::InProgress(_) | ChangeMembershipError::LearnerNotFound(_)) => {
-                    MembershipError::InProgress(error.to_string())
-                }
-            }),
+            Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error)))) => {
+                Err(match error {
+                    ChangeMembershipError::EmptyMembership(_) => MembershipError::Count(0),
+                    error @ (ChangeMembershipError::InProgress(_)
+                    | ChangeMembershipError::LearnerNotFound(_)) => {
+                        MembershipError::InProgress(error.to_string())
+                    }
+                })
+            }
             Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped(stop_reason(&self.inner.raft)).into()),
         }
     }

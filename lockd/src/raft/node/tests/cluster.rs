@@ -12,7 +12,7 @@ use crate::clock::SystemClock;
 use crate::ids::NodeName;
 use crate::peers::local::LocalNetwork;
 use crate::peers::{BoxFuture, Channel, NotServed, Serve};
-use crate::raft::{Machine, Output, ProposeError, Proposed, RaftConfig, RaftNode, Role, Status};
+use crate::raft::{Machine, Output, ProposeError, Proposed, RaftConfig, RaftNode, Status};
 use crate::rules::Rules;
 
 /// A machine that remembers every command.
@@ -125,7 +125,8 @@ impl Cluster {
 
     pub(super) async fn start(&mut self, node: &NodeName) {
         let peers = self.network.peers(node);
-        let started = RaftNode::start(self.config(node), Ledger::default(), peers, Arc::new(SystemClock)).await;
+        let started =
+            RaftNode::start(self.config(node), Ledger::default(), peers, Arc::new(SystemClock)).await;
         let started = started.unwrap();
         self.network.start(node, Arc::new(RaftOnly(started.clone())));
         self.nodes.insert(node.clone(), started);
@@ -186,16 +187,13 @@ impl Cluster {
 
     /// Waits until all running nodes have applied `number` commands, and compares them.
     pub(super) async fn agree(&self, number: usize) -> Ledger {
-        let mut first = None;
-        for node in self.nodes.values() {
-            until("all commands are applied everywhere", || async {
-                node.peek(|ledger| ledger.commands.len() >= number).then_some(())
-            })
-            .await;
-            let ledger = node.peek(Ledger::clone);
-            assert_eq!(first.get_or_insert_with(|| ledger.clone()), &ledger, "on {}", node.node());
-        }
-        let ledger = first.unwrap();
+        let ledger = until("all commands are applied everywhere, in one order", || async {
+            let mut ledgers = self.nodes.values().map(|node| node.peek(Ledger::clone));
+            let first = ledgers.next().unwrap();
+            let agreed = first.commands.len() >= number && ledgers.all(|ledger| ledger == first);
+            agreed.then_some(first)
+        })
+        .await;
         assert!(ledger.times.is_sorted_by(|one, next| one < next), "time went back: {:?}", ledger.times);
         ledger
     }
@@ -212,9 +210,5 @@ impl Cluster {
         for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
             self.stop(&node).await;
         }
-    }
-
-    pub(super) fn is_leader(status: &Status) -> bool {
-        status.role == Role::Leader
     }
 }
