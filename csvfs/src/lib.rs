@@ -13,6 +13,7 @@ pub mod coordinator;
 pub mod disk;
 pub mod fsck;
 pub mod fuse;
+pub mod lock_service;
 pub mod node;
 pub mod peers;
 pub mod proto;

@@ -100,6 +100,12 @@ pub trait Authority: Send + Sync + Debug {
     /// The current holding of `resource`.
     fn holder(&self, resource: &ResourceId) -> Option<Holding>;
 
+    /// The current holding of `resource`, where [`Authority::holder`] may answer from what it was last told: asked when that
+    /// is not what was expected.
+    fn confirmed_holder(&self, resource: &ResourceId) -> Option<Holding> {
+        self.holder(resource)
+    }
+
     /// Where `session` stands. An authority that knows only its own session takes all others to be over: it has proved
     /// that when it began.
     fn standing(&self, session: SessionId) -> Standing {

@@ -347,16 +347,16 @@ impl Core {
     /// A file is its owner's, in the ownership's epoch; one that nobody owns is the coordinator's, in its epoch.
     fn check_owner(&self, head: &Head, file: &Owned) -> Result<(), Refusal> {
         let resource = ResourceId::File(self.parts.volume, file.ino.0);
-        let holding = match self.parts.authority.holder(&resource) {
-            Some(holding) => Some(holding),
-            None => self.parts.authority.holder(&ResourceId::Coordinator(self.parts.volume)),
+        let role = ResourceId::Coordinator(self.parts.volume);
+        let authority = &self.parts.authority;
+        let owns = |holding: Option<lockd::authority::Holding>| {
+            let holding = holding.or_else(|| authority.holder(&role));
+            holding.is_some_and(|holding| holding.client == head.client && holding.epoch == file.epoch)
         };
-        match holding {
-            Some(holding) if holding.client == head.client && holding.epoch == file.epoch => Ok(()),
-            _ => {
-                Err(Refusal::Stale(format!("{} is not owned by {} in {}", file.ino, head.client, file.epoch)))
-            }
+        if owns(authority.holder(&resource)) || owns(authority.confirmed_holder(&resource)) {
+            return Ok(());
         }
+        Err(Refusal::Stale(format!("{} is not owned by {} in {}", file.ino, head.client, file.epoch)))
     }
 
     /// Lets the reclaimer run.

@@ -169,8 +169,7 @@ impl Dispatcher {
 
     fn flush(&self, header: &InHeader) -> Option<()> {
         let request: FlushIn = self.inbox.fixed()?;
-        self.connection.locks.flushed(Ino(header.nodeid), request.lock_owner);
-        self.reply(header).done();
+        self.connection.locks.flushed(Ino(header.nodeid), request.lock_owner, self.reply(header));
         Some(())
     }
 

@@ -15,11 +15,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use lockd::ids::{ClientId, Ticket};
-use lockd::locks::{ByteRange, FileLocks, LockError, LockKind, LockMode, LockOwner, LockReply, LockRequest};
+use lockd::locks::{ByteRange, Conflict, LockError, LockKind, LockMode, LockOwner, LockReply, LockRequest};
 use parking_lot::Mutex;
 
 use super::abi::{FileLock, LK_FLOCK, LkIn, LkOut};
 use super::reply::Reply;
+use crate::lock_service::LockService;
 use crate::refusal::Refusal;
 use crate::service::HandleId;
 use crate::types::Ino;
@@ -34,7 +35,7 @@ const OFFSET_MAX: u64 = i64::MAX as u64;
 /// The locks of one mount's programs.
 #[derive(Debug)]
 pub(super) struct Locks {
-    table: Arc<FileLocks>,
+    table: Arc<dyn LockService>,
     client: ClientId,
     state: Mutex<State>,
 }
@@ -68,7 +69,7 @@ fn refusal(error: &LockError) -> Refusal {
 }
 
 impl Locks {
-    pub(super) fn new(table: Arc<FileLocks>, client: ClientId) -> Self {
+    pub(super) fn new(table: Arc<dyn LockService>, client: ClientId) -> Self {
         Self { table, client, state: Mutex::default() }
     }
 
@@ -98,22 +99,27 @@ impl Locks {
             Ok((_, _, None)) => return reply.error(libc::EINVAL),
             Err(refusal) => return reply.refuse("getlk", &refusal),
         };
-        let lock = match self.table.test(ino.0, request) {
-            Some(conflict) => {
-                let kind = match conflict.mode {
-                    LockMode::Shared => libc::F_RDLCK,
-                    LockMode::Exclusive => libc::F_WRLCK,
-                };
-                FileLock {
-                    start: conflict.range.start(),
-                    end: conflict.range.end().min(OFFSET_MAX),
-                    kind: kind.cast_unsigned(),
-                    pid: conflict.pid,
+        let asked = asked.lock;
+        let on_tested = move |tested: Result<Option<Conflict>, LockError>| {
+            let lock = match tested {
+                Ok(Some(conflict)) => {
+                    let kind = match conflict.mode {
+                        LockMode::Shared => libc::F_RDLCK,
+                        LockMode::Exclusive => libc::F_WRLCK,
+                    };
+                    FileLock {
+                        start: conflict.range.start(),
+                        end: conflict.range.end().min(OFFSET_MAX),
+                        kind: kind.cast_unsigned(),
+                        pid: conflict.pid,
+                    }
                 }
-            }
-            None => FileLock { kind: libc::F_UNLCK.cast_unsigned(), ..asked.lock },
+                Ok(None) => FileLock { kind: libc::F_UNLCK.cast_unsigned(), ..asked },
+                Err(error) => return reply.refuse("getlk", &refusal(&error)),
+            };
+            reply.structure(&LkOut { lock });
         };
-        reply.structure(&LkOut { lock });
+        self.table.test(ino.0, request, Box::new(on_tested));
     }
 
     /// SETLK, and with `wait` SETLKW, of request number `unique`.
@@ -121,8 +127,10 @@ impl Locks {
         let request = match self.request(asked) {
             Ok((_, _, Some(request))) => request,
             Ok((owner, range, None)) => {
-                let unlocked = self.table.unlock(ino.0, owner, range);
-                return reply.result("unlock", unlocked.map_err(|error| refusal(&error)));
+                let on_unlocked = move |unlocked: Result<(), LockError>| {
+                    reply.result("unlock", unlocked.map_err(|error| refusal(&error)));
+                };
+                return self.table.unlock(ino.0, owner, range, Box::new(on_unlocked));
             }
             Err(refusal) => return reply.refuse("setlk", &refusal),
         };
@@ -207,28 +215,35 @@ impl Locks {
         }
     }
 
-    /// FLUSH: a process has closed a descriptor of the file.
-    pub(super) fn flushed(&self, ino: Ino, owner: u64) {
+    /// FLUSH: a process has closed a descriptor of the file. Answered when its locks are gone.
+    pub(super) fn flushed(&self, ino: Ino, owner: u64, reply: Reply) {
         let held = {
             let mut state = self.state.lock();
-            let Some(owners) = state.owners.get_mut(&ino) else { return };
-            let before = owners.len();
-            owners.retain(|(_, other)| *other != owner);
-            let held = owners.len() < before;
-            if owners.is_empty() {
-                state.owners.remove(&ino);
+            match state.owners.get_mut(&ino) {
+                None => false,
+                Some(owners) => {
+                    let before = owners.len();
+                    owners.retain(|(_, other)| *other != owner);
+                    let held = owners.len() < before;
+                    if owners.is_empty() {
+                        state.owners.remove(&ino);
+                    }
+                    held
+                }
             }
-            held
         };
-        if held {
-            self.table.release_owner(ino.0, self.owner(LockKind::Posix, owner));
+        if !held {
+            return reply.done();
         }
+        // Who closes a file is not told of a lock that could not be ended: it ends with the session then.
+        let on_unlocked = Box::new(move |_| reply.done());
+        self.table.release_owner(ino.0, self.owner(LockKind::Posix, owner), on_unlocked);
     }
 
     /// RELEASE: an open file is no more; `flock_owner` if it may have had a flock.
     pub(super) fn released(&self, ino: Ino, handle: HandleId, flock_owner: Option<u64>) {
         if let Some(owner) = flock_owner {
-            self.table.release_owner(ino.0, self.owner(LockKind::Flock, owner));
+            self.table.release_owner(ino.0, self.owner(LockKind::Flock, owner), Box::new(|_| ()));
         }
         let mut ended = Vec::new();
         {
@@ -246,7 +261,7 @@ impl Locks {
             }
         }
         for owner in ended {
-            self.table.release_owner(ino.0, self.owner(LockKind::Posix, owner));
+            self.table.release_owner(ino.0, self.owner(LockKind::Posix, owner), Box::new(|_| ()));
         }
     }
 

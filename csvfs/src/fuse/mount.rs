@@ -7,7 +7,6 @@ use std::thread::{self, JoinHandle};
 
 use fuser::{Config, Session, SessionACL};
 use lockd::ids::ClientId;
-use lockd::locks::FileLocks;
 use redirector::buffer::Pool;
 
 use super::bridge::Bridge;
@@ -20,6 +19,7 @@ use super::locks::Locks;
 use super::mountpoint::Mountpoint;
 use super::options::MountOptions;
 use super::sys;
+use crate::lock_service::LockService;
 use crate::service::FileService;
 
 /// Threads in which fuser decodes requests; none of them waits for an answer.
@@ -67,7 +67,7 @@ pub fn mount(
     path: &Path,
     options: &MountOptions,
     service: Arc<dyn FileService>,
-    locks: Arc<FileLocks>,
+    locks: Arc<dyn LockService>,
     client: ClientId,
     pool: &Pool,
 ) -> Result<MountHandle, MountError> {

@@ -424,6 +424,19 @@ impl Inner {
         }
     }
 
+    /// Asks a question; the answer comes by `on_answer`, on the connection's thread.
+    pub(super) fn query_async(&self, query: Query, on_answer: Box<dyn FnOnce(Result<Answer, ClientError>) + Send>) {
+        let on_response = Box::new(move |response: Result<Response, Failure>| {
+            on_answer(match response {
+                Ok(Response::Answer(answer)) => Ok(answer),
+                Ok(_) => Err(ClientError::Unexpected),
+                Err(failure) => Err(failure.into()),
+            });
+        });
+        // If it cannot be asked, the connection is being closed, and the callback hears of it.
+        let _ = self.link.request(Request::Query(query), self.patience, on_response);
+    }
+
     fn end(&self, session: SessionId) {
         let Some(first) = self.first.get() else { return };
         if first.registered.session != session || self.ended.swap(true, Ordering::AcqRel) {

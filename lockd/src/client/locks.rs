@@ -19,7 +19,7 @@ const EARLY_MAX: usize = 4096;
 
 /// A lock request that may be waiting; by it the waiting is cancelled.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LockHandle(u64);
+pub struct LockHandle(pub u64);
 
 /// The lock requests that are not answered yet.
 #[derive(Default)]
@@ -261,6 +261,72 @@ impl LockClient {
         match self.query(Query::Test { resource: resource.clone(), request })? {
             Answer::Test(conflict) => Ok(conflict),
             _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// As [`LockClient::test_lock`], without waiting: `on_reply` is called once, on the connection's thread, and must not
+    /// block.
+    pub fn test_lock_async(
+        &self,
+        resource: &ResourceId,
+        request: LockRequest,
+        on_reply: impl FnOnce(Result<Option<Conflict>, ClientError>) + Send + 'static,
+    ) {
+        let query = Query::Test { resource: resource.clone(), request };
+        self.inner.query_async(query, Box::new(move |answer| {
+            on_reply(answer.and_then(|answer| match answer {
+                Answer::Test(conflict) => Ok(conflict),
+                _ => Err(ClientError::Unexpected),
+            }));
+        }));
+    }
+
+    /// As [`LockClient::unlock`] of all grants, without waiting: `on_reply` is called once, on the connection's thread, and
+    /// must not block.
+    pub fn unlock_async(
+        &self,
+        resource: &ResourceId,
+        owner: LockOwner,
+        range: ByteRange,
+        on_reply: impl FnOnce(Result<(), LockError>) + Send + 'static,
+    ) {
+        let operation = Operation::Unlock { resource: resource.clone(), owner, range, grant: None };
+        self.ended_async(owner.client, operation, on_reply);
+    }
+
+    /// As [`LockClient::release_owner`], without waiting: `on_reply` is called once, on the connection's thread, and must
+    /// not block.
+    pub fn release_owner_async(
+        &self,
+        resource: &ResourceId,
+        owner: LockOwner,
+        on_reply: impl FnOnce(Result<(), LockError>) + Send + 'static,
+    ) {
+        let operation = Operation::ReleaseOwner { resource: resource.clone(), owner };
+        self.ended_async(owner.client, operation, on_reply);
+    }
+
+    fn ended_async(
+        &self,
+        client: crate::ids::ClientId,
+        operation: Operation,
+        on_reply: impl FnOnce(Result<(), LockError>) + Send + 'static,
+    ) {
+        let on_reply = std::sync::Arc::new(parking_lot::Mutex::new(Some(on_reply)));
+        let once = std::sync::Arc::clone(&on_reply);
+        let answer = move |result: Result<(), LockError>| {
+            let on_reply = once.lock().take();
+            if let Some(on_reply) = on_reply {
+                on_reply(result);
+            }
+        };
+        let refused_at_once = answer.clone();
+        let replied = Box::new(move |reply: Result<Reply, ClientError>| {
+            let ended = reply.and_then(super::lock_client::refused).map(drop);
+            answer(ended.map_err(|error| lock_error(client, &error)));
+        });
+        if let Err(error) = self.inner.operate(client, operation, replied) {
+            refused_at_once(Err(lock_error(client, &error)));
         }
     }
 
