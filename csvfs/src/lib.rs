@@ -9,6 +9,7 @@
 #[cfg(test)]
 extern crate self as csvfs;
 
+pub mod cluster;
 pub mod coordinator;
 pub mod disk;
 pub mod fsck;

@@ -19,6 +19,12 @@ pub enum VolumeError {
         "the volume is being written by {0}; a read-only mount would see it change under its feet: unmount it there"
     )]
     BeingWritten(String),
+    /// The cluster could not be joined.
+    #[error(transparent)]
+    Cluster(#[from] crate::cluster::ClusterError),
+    /// The node could not be made known to the coordinator.
+    #[error("the coordinator does not take this mount: {0}")]
+    NotTaken(#[source] Refusal),
     /// The control plane refused.
     #[error(transparent)]
     Authority(#[from] lockd::authority::AuthorityError),

@@ -4,6 +4,7 @@
 
 mod error;
 mod format;
+mod join;
 mod reporter;
 mod settings;
 mod watch;
@@ -15,7 +16,6 @@ use std::time::Duration;
 use lockd::authority::Authority;
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::lease::Lease;
-use lockd::locks::FileLocks;
 use lockd::network::InProcess;
 use lockd::standalone::Standalone;
 use redirector::lun::{Identity, Lun};
@@ -27,6 +27,7 @@ pub use reporter::Reporter;
 pub use settings::Settings;
 pub(crate) use watch::{refuse_beside_writer, refuse_moved};
 
+use crate::cluster::{ClusterLocks, Member};
 use crate::coordinator::{self, Beside, Coordinator};
 use crate::disk::area::{Area, AreaError};
 use crate::disk::label::Label;
@@ -34,6 +35,7 @@ use crate::disk::open::{self, Hold, OpenError, OpenVolume, Opened};
 use crate::disk::survey::Survey;
 use crate::disk::view::{View, ViewOptions, open_beside, open_read_only};
 use crate::disk::{MetadataSpace, SpaceError, layout};
+use crate::lock_service::LockService;
 use crate::node::{self, Node};
 use crate::peers::Alone;
 use crate::service::FileService;
@@ -41,20 +43,49 @@ use crate::status::Opening;
 use crate::store::cookie::HashKey;
 use crate::types::Run;
 
+/// How often, and after which pauses, a store is looked at that somebody still reads, before it is given up.
+const CLOSE_TRIES: u32 = 100;
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
+
 /// An open volume and everything that serves it.
 #[derive(Debug)]
 pub struct Volume {
     label: Label,
     lun: Arc<dyn Lun>,
-    authority: Arc<Standalone>,
+    control: Control,
     client: ClientId,
-    coordinator: Arc<Coordinator>,
+    /// What a mount has that coordinates the volume.
+    office: Option<Office>,
     node: Arc<Node>,
+    opening: Opening,
+    settings: Settings,
+}
+
+/// Who decides who may do what.
+#[derive(Debug)]
+enum Control {
+    /// This mount alone.
+    Alone(Arc<Standalone>),
+    /// Its cluster.
+    Cluster(Member),
+}
+
+impl Control {
+    fn authority(&self) -> Arc<dyn Authority> {
+        match self {
+            Self::Alone(standalone) => Arc::clone(standalone) as _,
+            Self::Cluster(member) => Arc::clone(&member.plane) as _,
+        }
+    }
+}
+
+/// The coordinator's part of a mount.
+#[derive(Debug)]
+struct Office {
+    coordinator: Arc<Coordinator>,
     database: Arc<redb::Database>,
     /// The claim; none on a volume that is only read.
     hold: Option<Hold>,
-    opening: Opening,
-    settings: Settings,
 }
 
 /// What opening gave, for reading or for writing.
@@ -153,8 +184,9 @@ impl Volume {
             beside: Some(beside),
             scrub: !checked,
         })?;
+        let office = Office { coordinator: Arc::clone(&coordinator), database, hold };
         let node = Node::start(node::Parts {
-            carrier: Arc::new(InProcess(Arc::clone(&coordinator))),
+            carrier: Arc::new(InProcess(coordinator)),
             lun: Arc::clone(&lun),
             authority: Arc::clone(&authority) as Arc<dyn Authority>,
             peers: Arc::new(Alone),
@@ -168,7 +200,8 @@ impl Volume {
         })
         .map_err(VolumeError::Thread)?;
         let node = Arc::new(node);
-        Ok(Self { label, lun, authority, client, coordinator, node, database, hold, opening, settings })
+        let (control, office) = (Control::Alone(authority), Some(office));
+        Ok(Self { label, lun, control, client, office, node, opening, settings })
     }
 
     /// Opens for writing: claims the volume (V1) and opens its store (V2).
@@ -258,8 +291,11 @@ impl Volume {
 
     /// The locks of this node's programs.
     #[must_use]
-    pub fn locks(&self) -> Arc<FileLocks> {
-        Arc::clone(self.authority.locks())
+    pub fn locks(&self) -> Arc<dyn LockService> {
+        match &self.control {
+            Control::Alone(standalone) => Arc::clone(standalone.locks()) as _,
+            Control::Cluster(member) => Arc::new(ClusterLocks::new(member.plane.client(), self.label.uuid)),
+        }
     }
 
     /// This process, as the control plane knows it.
@@ -282,35 +318,68 @@ impl Volume {
 
     /// Closes the volume: everything is committed, the reserve returns, the claim is released. The next opening needs no
     /// wait and no copy.
-    pub fn close(mut self) -> Result<(), VolumeError> {
+    pub fn close(self) -> Result<(), VolumeError> {
+        if let Control::Cluster(member) = &self.control {
+            member.let_go();
+        }
         let (sender, receiver) = mpsc::sync_channel(1);
         self.node.shut_down(Box::new(move |result| {
             let _ = sender.send(result);
         }));
         let drained = receiver.recv().unwrap_or(Ok(()));
-        let Some(hold) = self.hold.take() else { return Ok(()) };
+        let Self { control, client, office, node, lun, .. } = self;
+        let Some(Office { coordinator, database, hold }) = office else {
+            let flushed = redirector::blocking::flush(lun.as_ref());
+            drop(node);
+            if let Control::Cluster(member) = control {
+                member.leave();
+            }
+            drained.map_err(VolumeError::Commit)?;
+            return flushed.map_err(VolumeError::Flush);
+        };
+        let Some(hold) = hold else { return Ok(()) };
         // What could not be committed leaves a volume that was not closed: the next opening cleans up after it.
         drained.map_err(VolumeError::Commit)?;
-        self.coordinator.end_client(self.client).map_err(VolumeError::Commit)?;
-        self.coordinator.stop();
-        self.authority.end_client(self.client);
-        let Self { database, coordinator, node, lun, .. } = self;
-        drop((coordinator, node));
+        coordinator.end_client(client).map_err(VolumeError::Commit)?;
+        coordinator.stop();
+        drop(coordinator);
         redirector::blocking::flush(lun.as_ref()).map_err(VolumeError::Flush)?;
-        let database = Arc::try_unwrap(database).map_err(|_| VolumeError::StillUsed)?;
-        hold.close(database)?;
-        Ok(())
+        // The role is given back when the volume is closed: whoever gets it opens it without a wait.
+        drop(node);
+        let mut database = database;
+        let mut tries = 0;
+        let closed = loop {
+            match Arc::try_unwrap(database) {
+                Ok(database) => break hold.close(database),
+                // A question of another node is still being answered.
+                Err(shared) if tries < CLOSE_TRIES => {
+                    database = shared;
+                    tries += 1;
+                    std::thread::sleep(CLOSE_PAUSE);
+                }
+                Err(_) => return Err(VolumeError::StillUsed),
+            }
+        };
+        match control {
+            Control::Alone(standalone) => standalone.end_client(client),
+            Control::Cluster(member) => member.leave(),
+        }
+        Ok(closed?)
     }
 
-    /// How far the check of all metadata is.
+    /// How far the check of all metadata is; nothing on a mount that does not coordinate the volume.
     #[must_use]
-    pub fn scrub(&self) -> coordinator::Scrub {
-        self.coordinator.scrub()
+    pub fn scrub(&self) -> Option<coordinator::Scrub> {
+        self.office.as_ref().map(|office| office.coordinator.scrub())
     }
 
     /// Leaves the volume as a crash of this process would.
     pub fn abandon(self) {
-        self.authority.end_session();
-        self.coordinator.stop();
+        if let Control::Alone(standalone) = &self.control {
+            standalone.end_session();
+        }
+        if let Some(office) = &self.office {
+            office.coordinator.stop();
+        }
     }
 }

@@ -38,7 +38,7 @@ impl Reporter {
             node: settings.node.clone(),
             pid: std::process::id(),
             coordinator: settings.node.clone(),
-            session: lockd::authority::Authority::session(volume.authority.as_ref()).0,
+            session: volume.control.authority().session().0,
             read_only: settings.read_only,
             state: String::new(),
             problem: String::new(),
@@ -55,7 +55,7 @@ impl Reporter {
             fixed,
             lun: Arc::downgrade(&volume.lun),
             node: Arc::downgrade(&volume.node),
-            coordinator: Arc::downgrade(&volume.coordinator),
+            coordinator: volume.office.as_ref().map_or_else(Weak::new, |office| Arc::downgrade(&office.coordinator)),
             hold: settings.hold,
         }
     }

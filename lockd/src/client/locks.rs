@@ -308,11 +308,11 @@ impl LockClient {
 
     fn ended_async(
         &self,
-        client: crate::ids::ClientId,
+        client: ClientId,
         operation: Operation,
         on_reply: impl FnOnce(Result<(), LockError>) + Send + 'static,
     ) {
-        let on_reply = std::sync::Arc::new(parking_lot::Mutex::new(Some(on_reply)));
+        let on_reply = std::sync::Arc::new(Mutex::new(Some(on_reply)));
         let once = std::sync::Arc::clone(&on_reply);
         let answer = move |result: Result<(), LockError>| {
             let on_reply = once.lock().take();

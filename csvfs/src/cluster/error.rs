@@ -1,0 +1,56 @@
+//! Why a mount cannot take part in its cluster.
+
+use lockd::authority::AuthorityError;
+use lockd::client::ClientError;
+use lockd::cluster::ClusterFileError;
+use lockd::cluster::tls::TlsError;
+use lockd::ids::NodeName;
+use lockd::peers::quic::StartError;
+
+/// Each says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The cluster file cannot be read, or has a mistake.
+    #[error(transparent)]
+    File(#[from] ClusterFileError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The network cannot be used.
+    #[error(transparent)]
+    Network(#[from] StartError),
+    /// The node's lockd does not do what it is asked.
+    #[error(transparent)]
+    Lockd(#[from] ClientError),
+    /// It refuses.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The cluster file has no such volume.
+    #[error("the cluster file has no volume {asked:?}; it has {known}")]
+    NoVolume {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        known: String,
+    },
+    /// The cluster file has no such node.
+    #[error("the cluster file has no node {0}; give this machine's name in it with --node")]
+    NoNode(NodeName),
+    /// No method that this release has can fence this volume's nodes.
+    #[error(
+        "volume {volume:?} has fence = \"{fence}\", and this release fences by waiting only: write fence = \"lease\" if \
+         that is enough (a node that went silent is waited for, for lease + grace, before its files are given away)"
+    )]
+    NoFence {
+        /// Which volume.
+        volume: String,
+        /// What the file says.
+        fence: String,
+    },
+    /// The cluster file names a LUN in a way that is not understood.
+    #[error("the cluster file's volume: {0}")]
+    Lun(String),
+    /// A thread or the runtime of the network could not be started.
+    #[error("a thread or a runtime could not be started: {0}")]
+    Start(#[from] std::io::Error),
+}

@@ -1,0 +1,236 @@
+//! Joining a cluster, and leaving it.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockd::authority::{Authority, AuthorityError};
+use lockd::client::{ClientConfig, LockClient};
+use lockd::clock::Clock;
+use lockd::cluster::tls::Credentials;
+use lockd::cluster::{Cluster, FenceChoice, Program};
+use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, VolumeId};
+use lockd::local::run_dir::RunDir;
+use lockd::machine::{ClientKind, Command, FenceMethod};
+use lockd::network::{Carrier, InProcess, Service};
+use lockd::peers::quic::{QuicConfig, QuicEndpoint};
+use lockd::peers::sync::ServedBy;
+use lockd::peers::{Channel, Switchboard};
+use redirector::uri::LunUri;
+
+use super::error::ClusterError;
+use super::plane::Plane;
+use super::ways::Ways;
+use crate::coordinator::Coordinator;
+use crate::node::Node;
+
+/// How long the cluster is asked for an answer before it is asked again, and its absence said.
+const RETRY: Duration = Duration::from_millis(500);
+/// Threads that serve the other nodes; some of them may wait for the LUN.
+const THREADS: usize = 4;
+
+/// A volume's place in a cluster: what a mount there needs to know before it opens anything.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// This node.
+    pub node: NodeName,
+    /// The volume's name.
+    pub volume: String,
+    /// The paths to its LUN, in their order.
+    pub luns: Vec<LunUri>,
+    number: u8,
+    method: FenceMethod,
+    run_dir: PathBuf,
+}
+
+impl Place {
+    /// What the cluster file at `path` says of `volume`, for the node `node`; its daemons are below `run_dir`.
+    ///
+    /// # Errors
+    /// If it has no such node or volume, or the volume cannot be used as it says.
+    pub fn find(path: &Path, node: &NodeName, volume: &str, run_dir: &Path) -> Result<Self, ClusterError> {
+        let cluster = Cluster::read(path)?;
+        if cluster.node(node).is_none() {
+            return Err(ClusterError::NoNode(node.clone()));
+        }
+        let Some((number, found)) = cluster.volume(volume) else {
+            let names: Vec<_> = cluster.volumes.iter().map(|volume| volume.name.as_str()).collect();
+            let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(ClusterError::NoVolume { asked: volume.to_owned(), known });
+        };
+        let method = match found.fence {
+            FenceChoice::Lease => FenceMethod::Lease,
+            ref other => {
+                return Err(ClusterError::NoFence { volume: volume.to_owned(), fence: other.to_string() });
+            }
+        };
+        let lun = |text: &String| LunUri::from_str(text).map_err(|error| ClusterError::Lun(error.to_string()));
+        let luns = found.lun.iter().map(lun).collect::<Result<_, _>>()?;
+        Ok(Self {
+            luns,
+            number: u8::try_from(number).unwrap_or(u8::MAX),
+            method,
+            node: node.clone(),
+            volume: volume.to_owned(),
+            run_dir: run_dir.to_owned(),
+            cluster: Arc::new(cluster),
+        })
+    }
+}
+
+/// Who coordinates the volume.
+#[derive(Debug)]
+pub enum Role {
+    /// This mount, in this epoch.
+    Coordinator(Epoch),
+    /// The mount on another node, in that epoch.
+    Guest(NodeName, Epoch),
+}
+
+/// A mount that has joined its cluster.
+#[derive(Debug)]
+pub struct Member {
+    /// The control plane.
+    pub plane: Arc<Plane>,
+    /// The ways to the others.
+    pub ways: Arc<Ways>,
+    /// Who this mount is.
+    pub client: ClientId,
+    switchboard: Arc<Switchboard>,
+    endpoint: Arc<QuicEndpoint>,
+    runtime: Option<tokio::runtime::Runtime>,
+    volume: VolumeId,
+}
+
+impl Member {
+    /// Joins: waits for lockd and a quorum, registers this process and the volume, and listens for the others.
+    ///
+    /// # Errors
+    /// If lockd refuses, or the network cannot be used.
+    pub fn join(
+        place: &Place,
+        volume: VolumeId,
+        seen: Epoch,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ClusterError> {
+        let plane = Plane::new(volume, clock);
+        let run_dir = RunDir::of(&place.run_dir, &place.cluster.name, place.node.as_str());
+        let client = LockClient::connect(ClientConfig {
+            run_dir,
+            kind: ClientKind::Csvfs { volume },
+            wait: None,
+            patience: None,
+            listener: Arc::clone(&plane) as _,
+        })?;
+        let client = Arc::new(client);
+        plane.connect(Arc::clone(&client));
+        client.watch()?;
+        client.register_volume(&Command::RegisterVolume {
+            volume,
+            name: place.volume.clone(),
+            fence: place.method,
+            epoch_floor: seen,
+        })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("csvfs-peers")
+            .enable_all()
+            .build()?;
+        let credentials = Credentials::load(&place.cluster, &place.node)?;
+        let config = QuicConfig::new(Arc::clone(&place.cluster), credentials, Program::Mount(place.number));
+        let switchboard = Arc::new(Switchboard::new());
+        let endpoint = {
+            let _entered = runtime.enter();
+            Arc::new(QuicEndpoint::start(config, Arc::clone(&switchboard) as _)?)
+        };
+        let ways = Ways::new(&plane, Arc::clone(&endpoint), runtime.handle().clone());
+        let me = client.client();
+        Ok(Self { plane, ways, client: me, switchboard, endpoint, runtime: Some(runtime), volume })
+    }
+
+    /// Becomes the coordinator if nobody is; otherwise learns who is.
+    ///
+    /// # Errors
+    /// If the session has ended.
+    pub fn role(&self) -> Result<Role, ClusterError> {
+        let role = ResourceId::Coordinator(self.volume);
+        loop {
+            match self.plane.acquire(&role, self.client) {
+                Ok(holding) => return Ok(Role::Coordinator(holding.epoch)),
+                Err(AuthorityError::Held { holding, .. }) => {
+                    // A holder whose session has ended is fenced first; it is gone then.
+                    if let Some(node) = self.plane.node_of(holding.client) {
+                        return Ok(Role::Guest(node, holding.epoch));
+                    }
+                    tracing::warn!(client = %holding.client, "waiting for the coordinator, which is gone, to be fenced");
+                }
+                Err(AuthorityError::Unavailable { why, .. }) => {
+                    tracing::warn!(why, "the coordinator's role could not be asked for; trying again");
+                }
+                Err(error) => return Err(error.into()),
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    /// Serves the others' questions by `coordinator`, and returns the way to it.
+    pub fn serve_coordinator(&self, coordinator: &Arc<Coordinator>) -> Arc<dyn Carrier> {
+        self.plane.tell(coordinator);
+        self.switchboard.connect(Channel::Control, Arc::new(ServedBy(Weakly(Arc::downgrade(coordinator)))));
+        Arc::new(InProcess(Arc::clone(coordinator)))
+    }
+
+    /// The way to the coordinator on `node`.
+    #[must_use]
+    pub fn way_to_coordinator(&self, node: &NodeName) -> Arc<dyn Carrier> {
+        self.ways.to(node, Channel::Control)
+    }
+
+    /// Serves the others' I/O, and the coordinator's calls, by `node`.
+    pub fn serve_node(&self, node: &Arc<Node>) {
+        self.ways.is_here(self.client, node);
+        self.plane.holder.is_served_by(node);
+        self.switchboard.connect(Channel::File, Arc::new(ServedBy(Weakly(Arc::downgrade(node)))));
+    }
+
+    /// Files that were acquired by hand are let go: the mount ends.
+    pub fn let_go(&self) {
+        self.plane.holder.end();
+    }
+
+    /// Leaves the cluster: nothing is served and nothing held any more.
+    pub fn leave(mut self) {
+        for channel in [Channel::Control, Channel::File] {
+            self.switchboard.disconnect(channel);
+        }
+        self.plane.end_client(self.client);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.block_on(self.endpoint.stop());
+            runtime.shutdown_timeout(RETRY);
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A service that is there as long as its owner keeps it.
+#[derive(Debug)]
+struct Weakly<S>(std::sync::Weak<S>);
+
+impl<S: Service> Service for Weakly<S> {
+    fn serve(&self, frame: Vec<u8>, on_reply: lockd::network::OnReply) {
+        match self.0.upgrade() {
+            Some(service) => service.serve(frame, on_reply),
+            None => on_reply(Err(lockd::network::CarrierError::Closed("the mount is being closed".to_owned()))),
+        }
+    }
+}

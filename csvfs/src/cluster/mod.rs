@@ -1,0 +1,17 @@
+//! A mount's place in its cluster: lockd for who may do what, QUIC to the other mounts of the volume.
+//!
+//! One mount of the volume holds the coordinator's role, which lockd grants; the others ask it, and each other, over the
+//! network ([`docs/CLUSTER.md`](../../../docs/CLUSTER.md)).
+
+mod error;
+mod holder;
+mod locks;
+mod member;
+mod plane;
+mod ways;
+
+pub use error::ClusterError;
+pub use locks::ClusterLocks;
+pub use member::{Member, Place, Role};
+pub use plane::Plane;
+pub use ways::Ways;

@@ -1,0 +1,273 @@
+//! The control plane as a mount sees it: lockd, with what is asked all the time kept here.
+//!
+//! What this mount itself holds is known for certain as long as its lease runs: nobody else can end it. What others hold
+//! and whose sessions live is kept up to date by lockd's events. That may lag: a session that has ended is refused here
+//! before this node reports that it refuses it (F1), and only then is anything of it given away; a holding that is newer
+//! than what is known here is asked for ([`Authority::confirmed_holder`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, Weak};
+
+use lockd::authority::{Authority, AuthorityError, Holding, Standing};
+use lockd::client::{LockClient, Listener};
+use lockd::clock::Clock;
+use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
+use lockd::lease::Lease;
+use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
+use parking_lot::Mutex;
+
+use super::holder::Holder;
+use crate::coordinator::Coordinator;
+
+#[derive(Debug, Default)]
+struct Known {
+    /// What this mount holds.
+    own: HashMap<ResourceId, Holding>,
+    /// What others hold, as far as it has been asked; `None`: nobody.
+    others: HashMap<ResourceId, Option<Holding>>,
+    /// Where sessions stand.
+    sessions: HashMap<SessionId, Standing>,
+    /// On which node a client of this volume is.
+    nodes: HashMap<ClientId, NodeName>,
+    /// Counts what made the above old, so that an answer that was on its way is not kept.
+    changes: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Plane {
+    client: OnceLock<Arc<LockClient>>,
+    clock: Arc<dyn Clock>,
+    volume: VolumeId,
+    known: Mutex<Known>,
+    coordinator: OnceLock<Weak<Coordinator>>,
+    pub(super) holder: Holder,
+}
+
+/// Most other holdings that are kept.
+const OTHERS_MAX: usize = 65_536;
+
+impl Plane {
+    /// The plane of a mount of `volume`; it is of use once [`Plane::connect`] was called.
+    #[must_use]
+    pub fn new(volume: VolumeId, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            client: OnceLock::new(),
+            clock,
+            volume,
+            known: Mutex::default(),
+            coordinator: OnceLock::new(),
+            holder: Holder::new(Weak::clone(me), volume),
+        })
+    }
+
+    /// From now on it asks `client`, whose listener it is.
+    pub fn connect(&self, client: Arc<LockClient>) {
+        // It is connected once.
+        let _ = self.client.set(client);
+    }
+
+    /// The connection to lockd.
+    ///
+    /// # Panics
+    /// Before [`Plane::connect`].
+    #[must_use]
+    pub fn client(&self) -> &Arc<LockClient> {
+        self.client.get().expect("the plane is connected before it is asked")
+    }
+
+    /// Whose coordinator is told when sessions end.
+    pub fn tell(&self, coordinator: &Arc<Coordinator>) {
+        let _ = self.coordinator.set(Arc::downgrade(coordinator));
+    }
+
+    /// The node of a client of this volume.
+    pub fn node_of(&self, client: ClientId) -> Option<NodeName> {
+        if let Some(node) = self.known.lock().nodes.get(&client) {
+            return Some(node.clone());
+        }
+        let kind = ClientKind::Csvfs { volume: self.volume };
+        let clients = self.client().clients_of(kind).ok()?;
+        let mut known = self.known.lock();
+        known.nodes = clients.into_iter().map(|info| (info.client, info.node)).collect();
+        known.nodes.get(&client).cloned()
+    }
+
+    fn ask_sessions(&self, session: SessionId) -> Standing {
+        loop {
+            let changes = self.known.lock().changes;
+            match self.client().query(Query::Sessions) {
+                Ok(Answer::Sessions(sessions)) => {
+                    let mut known = self.known.lock();
+                    let stands = |state| match state {
+                        SessionState::Live => Standing::Live,
+                        SessionState::Ended { .. } => Standing::Ended,
+                    };
+                    let standing = sessions
+                        .iter()
+                        .find(|info| info.session == session)
+                        .map_or(Standing::Fenced, |info| stands(info.state));
+                    if known.changes == changes {
+                        known.sessions.insert(session, standing);
+                        return standing;
+                    }
+                }
+                // Without lockd nothing new can be learnt, and nothing is given away either.
+                _ if self.client().has_ended() => return Standing::Live,
+                _ => std::thread::sleep(std::time::Duration::from_millis(100)),
+            }
+        }
+    }
+
+    fn look(&self) {
+        if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) {
+            coordinator.look();
+        }
+    }
+
+    fn stands(&self, session: SessionId, standing: Standing) {
+        {
+            let mut known = self.known.lock();
+            known.changes += 1;
+            let old = known.sessions.entry(session).or_insert(standing);
+            // Fenced is the end of it.
+            if *old != Standing::Fenced {
+                *old = standing;
+            }
+        }
+        self.look();
+    }
+
+    fn forget_others(&self, resources: &[ResourceId]) {
+        let mut known = self.known.lock();
+        known.changes += 1;
+        for resource in resources {
+            known.others.remove(resource);
+        }
+    }
+}
+
+impl Authority for Plane {
+    fn session(&self) -> SessionId {
+        self.client().session_id()
+    }
+
+    fn lease(&self) -> &Arc<Lease> {
+        self.client().shared_lease()
+    }
+
+    fn add_client(&self) -> Result<ClientId, AuthorityError> {
+        self.client().add_client()
+    }
+
+    fn end_client(&self, client: ClientId) {
+        self.known.lock().own.clear();
+        self.client().end_client(client);
+    }
+
+    fn acquire(&self, resource: &ResourceId, client: ClientId) -> Result<Holding, AuthorityError> {
+        let holding = self.client().acquire(resource, client)?;
+        self.known.lock().own.insert(resource.clone(), holding);
+        Ok(holding)
+    }
+
+    fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
+        self.known.lock().own.remove(resource);
+        self.client().release(resource, client, epoch)
+    }
+
+    fn holder(&self, resource: &ResourceId) -> Option<Holding> {
+        {
+            let known = self.known.lock();
+            if let Some(holding) = known.own.get(resource)
+                && !self.client().has_ended()
+                && self.lease().holds(&*self.clock)
+            {
+                return Some(*holding);
+            }
+            if let Some(holding) = known.others.get(resource) {
+                return *holding;
+            }
+        }
+        self.confirmed_holder(resource)
+    }
+
+    fn confirmed_holder(&self, resource: &ResourceId) -> Option<Holding> {
+        let changes = self.known.lock().changes;
+        let holding = self.client().holder(resource);
+        let mut known = self.known.lock();
+        if known.changes == changes && !known.own.contains_key(resource) {
+            if known.others.len() >= OTHERS_MAX {
+                known.others.clear();
+            }
+            known.others.insert(resource.clone(), holding);
+        }
+        holding
+    }
+
+    fn standing(&self, session: SessionId) -> Standing {
+        if session == self.session() {
+            return if self.client().has_ended() { Standing::Ended } else { Standing::Live };
+        }
+        let known = self.known.lock().sessions.get(&session).copied();
+        known.unwrap_or_else(|| self.ask_sessions(session))
+    }
+}
+
+impl Listener for Plane {
+    fn serve(&self, client: ClientId, from: &NodeName, request: &[u8]) -> Result<Vec<u8>, String> {
+        self.holder.serve(client, from, request)
+    }
+
+    fn event(&self, event: &Event) {
+        match &event.kind {
+            EventKind::HolderChanged { resource, .. } => self.forget_others(std::slice::from_ref(resource)),
+            EventKind::Moved { resources, count, .. } | EventKind::Freed { resources, count, .. } => {
+                if *count > resources.len() as u64 {
+                    self.missed();
+                } else {
+                    self.forget_others(resources);
+                }
+            }
+            EventKind::SessionEnded { session, .. } => self.stands(*session, Standing::Ended),
+            EventKind::Fenced { volume, victim: Victim::Session(session) } if *volume == self.volume => {
+                self.stands(*session, Standing::Fenced);
+            }
+            EventKind::ClientAdded { .. } => self.known.lock().nodes.clear(),
+            EventKind::ClientEnded { client, .. } => {
+                self.known.lock().nodes.clear();
+                // It has drained, or is proved dead and drained (L10): its reserve and its opens go.
+                if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade)
+                    && let Err(refusal) = coordinator.end_client(*client)
+                {
+                    tracing::warn!(%client, %refusal, "a client that has ended is not forgotten yet");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn missed(&self) {
+        {
+            let mut known = self.known.lock();
+            known.changes += 1;
+            known.others.clear();
+            known.sessions.clear();
+            known.nodes.clear();
+        }
+        self.look();
+    }
+
+    fn drain(&self, volume: VolumeId, victim: Victim) {
+        // From now on the victim is refused here. What was carried for it has its own bound: the lease, and grace.
+        if volume == self.volume
+            && let Victim::Session(session) = victim
+        {
+            self.stands(session, Standing::Ended);
+        }
+    }
+
+    fn session_ended(&self, _session: SessionId) {
+        self.look();
+    }
+}

@@ -1,0 +1,113 @@
+//! A volume of a cluster: the mount that holds the coordinator's role opens the store, the others ask it.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use lockd::authority::Authority;
+use lockd::ids::Epoch;
+use redirector::lun::Identity;
+
+use super::{Control, Office, Settings, Volume, VolumeError, label_at};
+use crate::cluster::{ClusterError, Member, Place, Role};
+use crate::coordinator::{self, Coordinator};
+use crate::disk::survey::Survey;
+use crate::node::{self, Node};
+use crate::refusal::Refusal;
+use crate::status::Opening;
+use crate::store::cookie::HashKey;
+
+/// How long after a coordinator did not answer it is asked again.
+const RETRY: Duration = Duration::from_millis(300);
+
+impl Volume {
+    /// Joins the cluster and opens its volume at `place`.
+    pub fn join(place: &Place, settings: Settings) -> Result<Self, VolumeError> {
+        let url = place.luns.first().ok_or_else(|| ClusterError::Lun("it has no path".to_owned()))?;
+        let lun = redirector::open::open(url, &settings.lun_options())?;
+        let survey = Survey::read(lun.as_ref())?;
+        let label = survey.label.clone();
+        // From now on only this volume is accepted when the LUN is reached anew (P3).
+        lun.expect(Identity { offset: label_at(&survey), bytes: label.encode().to_vec() });
+        // The epochs of a mount without a cluster are below those of the next superblock epoch.
+        let seen = Epoch((survey.superblock.epoch.0 + 1) << 32);
+        let begun = settings.clock.boot();
+        let member = Member::join(place, label.uuid, seen, Arc::clone(&settings.clock))?;
+        let authority: Arc<dyn Authority> = Arc::clone(&member.plane) as _;
+        let mut warned = false;
+        loop {
+            let (carrier, epoch, office, opening) = match member.role()? {
+                Role::Coordinator(epoch) => {
+                    let ground = Self::take(&lun, &settings)?;
+                    let database = Arc::new(ground.database);
+                    let coordinator = Coordinator::start(coordinator::Parts {
+                        database: Arc::clone(&database),
+                        space: ground.space,
+                        lun: Arc::clone(&lun),
+                        authority: Arc::clone(&authority),
+                        peers: Arc::clone(&member.ways) as _,
+                        clock: Arc::clone(&settings.clock),
+                        rules: settings.rules,
+                        key: HashKey(label.hash_key),
+                        epoch,
+                        volume: label.uuid,
+                        read_only: false,
+                        discard: settings.discard,
+                        settle: ground.settle,
+                        beside: Some(ground.beside),
+                        scrub: !ground.checked,
+                    })?;
+                    let carrier = member.serve_coordinator(&coordinator);
+                    let office = Office { coordinator, database, hold: ground.hold };
+                    (carrier, epoch, Some(office), ground.opening)
+                }
+                Role::Guest(node, epoch) => {
+                    let opening = Opening {
+                        how: format!("through the coordinator on {node}"),
+                        open_s: settings.clock.boot().since(begun).as_secs_f64(),
+                        ..Opening::default()
+                    };
+                    (member.way_to_coordinator(&node), epoch, None, opening)
+                }
+            };
+            let options = node::Options { cluster: true, ..settings.node_options() };
+            let node = Node::start(node::Parts {
+                carrier,
+                lun: Arc::clone(&lun),
+                authority: Arc::clone(&authority),
+                peers: Arc::clone(&member.ways) as _,
+                clock: Arc::clone(&settings.clock),
+                rules: settings.rules,
+                pool: settings.pool.clone(),
+                volume: label.uuid,
+                client: member.client,
+                coordinator: epoch,
+                options,
+            })
+            .map_err(VolumeError::Thread)?;
+            let node = Arc::new(node);
+            member.serve_node(&node);
+            match attach(&node) {
+                Ok(()) => {
+                    let (client, control) = (member.client, Control::Cluster(member));
+                    return Ok(Self { label, lun, control, client, office, node, opening, settings });
+                }
+                Err(refusal) if office.is_some() => return Err(VolumeError::NotTaken(refusal)),
+                // It is still opening the volume, or has just gone.
+                Err(refusal) => {
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(%refusal, "the coordinator does not answer yet; asking again");
+                    }
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+}
+
+/// Makes the node known to the coordinator.
+fn attach(node: &Node) -> Result<(), Refusal> {
+    let (sender, receiver) = sync_channel(1);
+    node.attach(Box::new(move |result| drop(sender.send(result))));
+    receiver.recv().unwrap_or_else(|_| Err(Refusal::Io("the node has ended".to_owned())))
+}
