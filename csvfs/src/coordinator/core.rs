@@ -262,7 +262,8 @@ impl Core {
         if !matches!(error, StoreError::Database(_)) {
             return;
         }
-        self.break_down(&error.to_string());
+        // Whoever comes second hears of the database only that it has failed before.
+        self.break_down(&self.parts.space.trouble().unwrap_or_else(|| error.to_string()));
         let Some(Beside(open)) = &self.parts.beside else { return };
         match open() {
             Ok(database) => {

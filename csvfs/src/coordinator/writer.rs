@@ -163,8 +163,8 @@ impl Writer {
         let result = self.transact(group, &mut outcome);
         self.core.opens.lock().buried(&outcome.gone);
         if let Err(error) = result {
-            self.core.break_down(&error.to_string());
             self.core.store_failed(&error);
+            self.core.break_down(&error.to_string());
             let refusal = Refusal::Io(error.to_string());
             outcome.answers.into_iter().for_each(|answer| answer.fail(&refusal));
             self.refuse_all(std::mem::take(&mut outcome.continued), &refusal);

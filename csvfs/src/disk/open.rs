@@ -712,9 +712,13 @@ impl Opening {
             if !heart.sleep_until(due) {
                 return;
             }
-            let changed = area.change_map(|map| {
-                map.spent().into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
-            });
+            let changed = if area.map().spent().is_empty() {
+                Ok(())
+            } else {
+                area.change_map(|map| {
+                    map.spent().into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
+                })
+            };
             if let Err(error) = changed {
                 tracing::warn!(%error, "the chunks of an earlier area could not be made reserve");
                 return;

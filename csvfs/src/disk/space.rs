@@ -25,6 +25,11 @@ pub trait MetadataSpace: Send + Sync + Debug {
     /// Whether so little room is left that operations that need more metadata must be refused (deletes still work).
     fn is_scarce(&self) -> bool;
 
+    /// What is wrong with the area itself, if anything: the first cause of what its database says later.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Gives whole chunks to the area, durably.
     fn offer(&self, chunks: &[Run]) -> Result<(), SpaceError>;
 }

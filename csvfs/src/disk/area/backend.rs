@@ -113,6 +113,7 @@ impl Area {
         };
         let error = AreaError::Corrupt { at: offset, offset: self.lun_byte(offset), table };
         tracing::error!(%error);
+        self.state.lock().damage.get_or_insert_with(|| error.clone());
         Err(error)
     }
 

@@ -236,6 +236,8 @@ struct State {
     /// Whether somebody is sending pages or the map.
     busy: bool,
     broken: Option<AreaError>,
+    /// The first page that was found to be damaged.
+    damage: Option<AreaError>,
 }
 
 /// The store's address space on chunks of the LUN; see the module's text.
@@ -258,6 +260,7 @@ impl Area {
             unflushed: false,
             busy: false,
             broken: None,
+            damage: None,
         };
         Self { around, side, state: Mutex::new(state), changed: Condvar::new(), ledger: Ledger::default() }
     }

@@ -63,6 +63,11 @@ impl MetadataSpace for Area {
         (state.map.spare().len() as u64) < self.budget(&state.map).0.scarce
     }
 
+    fn trouble(&self) -> Option<String> {
+        let state = self.state.lock();
+        state.broken.as_ref().or(state.damage.as_ref()).map(ToString::to_string)
+    }
+
     fn offer(&self, chunks: &[Run]) -> Result<(), SpaceError> {
         let chunk_blocks = self.chunk_blocks();
         let known: Vec<u32> = {
