@@ -220,12 +220,12 @@ fn a_damaged_page_under_a_mount_fails_what_needs_it_and_stops_changes() {
 fn damage_that_nobody_meets_is_found_in_the_background() {
     let bench = Bench::new();
     let volume = bench.opened();
-    assert!(matches!(volume.scrub(), Scrub::Running { .. }));
+    assert!(matches!(volume.scrub().unwrap(), Scrub::Running { .. }));
     // Every page of the later half, none of which anybody asks for.
     let half = &bench.pages[bench.pages.len() / 2..];
     bench.flip(&half.iter().map(|at| at + 40).collect::<Vec<_>>());
     let until = Instant::now() + Duration::from_secs(20);
-    while matches!(volume.scrub(), Scrub::Running { .. }) && Instant::now() < until {
+    while matches!(volume.scrub().unwrap(), Scrub::Running { .. }) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
     let status = volume.reporter("l".to_owned(), "m".to_owned()).status();
@@ -236,9 +236,9 @@ fn damage_that_nobody_meets_is_found_in_the_background() {
     // And of one that is whole this is said.
     let volume = bench.opened();
     let until = Instant::now() + Duration::from_secs(20);
-    while matches!(volume.scrub(), Scrub::Running { .. }) && Instant::now() < until {
+    while matches!(volume.scrub().unwrap(), Scrub::Running { .. }) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(volume.scrub().to_string().contains("checked whole since"), "{}", volume.scrub());
+    assert!(volume.scrub().unwrap().to_string().contains("checked whole since"), "{}", volume.scrub().unwrap());
     volume.close().unwrap();
 }

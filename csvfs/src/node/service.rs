@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use lockd::ids::ResourceId;
 use redirector::buffer::Slice;
 
 use super::task::run;
@@ -11,6 +12,9 @@ use crate::proto::{Allocation, Answer, Created, Operation, RenameMode, SetAttr, 
 use crate::refusal::Refusal;
 use crate::service::{Credentials, Done, FileService, HandleId, OpenMode, Opened, ReadData, Seek, WriteMode};
 use crate::types::{Attr, DirEntry, Ino, SpaceReport, Timestamp};
+
+/// The virtual attribute by which a mount tells the resource of a file; not listed.
+const RESOURCE_ATTRIBUTE: &[u8] = b"user.csvfs.resource";
 
 impl Node {
     /// Runs a request of several steps and answers it.
@@ -132,6 +136,10 @@ impl FileService for Node {
     }
 
     fn get_xattr(&self, ino: Ino, name: &[u8], done: Done<Vec<u8>>) {
+        if name == RESOURCE_ATTRIBUTE && self.core.options.cluster {
+            let resource = ResourceId::File(self.core.volume, ino.0);
+            return done(Ok(resource.to_string().into_bytes()));
+        }
         self.bytes(Operation::GetXattr { ino, name: name.to_vec() }, done);
     }
 

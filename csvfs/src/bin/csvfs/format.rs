@@ -1,23 +1,31 @@
 //! `csvfs format`: an empty volume on a LUN.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use csvfs::volume::{FormatSettings, format_url};
+use lockd::cluster::Cluster;
 
 #[derive(Debug, Args)]
 pub struct Format {
     /// The LUN: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH, /dev/...
     #[arg(long, value_name = "URL")]
-    lun: String,
+    lun: Option<String>,
+    /// The cluster file: formats the LUN of one of its volumes.
+    #[arg(long, env = "CSV_CLUSTER", value_name = "FILE")]
+    cluster: Option<PathBuf>,
+    /// The volume of the cluster file.
+    #[arg(value_name = "VOLUME")]
+    volume: Option<String>,
     /// Also over something that is known: another file system, a partition table, an older volume.
     #[arg(long)]
     force: bool,
-    /// The volume's name.
-    #[arg(long, default_value = "csvfs")]
-    name: String,
+    /// The volume's name; in a cluster, that of the cluster file.
+    #[arg(long)]
+    name: Option<String>,
     /// How long whoever opens the volume watches the claims of others (V1), in milliseconds.
     #[arg(long, hide = true, default_value_t = 10_000, value_name = "MS")]
     window_ms: u64,
@@ -28,10 +36,24 @@ pub struct Format {
 
 impl Format {
     pub fn run(self) -> Result<ExitCode> {
-        let url = super::mount::absolute(&self.lun)?;
+        let (lun, name) = match (self.lun, self.cluster, self.volume) {
+            (Some(lun), _, None) => (lun, self.name.unwrap_or_else(|| "csvfs".to_owned())),
+            (None, Some(file), Some(volume)) => {
+                let cluster = Cluster::read(&file)?;
+                let Some((_, found)) = cluster.volume(&volume) else {
+                    bail!("{} has no volume {volume:?}", file.display())
+                };
+                let lun = found.lun.first().with_context(|| format!("the volume {volume:?} has no LUN"))?;
+                (lun.clone(), volume)
+            }
+            (Some(_), _, Some(volume)) => bail!("with --lun no volume is named, but {volume:?} is"),
+            (None, Some(_), None) => bail!("which volume of the cluster? csvfs format --cluster FILE VOLUME"),
+            (None, None, _) => bail!("what is to be formatted? give --lun URL, or --cluster FILE and a volume's name"),
+        };
+        let url = super::mount::absolute(&lun)?;
         let settings = FormatSettings {
             force: self.force,
-            name: self.name,
+            name,
             window: Duration::from_millis(self.window_ms),
             quiesce: Duration::from_millis(self.quiesce_ms),
             rules: super::rules(),

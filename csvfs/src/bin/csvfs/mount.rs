@@ -1,5 +1,6 @@
 //! `csvfs mount`: serves a volume on a folder, in the foreground or as a process of its own.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -11,9 +12,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use csvfs::cluster::Place;
 use csvfs::fuse;
 use csvfs::status::StatusSocket;
 use csvfs::volume::{Settings, Volume};
+use lockd::ids::NodeName;
 use redirector::metrics::MetricsServer;
 use redirector::uri::{Endpoint, LunUri};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -23,11 +26,16 @@ use super::options;
 
 #[derive(Debug, Args)]
 pub struct MountCommand {
-    /// The LUN: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH, /dev/...
+    /// The LUN of a mount without a cluster: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH,
+    /// /dev/...
     #[arg(long, value_name = "URL")]
-    lun: String,
-    /// Where to mount it.
-    folder: PathBuf,
+    lun: Option<String>,
+    /// The cluster file: mounts one of its volumes, together with its other nodes.
+    #[arg(long, env = "CSV_CLUSTER", value_name = "FILE")]
+    cluster: Option<PathBuf>,
+    /// Where to mount it; before that, with --cluster, the volume's name.
+    #[arg(required = true, num_args = 1..=2, value_names = ["VOLUME", "FOLDER"])]
+    places: Vec<PathBuf>,
     /// Options of mount(8): ro, nosuid, nodev, noexec, noatime, nodiscard, ...
     #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<String>,
@@ -41,8 +49,8 @@ pub struct MountCommand {
     #[arg(long, env = "CSV_NODE", value_name = "NAME")]
     node: Option<String>,
     /// How long I/O waits for a LUN that is gone, in seconds.
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    hold: u64,
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u64>,
     /// Where a mount in the background writes what it has to say.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -50,15 +58,31 @@ pub struct MountCommand {
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
     /// Where the status socket is put.
-    #[arg(long, default_value = super::RUN_DIR)]
+    #[arg(long, env = "CSV_RUN_DIR", default_value = super::RUN_DIR)]
     run_dir: PathBuf,
+}
+
+/// What is mounted.
+enum Source {
+    /// A LUN, by this mount alone.
+    Lun(LunUri),
+    /// A volume of a cluster.
+    Cluster(Place),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lun(url) => url.fmt(f),
+            Self::Cluster(place) => write!(f, "{}/{}", place.cluster.name, place.volume),
+        }
+    }
 }
 
 impl MountCommand {
     pub fn run(self) -> Result<ExitCode> {
-        let url = absolute(&self.lun)?;
-        let folder =
-            self.folder.canonicalize().with_context(|| format!("the folder {}", self.folder.display()))?;
+        let (source, folder) = self.source()?;
+        let folder = folder.canonicalize().with_context(|| format!("the folder {}", folder.display()))?;
         if !folder.is_dir() {
             bail!("{} is not a folder", folder.display());
         }
@@ -67,30 +91,61 @@ impl MountCommand {
             return Ok(ExitCode::SUCCESS);
         }
         if !self.foreground {
-            return self.in_background(&url, &folder);
+            return self.in_background(&folder);
         }
         let node = match self.node {
             Some(name) => name,
             None => host_name()?,
         };
+        let hold = match &source {
+            Source::Lun(_) => Duration::from_secs(120),
+            Source::Cluster(place) => place.cluster.hold,
+        };
         let settings = Settings {
             rules: super::rules(),
             read_only: options.read_only,
             discard,
-            hold: Duration::from_secs(self.hold),
+            hold: self.hold.map_or(hold, Duration::from_secs),
             ..Settings::local(&node)
         };
-        let volume = Volume::open_url(&url, settings)?;
-        options.source = url.to_string();
-        let served = serve(&volume, &url, &folder, &options, &self.run_dir, self.metrics.as_deref());
+        options.source = source.to_string();
+        let volume = match &source {
+            Source::Lun(url) => Volume::open_url(url, settings)?,
+            Source::Cluster(place) => {
+                // What another node changes is not to be seen late: the kernel keeps nothing.
+                options.caching = fuse::Caching::none();
+                Volume::join(place, settings)?
+            }
+        };
+        let served = serve(&volume, &source, &folder, &options, &self.run_dir, self.metrics.as_deref());
         let closed = volume.close().context("closing the volume");
         served?;
         closed?;
         Ok(ExitCode::SUCCESS)
     }
 
+    /// What to mount, and where.
+    fn source(&self) -> Result<(Source, &Path)> {
+        match (&self.lun, &self.cluster, &self.places[..]) {
+            (Some(lun), _, [folder]) => Ok((Source::Lun(absolute(lun)?), folder)),
+            (None, Some(file), [volume, folder]) => {
+                let Some(node) = &self.node else {
+                    bail!("a mount of a cluster needs --node: this machine's name in {}", file.display())
+                };
+                let node: NodeName = node.parse()?;
+                let place = Place::find(file, &node, &volume.to_string_lossy(), &self.run_dir)?;
+                Ok((Source::Cluster(place), folder))
+            }
+            (Some(_), _, _) => bail!("with --lun, only the folder is named: csvfs mount --lun URL FOLDER"),
+            (None, Some(_), _) => {
+                bail!("with --cluster, volume and folder are named: csvfs mount --cluster FILE --node NODE VOLUME FOLDER")
+            }
+            (None, None, _) => bail!("what is to be mounted? give --lun URL, or --cluster FILE and the volume's name"),
+        }
+    }
+
     /// Starts this program again as a process of its own and waits until that is ready.
-    fn in_background(&self, url: &LunUri, folder: &Path) -> Result<ExitCode> {
+    fn in_background(&self, folder: &Path) -> Result<ExitCode> {
         let log = self
             .log
             .clone()
@@ -100,8 +155,19 @@ impl MountCommand {
         }
         let errors = File::create(&log).with_context(|| format!("creating the log {}", log.display()))?;
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
-        command.args(["mount", "--foreground", "--lun", &url.to_string()]).arg(folder);
-        command.args(["--hold", &self.hold.to_string()]).arg("--run-dir").arg(&self.run_dir);
+        command.args(["mount", "--foreground"]).arg("--run-dir").arg(&self.run_dir);
+        match (&self.lun, &self.cluster) {
+            (Some(lun), _) => drop(command.args(["--lun", &absolute(lun)?.to_string()])),
+            (None, Some(file)) => {
+                let file = file.canonicalize().with_context(|| format!("the cluster file {}", file.display()))?;
+                command.arg("--cluster").arg(file).arg(&self.places[0]);
+            }
+            (None, None) => {}
+        }
+        command.arg(folder);
+        if let Some(hold) = self.hold {
+            command.args(["--hold", &hold.to_string()]);
+        }
         for list in &self.options {
             command.args(["-o", list]);
         }
@@ -140,13 +206,13 @@ impl MountCommand {
 
 fn serve(
     volume: &Volume,
-    url: &LunUri,
+    source: &Source,
     folder: &Path,
     options: &fuse::MountOptions,
     run_dir: &Path,
     metrics: Option<&str>,
 ) -> Result<()> {
-    let reporter = Arc::new(volume.reporter(url.to_string(), folder.display().to_string()));
+    let reporter = Arc::new(volume.reporter(source.to_string(), folder.display().to_string()));
     let figures = Arc::clone(&reporter);
     let metrics =
         metrics.map(|address| MetricsServer::serve(address, move || figures.exposition())).transpose()?;
@@ -175,7 +241,7 @@ fn serve(
             }
         })
         .context("starting a thread")?;
-    say!("{url} is mounted on {}", folder.display());
+    say!("{source} is mounted on {}", folder.display());
     mount.wait();
     drop((status, metrics));
     ending.close();
