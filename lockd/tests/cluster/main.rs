@@ -1,0 +1,10 @@
+//! Whole lockd processes on loopback addresses, with clients that live, die and come back.
+
+mod clients;
+mod failover;
+mod handover;
+mod helper;
+mod leases;
+mod locks;
+mod programs;
+mod site;
