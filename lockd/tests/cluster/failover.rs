@@ -53,7 +53,7 @@ fn without_a_quorum_everything_says_so_and_goes_on_when_it_is_back() {
         (!client.shared_lease().holds(&lockd::clock::SystemClock)).then_some(())
     });
     let node = format!("n{leader}");
-    for command in [&["ls"][..], &["status"], &["acquire", "vm/x"], &["voters"]] {
+    for command in [&["ls"][..], &["status"], &["release", "vm/web"], &["voters"]] {
         let output = site.lockctl(&[&["--node", &node, "--timeout", "1"], command].concat());
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{command:?}: {output:?}");

@@ -61,8 +61,10 @@ fn l1_a_leader_that_stood_still_gives_everybody_a_full_lease() {
     std::thread::sleep(Duration::from_millis(500));
     site.signal(0, libc::SIGCONT);
     // L2: lapsed is not ended.
-    wait_for("the lease to be won back", || client.shared_lease().holds(&SystemClock).then_some(()));
-    assert!(!client.has_ended());
+    wait_for("the lease to be won back", || {
+        assert!(!client.has_ended(), "the leader has ended the session");
+        client.shared_lease().holds(&SystemClock).then_some(())
+    });
     assert_eq!(client.holder(&vm("web")), Some(holding));
 }
 

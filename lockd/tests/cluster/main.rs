@@ -2,6 +2,7 @@
 
 mod clients;
 mod failover;
+mod figures;
 mod handover;
 mod helper;
 mod leases;
