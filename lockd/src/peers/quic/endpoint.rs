@@ -201,6 +201,23 @@ impl QuicEndpoint {
     }
 }
 
+#[cfg(test)]
+impl QuicEndpoint {
+    /// The packets of the connection to a node, in words.
+    pub(super) fn path_stats(&self, node: &NodeName) -> String {
+        match &*self.shared.links[node].state.borrow() {
+            super::link::LinkState::Up(outbound) => {
+                let path = outbound.connection.stats().path;
+                format!(
+                    "MTU {}, {} sent, {} lost, window {}",
+                    path.current_mtu, path.sent_packets, path.lost_packets, path.cwnd
+                )
+            }
+            _ => "not connected".to_owned(),
+        }
+    }
+}
+
 impl Drop for QuicEndpoint {
     fn drop(&mut self) {
         self.shared.close();

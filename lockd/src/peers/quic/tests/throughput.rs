@@ -36,6 +36,9 @@ async fn throughput_on_loopback() {
         let rate = done as f64 / start.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         let volume = rate * size as f64 / 1e6;
-        println!("{size:>7} bytes, depth {depth:>3}: {rate:>8.0} requests/s, {volume:>7.1} MB/s each way");
+        let path = one.path_stats(&name("n2"));
+        println!(
+            "{size:>7} bytes, depth {depth:>3}: {rate:>8.0} requests/s, {volume:>7.1} MB/s each way; {path}"
+        );
     }
 }
