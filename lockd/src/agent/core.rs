@@ -77,8 +77,7 @@ pub(super) struct Parts {
 
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { cluster, node, rules, clock, random, boot, route, page, nonce, open, endpoint } =
-            parts;
+        let Parts { cluster, node, rules, clock, random, boot, route, page, nonce, open, endpoint } = parts;
         Self {
             cluster,
             node,
