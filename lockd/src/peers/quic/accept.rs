@@ -14,7 +14,7 @@ use super::frame::{FrameError, FrameReader, Header, Kind};
 use super::hello::Hello;
 use super::inbound::Inbound;
 use super::rooms::Rooms;
-use super::transport::{Close, explain};
+use super::transport::{Close, close, explain};
 use super::writer::{Outgoing, QUEUE, write_frames};
 use crate::ids::NodeName;
 use crate::peers::{Channel, FRAME_MAX, NotServed};
@@ -64,7 +64,7 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Option<(Arc<Inbound>
         Ok(identity) => identity,
         Err(error) => {
             shared.turned_away(address, &error.to_string());
-            connection.close(Close::Protocol.code(), error.to_string().as_bytes());
+            close(&connection, Close::Protocol, &error.to_string());
             return None;
         }
     };
@@ -84,7 +84,7 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Option<(Arc<Inbound>
     if hello.program != shared.program {
         let why = format!("this is the port of {}, not of {}", shared.program, hello.program);
         shared.turned_away(address, &why);
-        connection.close(Close::OtherProgram.code(), why.as_bytes());
+        close(&connection, Close::OtherProgram, &why);
         return None;
     }
     let inbound = Arc::new(Inbound { from, incarnation: hello.incarnation, connection, control });
@@ -110,7 +110,7 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Arc<Inbound>, mut contro
         () = serve_lanes => {}
         end = inbound.control.run(&mut control) => match end {
             Err(error) => close_for(connection, &inbound.from, &error),
-            Ok(()) => connection.close(Close::Protocol.code(), b"the control stream ended"),
+            Ok(()) => close(connection, Close::Protocol, "the control stream ended"),
         },
     }
     shared.unregister(&inbound);
@@ -150,12 +150,13 @@ async fn serve_requests(
         if let Some(link) = link {
             link.contact.note();
         }
-        let (shared, inbound, queue) = (shared.clone(), inbound.clone(), queue.clone());
+        // It may outlive the endpoint, and must not keep its socket open.
+        let (serve, from, queue) = (shared.serve.clone(), inbound.from.clone(), queue.clone());
         tokio::spawn(async move {
-            let reply = shared.serve.serve(&inbound.from, channel, frame).await;
+            let reply = serve.serve(&from, channel, frame).await;
             let (kind, payload) = match reply {
                 Ok(reply) if reply.len() > FRAME_MAX => {
-                    tracing::warn!(from = %inbound.from, %channel, bytes = reply.len(), "the reply is too large");
+                    tracing::warn!(%from, %channel, bytes = reply.len(), "the reply is too large");
                     (Kind::TooLarge, (reply.len() as u64).to_le_bytes().to_vec())
                 }
                 Ok(reply) => (Kind::Reply, reply),
@@ -177,5 +178,5 @@ fn close_for(connection: &Connection, from: &NodeName, error: &FrameError) {
     if !matches!(error, FrameError::Stream(_)) {
         tracing::warn!(node = %from, address = %connection.remote_address(), %error, "closing its connection");
     }
-    connection.close(Close::Protocol.code(), error.to_string().as_bytes());
+    close(connection, Close::Protocol, &error.to_string());
 }

@@ -12,7 +12,7 @@ use super::frame::{FrameReader, Kind};
 use super::hello::Hello;
 use super::link::{Link, LinkState};
 use super::outbound::Outbound;
-use super::transport::{Close, Failure, SERVER_NAME, explain};
+use super::transport::{Close, Failure, SERVER_NAME, close, explain};
 use super::{transport, versions};
 use crate::cluster::tls::Verdict;
 
@@ -118,7 +118,7 @@ async fn connect(shared: &Arc<Shared>, link: &Link) -> Result<Outbound, Failure>
         match introduction(&mut reader, Kind::Welcome).await {
             Ok(them) => Some((control, reader, them)),
             Err(error) => {
-                connection.close(Close::Protocol.code(), error.to_string().as_bytes());
+                close(&connection, Close::Protocol, &error.to_string());
                 None
             }
         }
@@ -133,7 +133,7 @@ async fn connect(shared: &Arc<Shared>, link: &Link) -> Result<Outbound, Failure>
             // Whatever ends the control stream ends the connection.
             let end = control.run(&mut reader).await;
             let why = end.err().map_or("the control stream ended".to_owned(), |error| error.to_string());
-            connection.close(Close::Protocol.code(), why.as_bytes());
+            close(&connection, Close::Protocol, &why);
         }
     });
     link.contact.note();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -106,6 +107,7 @@ pub(super) struct Shared {
     pub(super) conflicts: Mutex<BTreeMap<NodeName, (NodeConflict, Instant)>>,
     pub(super) last_turned_away: Mutex<Option<Instant>>,
     pub(super) stop: watch::Sender<bool>,
+    runtime: Handle,
 }
 
 impl QuicEndpoint {
@@ -149,6 +151,7 @@ impl QuicEndpoint {
             conflicts: Mutex::new(BTreeMap::new()),
             last_turned_away: Mutex::new(None),
             stop: watch::Sender::new(false),
+            runtime: Handle::current(),
         });
         tokio::spawn(accept::accept_all(shared.clone()));
         for link in shared.links.values() {
@@ -198,6 +201,23 @@ impl QuicEndpoint {
     }
 }
 
+#[cfg(test)]
+impl QuicEndpoint {
+    /// The packets of the connection to a node, in words.
+    pub(super) fn path_stats(&self, node: &NodeName) -> String {
+        match &*self.shared.links[node].state.borrow() {
+            super::link::LinkState::Up(outbound) => {
+                let path = outbound.connection.stats().path;
+                format!(
+                    "MTU {}, {} sent, {} lost, window {}",
+                    path.current_mtu, path.sent_packets, path.lost_packets, path.cwnd
+                )
+            }
+            _ => "not connected".to_owned(),
+        }
+    }
+}
+
 impl Drop for QuicEndpoint {
     fn drop(&mut self) {
         self.shared.close();
@@ -237,7 +257,8 @@ impl Shared {
     ) -> Result<Vec<u8>, PeerError> {
         let node = self.node.clone();
         // In a task of its own: it goes on when the one who asked has given up.
-        let served = tokio::spawn(async move { self.serve.serve(&self.node, channel, frame).await });
+        let (serve, from) = (self.serve.clone(), self.node.clone());
+        let served = self.runtime.spawn(async move { serve.serve(&from, channel, frame).await });
         match timeout(within, served).await {
             Ok(Ok(Ok(reply))) if reply.len() > FRAME_MAX => {
                 Err(PeerError::TooLarge { node, length: reply.len(), limit: FRAME_MAX })

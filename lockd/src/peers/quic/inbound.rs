@@ -7,7 +7,7 @@ use quinn::Connection;
 use super::control::Control;
 use super::endpoint::Shared;
 use super::status::NodeConflict;
-use super::transport::Close;
+use super::transport::{Close, close};
 use crate::ids::NodeName;
 
 /// How long an incarnation has to answer when another one takes its name.
@@ -50,8 +50,7 @@ impl Shared {
                     }
                     _ => {
                         if let Some(old) = connections.insert(inbound.from.clone(), inbound.clone()) {
-                            old.connection
-                                .close(Close::Replaced.code(), b"a newer connection takes its place");
+                            close(&old.connection, Close::Replaced, "a newer connection takes its place");
                         }
                         return Ok(());
                     }
@@ -74,7 +73,7 @@ impl Shared {
         let conflict = NodeConflict { node: node.clone(), accepted, refused, ago: Duration::ZERO };
         tracing::error!("{conflict}");
         self.conflicts.lock().insert(node, (conflict.clone(), Instant::now()));
-        inbound.connection.close(Close::Duplicate.code(), conflict.to_string().as_bytes());
+        close(&inbound.connection, Close::Duplicate, &conflict.to_string());
         NameTaken
     }
 

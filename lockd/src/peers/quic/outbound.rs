@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use quinn::Connection;
+use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::channel_lanes::{lane, lanes, place, priority};
 use super::contact::Contact;
 use super::frame::{FrameError, FrameReader, Header, Kind};
-use super::transport::Close;
+use super::transport::{Close, close};
 use super::writer::{Outgoing, QUEUE, write_frames};
 use crate::peers::Channel;
 
@@ -34,6 +35,8 @@ pub(super) struct Outbound {
     lanes: [Vec<OnceCell<Lane>>; Channel::ALL.len()],
     last_id: AtomicU64,
     contact: Arc<Contact>,
+    /// The endpoint's own; who asks may do so from another one.
+    runtime: Handle,
 }
 
 struct Lane {
@@ -67,6 +70,7 @@ impl Drop for Asked {
 }
 
 impl Outbound {
+    /// To be called in the endpoint's runtime.
     pub(super) fn new(connection: Connection, version: u16, incarnation: u64, contact: Arc<Contact>) -> Self {
         let empty = |channel| std::iter::repeat_with(OnceCell::new).take(lanes(channel)).collect();
         Self {
@@ -76,6 +80,7 @@ impl Outbound {
             lanes: Channel::ALL.map(empty),
             last_id: AtomicU64::new(0),
             contact,
+            runtime: Handle::current(),
         }
     }
 
@@ -102,10 +107,10 @@ impl Outbound {
         let _ = send.set_priority(priority(channel));
         let (queue, requests) = mpsc::channel(QUEUE);
         let pending = Arc::new(Pending(Mutex::new(Some(HashMap::new()))));
-        tokio::spawn(write_frames(send, requests));
+        self.runtime.spawn(write_frames(send, requests));
         let lane = Lane { queue, pending: pending.clone() };
         let (connection, contact) = (self.connection.clone(), self.contact.clone());
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let end = read_answers(FrameReader::new(receive), &pending, &contact).await;
             // Wakes who still waits: no answer comes any more.
             pending.0.lock().take();
@@ -116,7 +121,7 @@ impl Outbound {
             };
             if connection.close_reason().is_none() {
                 tracing::warn!(peer = %connection.remote_address(), why, "closing a connection");
-                connection.close(Close::Protocol.code(), why.as_bytes());
+                close(&connection, Close::Protocol, &why);
             }
         });
         Ok(lane)

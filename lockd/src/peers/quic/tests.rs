@@ -1,1 +1,7 @@
-
+mod conversation;
+mod failure;
+mod garbage;
+mod proxy;
+mod refusal;
+mod throughput;
+mod world;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
-    MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    ClientConfig, Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig,
+    IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 
 use super::channel_lanes::LANES;
@@ -51,6 +51,13 @@ pub(super) enum Close {
 impl Close {
     pub(super) fn code(self) -> VarInt {
         VarInt::from_u32(u32::from(self as u8))
+    }
+}
+
+/// Closes `connection`, if it is not closed already: how it ended first is what counts.
+pub(super) fn close(connection: &Connection, close: Close, why: &str) {
+    if connection.close_reason().is_none() {
+        connection.close(close.code(), why.as_bytes());
     }
 }
 

@@ -23,7 +23,16 @@ pub(super) struct Outgoing {
 pub(super) async fn write_frames(mut stream: SendStream, mut queue: mpsc::Receiver<Outgoing>) {
     let mut batch = Vec::with_capacity(QUEUE);
     let mut chunks: Vec<Bytes> = Vec::new();
-    while queue.recv_many(&mut batch, QUEUE).await > 0 {
+    // Who answers slowly keeps the queue open, but must not keep a lost connection and its socket.
+    let mut lost = std::pin::pin!(stream.stopped());
+    loop {
+        let ready = tokio::select! {
+            ready = queue.recv_many(&mut batch, QUEUE) => ready,
+            _ = &mut lost => return,
+        };
+        if ready == 0 {
+            break;
+        }
         let inline: usize =
             batch.iter().map(|frame| HEADER + if is_inline(frame) { frame.payload.len() } else { 0 }).sum();
         let mut small = BytesMut::with_capacity(inline);
