@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod ids;
 pub mod lease;
 pub mod locks;
+pub mod machine;
 pub mod network;
 pub mod peers;
 pub mod raft;

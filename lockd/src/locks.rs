@@ -22,6 +22,7 @@
 //! can name the newest grant that it means (L8), and one that comes late then leaves newer grants alone.
 
 mod codec;
+mod custody;
 mod error;
 mod file_locks;
 mod held;
@@ -42,6 +43,7 @@ mod model_tests;
 mod tests;
 
 pub use crate::ids::{GrantId, Ticket};
+pub use custody::Grants;
 pub use error::LockError;
 pub use file_locks::{FileLocks, LockReply, OnLockReply};
 pub use lock::{

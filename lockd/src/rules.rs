@@ -26,12 +26,30 @@ macro_rules! rules {
 }
 
 rules! {
+    /// A session is ended no earlier than a full lease after it was last heard, after an election, after a clock gap.
+    L1,
+    /// A session that has ended never comes back.
+    L2,
     /// No write starts and no read is answered past the lease's deadline.
     L3,
     /// A keep-alive is answered only after a quorum has confirmed, since it came, that the leader still leads.
     L4,
     /// A repeated command gets its slot's reply and is not executed again.
     L5,
+    /// A set of resources is transferred whole or not at all, by its live source, in the expected epochs.
+    L6,
+    /// Of a transfer and its abort, whichever is applied first wins.
+    L7,
+    /// Locks in escrow are adopted by who shows the cookie, and an unlock names the grant that it ends.
+    L8,
+    /// What an ended session held is free when the session is fenced.
+    L9,
+    /// What a dead client held is free when its requests are drained.
+    L10,
+    /// A holding is broken only when an operator confirms its node, and that is logged for good.
+    L12,
+    /// A fence is complete when a method succeeded and every live session of the volume reported.
+    F1,
     /// No path error reaches the caller: I/O is held until the path is back or the hold time is over.
     P2,
     /// A reconnected path is used only when its size and volume id are the same.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::custody::owners_of;
 use super::held::Change;
 use super::lock::LockOwner;
 use crate::ids::{ClientId, Ticket};
@@ -19,6 +20,8 @@ pub(super) struct Index<K> {
     waits: BTreeMap<LockOwner, BTreeSet<Ticket>>,
     holds: BTreeMap<LockOwner, BTreeSet<K>>,
     usage: BTreeMap<ClientId, Usage>,
+    /// Locks held by all clients.
+    locks: usize,
 }
 
 impl<K: Ord + Clone> Index<K> {
@@ -28,6 +31,7 @@ impl<K: Ord + Clone> Index<K> {
             waits: BTreeMap::new(),
             holds: BTreeMap::new(),
             usage: BTreeMap::new(),
+            locks: 0,
         }
     }
 
@@ -51,15 +55,19 @@ impl<K: Ord + Clone> Index<K> {
         self.holds.get(&owner).into_iter().flatten()
     }
 
+    /// How many locks all clients hold.
+    pub(super) fn locks(&self) -> usize {
+        self.locks
+    }
+
     pub(super) fn usage(&self, client: ClientId) -> Usage {
         self.usage.get(&client).copied().unwrap_or_default()
     }
 
     /// The waiting requests of `client`, and what it holds.
     pub(super) fn of_client(&self, client: ClientId) -> (Vec<Ticket>, Vec<(LockOwner, K)>) {
-        let mine = |owner: &&LockOwner| owner.client == client;
-        let waits = self.waits.iter().filter(|(owner, _)| mine(owner));
-        let holds = self.holds.iter().filter(|(owner, _)| mine(owner));
+        let waits = self.waits.range(owners_of(client));
+        let holds = self.holds.range(owners_of(client));
         (
             waits.flat_map(|(_, tickets)| tickets.iter().copied()).collect(),
             holds.flat_map(|(owner, keys)| keys.iter().map(|key| (*owner, key.clone()))).collect(),
@@ -88,6 +96,7 @@ impl<K: Ord + Clone> Index<K> {
     /// Counts a change of what `owner` holds on `key`; `holding` tells whether it still holds anything there.
     pub(super) fn note_held(&mut self, key: &K, owner: LockOwner, change: Change, holding: bool) {
         self.change_usage(owner.client, |usage| usage.locks = usage.locks + change.added - change.removed);
+        self.locks = self.locks + change.added - change.removed;
         if holding {
             let keys = self.holds.entry(owner).or_default();
             if !keys.contains(key) {

@@ -227,19 +227,30 @@ impl<K: Ord + Clone> LockTable<K> {
 
         self.last_grant += 1;
         let grant = GrantId(self.last_grant);
+        self.put(key, request, grant);
+        Ok(grant)
+    }
+
+    /// Records a lock in place of what its owner has of its bytes.
+    pub(super) fn put(&mut self, key: &K, request: &LockRequest, grant: GrantId) {
+        let LockRequest { owner, range, .. } = *request;
         let resource = self.resources.entry(key.clone()).or_default();
         let held = resource.held.entry(owner).or_default();
-        let mut change = held.carve(range, all);
+        let mut change = held.carve(range, GrantId(u64::MAX));
         held.put(request, grant);
         change.added += 1;
         self.index.note_held(key, owner, change, true);
         let other = resource.blockers(request).next();
         assert!(other.is_none(), "two locks conflict: {request:?} was granted beside one of {other:?}");
-        Ok(grant)
     }
 
     /// Refuses a change that would leave `client` with more locks than it may have.
-    fn check_limit(&self, client: ClientId, removed: usize, added: usize) -> Result<(), LockError> {
+    pub(super) fn check_limit(
+        &self,
+        client: ClientId,
+        removed: usize,
+        added: usize,
+    ) -> Result<(), LockError> {
         let limit = self.limits.locks_per_client;
         let after = self.index.usage(client).locks + added - removed;
         if added > removed && after > limit as usize {
@@ -249,7 +260,7 @@ impl<K: Ord + Clone> LockTable<K> {
     }
 
     /// Takes locks away; true if there were any.
-    fn carve(&mut self, key: &K, owner: LockOwner, range: ByteRange, through: GrantId) -> bool {
+    pub(super) fn carve(&mut self, key: &K, owner: LockOwner, range: ByteRange, through: GrantId) -> bool {
         let Some(resource) = self.resources.get_mut(key) else { return false };
         let Some(held) = resource.held.get_mut(&owner) else { return false };
         let change = held.carve(range, through);
@@ -265,7 +276,7 @@ impl<K: Ord + Clone> LockTable<K> {
     }
 
     /// Takes a request out of its queue and tells its file.
-    fn dequeue(&mut self, ticket: Ticket) -> Option<K> {
+    pub(super) fn dequeue(&mut self, ticket: Ticket) -> Option<K> {
         let key = self.index.note_not_waiting(ticket)?;
         if let Some(resource) = self.resources.get_mut(&key) {
             resource.queue.remove(&ticket);
@@ -277,7 +288,7 @@ impl<K: Ord + Clone> LockTable<K> {
     }
 
     /// Grants what has become free to be granted on the `dirty` files, oldest first, until nothing more has.
-    fn settle(&mut self, mut dirty: BTreeSet<K>, events: &mut Vec<LockEvent>) {
+    pub(super) fn settle(&mut self, mut dirty: BTreeSet<K>, events: &mut Vec<LockEvent>) {
         while let Some(key) = dirty.pop_first() {
             let Some(resource) = self.resources.get(&key) else { continue };
             let tickets: Vec<Ticket> = resource.queue.keys().copied().collect();
@@ -300,7 +311,7 @@ impl<K: Ord + Clone> LockTable<K> {
 
     /// What a grant changes for others: it may have replaced a stronger lock of its owner, and whoever waits on this
     /// file may now wait for that owner, which matters if another thread of it waits too.
-    fn follow_grant(
+    pub(super) fn follow_grant(
         &mut self,
         key: &K,
         granted: &LockRequest,
@@ -338,7 +349,7 @@ impl<K: Ord + Clone> LockTable<K> {
 }
 
 impl ResourceLocks {
-    fn list<K: Clone>(&self, key: &K) -> impl Iterator<Item = Listed<K>> {
+    pub(super) fn list<K: Clone>(&self, key: &K) -> impl Iterator<Item = Listed<K>> {
         let held = self.held.iter().flat_map(|(owner, held)| {
             held.iter().filter_map(|(start, piece)| {
                 let range = ByteRange::new(start, piece.end)?;
