@@ -81,7 +81,6 @@ pub struct AgentConfig {
 #[derive(Debug)]
 pub struct Agent {
     core: Arc<Core>,
-    endpoint: Arc<QuicEndpoint>,
     tasks: Vec<JoinHandle<()>>,
     _lock: RunDirLock,
 }
@@ -105,7 +104,6 @@ impl Agent {
         let page = LeasePage::open(&run_dir.lease_page(), boot)?;
 
         let credentials = Credentials::load(&cluster, &node)?;
-        let certificate_days = Some(credentials.days_left());
         let server = Arc::new(NodeServer::default());
         let quic = QuicConfig::new(Arc::new(cluster.clone()), credentials, Program::Lockd);
         let endpoint = Arc::new(QuicEndpoint::start(quic, Arc::clone(&server) as _)?);
@@ -147,19 +145,23 @@ impl Agent {
             page,
             nonce,
             open: opened,
-            certificate_days,
+            endpoint: Arc::clone(&endpoint),
         }));
         server.begin(Arc::clone(&core));
         tasks.push(tokio::spawn(session::run(Arc::clone(&core), open)));
         tasks.push(tokio::spawn(events::run(Arc::clone(&core))));
         tasks.push(tokio::spawn(fence::run(Arc::clone(&core))));
         tasks.push(tokio::spawn(socket::run(Arc::clone(&core), listener)));
-        Ok(Self { core, endpoint, tasks, _lock: lock })
+        Ok(Self { core, tasks, _lock: lock })
     }
 
     /// Ends: the session too, when no client is left. Clients that are left keep it; their lease goes on only if lockd is
     /// started again before it is over (L11).
     pub async fn stop(self) {
+        // First: otherwise a new session would be opened for the one that ends here.
+        for task in &self.tasks {
+            task.abort();
+        }
         let stewards = self.core.steward.count().await;
         let left = self.core.clients.list().len();
         match self.core.session_now() {
@@ -177,13 +179,10 @@ impl Agent {
             }
             None => {}
         }
-        for task in &self.tasks {
-            task.abort();
-        }
         if let Some(seat) = self.core.route.seat.get() {
             seat.voter.raft.shutdown().await;
         }
-        self.endpoint.stop().await;
+        self.core.endpoint.stop().await;
     }
 }
 

@@ -21,6 +21,7 @@ use crate::lease::{BootId, LeasePage};
 use crate::local::message::Failure;
 use crate::local::process::Incarnation;
 use crate::machine::{Command, Refusal, Reply};
+use crate::peers::quic::QuicEndpoint;
 use crate::random::Random;
 use crate::rules::Rules;
 
@@ -46,8 +47,8 @@ pub(super) struct Core {
     pub(super) last_connection: AtomicU64,
     pub(super) open: watch::Receiver<Option<OpenSession>>,
     pub(super) steward: Steward,
-    /// Days for which this node's certificate is still valid.
-    pub(super) certificate_days: Option<u64>,
+    /// The network, as far as its own state is asked for.
+    pub(super) endpoint: Arc<QuicEndpoint>,
     /// A fence may be wanted.
     pub(super) fences: Notify,
     trouble: Mutex<Trouble>,
@@ -71,13 +72,12 @@ pub(super) struct Parts {
     pub(super) page: LeasePage,
     pub(super) nonce: NonceFile,
     pub(super) open: watch::Receiver<Option<OpenSession>>,
-    pub(super) certificate_days: Option<u64>,
+    pub(super) endpoint: Arc<QuicEndpoint>,
 }
 
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { cluster, node, rules, clock, random, boot, route, page, nonce, open, certificate_days } =
-            parts;
+        let Parts { cluster, node, rules, clock, random, boot, route, page, nonce, open, endpoint } = parts;
         Self {
             cluster,
             node,
@@ -89,7 +89,7 @@ impl Core {
             page,
             nonce,
             open,
-            certificate_days,
+            endpoint,
             clients: Clients::default(),
             connections: Mutex::default(),
             last_connection: AtomicU64::new(0),

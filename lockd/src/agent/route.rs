@@ -17,6 +17,8 @@ use crate::peers::{Channel, PeerError, Peers};
 
 /// How long one attempt may take, the first and the longest.
 const ATTEMPT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4));
+/// The least time that an attempt is given, even when the asker's patience is over.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// How long is waited after an attempt that led nowhere.
 const PAUSE: Duration = Duration::from_millis(40);
 
@@ -95,7 +97,9 @@ impl Route {
                 turn += 1;
                 self.nodes[(turn - 1) % self.nodes.len()].clone()
             });
-            let told = self.attempt(&target, &ask, attempt).await;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let within = left.map_or(attempt, |left| attempt.min(left.max(ATTEMPT_MIN)));
+            let told = self.attempt(&target, &ask, within, left).await;
             let (why, next) = match told {
                 Told::NotLeader(leader) => ("does not lead".to_owned(), leader),
                 Told::NoQuorum(why) => {
@@ -162,12 +166,20 @@ impl Route {
     }
 
     /// Asks one node. A voter that learns of another leader meanwhile gives up.
-    async fn attempt(&self, target: &NodeName, ask: &Ask, within: Duration) -> Told {
+    async fn attempt(
+        &self,
+        target: &NodeName,
+        ask: &Ask,
+        within: Duration,
+        left: Option<Duration>,
+    ) -> Told {
         if *target == self.node {
-            return match self.seat.get() {
-                Some(seat) => seat.answer(ask).await,
-                None => Told::NotLeader(None),
-            };
+            let Some(seat) = self.seat.get() else { return Told::NotLeader(None) };
+            // Nothing is lost between here and this node's own voter, which gives up by itself.
+            let left = left.unwrap_or(ATTEMPT.1).max(ATTEMPT_MIN);
+            let answered = tokio::time::timeout(left, seat.answer(ask)).await;
+            let silent = |_| Told::Unknown("it leads, and no majority of the voters answers it".to_owned());
+            return answered.unwrap_or_else(silent);
         }
         let asked = self.ask(target, ask, within);
         match self.seat.get() {

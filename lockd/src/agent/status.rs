@@ -29,14 +29,21 @@ pub(super) fn node(core: &Core) -> Value {
         })
     });
     let clients: Vec<Value> = clients.collect();
+    // Two machines that use one name: the one that came second is refused.
+    let conflicts = core.endpoint.conflicts().into_iter().map(|conflict| {
+        let (node, refused) = (conflict.node, conflict.refused);
+        format!("a second machine, at {refused}, calls itself node {node}; it is refused: look at its --node")
+    });
+    let conflicts: Vec<String> = conflicts.collect();
     json!({
         "node": core.node.as_str(),
         "reachable": true,
         "session": session.map(|open| open.session.0),
         "lease_left_s": lease_left,
         "clients": clients,
-        "certificate_days_left": core.certificate_days,
+        "certificate_days_left": core.endpoint.certificate_days_left(),
         "trouble": core.trouble(),
+        "conflicts": conflicts,
         "voter": core.route.seat.get().map(|seat| voter(&seat.voter.raft.status())),
         "version": env!("CARGO_PKG_VERSION"),
     })

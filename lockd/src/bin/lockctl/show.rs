@@ -178,7 +178,8 @@ pub(crate) fn print_status(status: &Value) {
             ago(node, "lease_left_s"),
             days.map_or_else(|| "-".to_owned(), |days| format!("{days} days left")),
         );
-        for trouble in [&node["trouble"], &voter["trouble"]] {
+        let conflicts = node["conflicts"].as_array().map_or(&[][..], Vec::as_slice);
+        for trouble in [&node["trouble"], &voter["trouble"]].into_iter().chain(conflicts) {
             if let Some(trouble) = trouble.as_str() {
                 println!("  {trouble}");
             }
