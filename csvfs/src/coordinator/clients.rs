@@ -284,6 +284,11 @@ impl Clients {
 
     /// Whether a call waits for its answer.
     pub fn is_waiting(&self) -> bool {
-        self.any() && self.members.lock().values().any(|member| !member.batches.is_empty() || !member.asks.is_empty())
+        self.any()
+            && self
+                .members
+                .lock()
+                .values()
+                .any(|member| !member.batches.is_empty() || !member.asks.is_empty())
     }
 }

@@ -55,7 +55,10 @@ impl Channel {
     pub(super) async fn call(&self, operation: Operation) -> Reply {
         // What a coordinator of this process answers on the asking thread, from its store.
         let reads_store = !operation.changes()
-            || matches!(operation, Operation::Open { .. } | Operation::Acquire { .. } | Operation::Attach { .. });
+            || matches!(
+                operation,
+                Operation::Open { .. } | Operation::Acquire { .. } | Operation::Attach { .. }
+            );
         let slot = if operation.changes() { Some(self.slots.take().await?) } else { None };
         let head = Head {
             session: self.session,

@@ -69,6 +69,7 @@ mod tests;
 mod turn;
 mod write;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -170,6 +171,8 @@ struct Core {
     peers: Arc<dyn Peers>,
     /// Files that were given up lately, in which term and with which slots: the coordinator may ask again.
     yielded: Mutex<owner::Yielded>,
+    /// Files that this node keeps.
+    pins: Mutex<HashSet<Ino>>,
     clock: Arc<dyn Clock>,
     rules: Rules,
     volume: VolumeId,
@@ -218,8 +221,19 @@ impl Node {
     /// # Errors
     /// If its threads cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { carrier, lun, authority, peers, clock, rules, pool, volume, client, coordinator, options } =
-            parts;
+        let Parts {
+            carrier,
+            lun,
+            authority,
+            peers,
+            clock,
+            rules,
+            pool,
+            volume,
+            client,
+            coordinator,
+            options,
+        } = parts;
         let lease = Arc::clone(authority.lease());
         let alarm = Arc::new(Alarm::default());
         let asker = if options.background { Some(Asker::start()?) } else { None };
@@ -237,6 +251,7 @@ impl Node {
             authority,
             peers,
             yielded: Mutex::default(),
+            pins: Mutex::default(),
             clock,
             rules,
             volume,
@@ -284,7 +299,20 @@ impl Node {
         task::run(async move { done(core.attach().await) });
     }
 
-    /// Makes this node the owner of a file, however small it is and whoever uses it, for as long as it is open here.
+    /// Makes this node the owner of a file, open or not, until it is released: it yields to nobody.
+    pub fn pin(&self, ino: Ino, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.pin(ino).await) });
+    }
+
+    /// Makes a file nobody's: a pin of this node ends, and whichever node owns it gives it back.
+    pub fn unpin(&self, ino: Ino, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.unpin(ino).await) });
+    }
+
+    /// Makes this node the owner of a file, however small it is and whoever uses it, for as long as it is open here and
+    /// no other node acquires it.
     pub fn acquire(&self, ino: Ino, done: Done<()>) {
         let core = Arc::clone(&self.core);
         task::run(async move {
@@ -313,6 +341,10 @@ impl Core {
         self.ended.store(true, SeqCst);
         for handle in self.handles.take_all() {
             self.end_handle(&handle);
+        }
+        let pinned = std::mem::take(&mut *self.pins.lock());
+        for file in pinned.into_iter().filter_map(|ino| self.files.get(ino)) {
+            self.let_go(&file);
         }
         self.close_idle(u64::MAX).await;
         let left = self.files.len();

@@ -168,11 +168,9 @@ impl Core {
             return Ok((attr, None));
         }
         let service = match term {
-            _ if !self.options.cluster => Service::Here {
-                owned: self.acquire_alone(file.ino)?,
-                tenure: 0,
-                acquired: true,
-            },
+            _ if !self.options.cluster => {
+                Service::Here { owned: self.acquire_alone(file.ino)?, tenure: 0, acquired: true }
+            }
             Some(term) if term.client == self.client => {
                 self.take_slots(file, &slots);
                 self.service_here(file.ino, &term)?
@@ -380,7 +378,12 @@ impl Core {
                 if mode.write {
                     self.maybe_acquire(&file, attr.size);
                 }
-                Ok(Opened { handle, attr, keep_cache: alone && !mode.truncate, direct: !alone && file.is_regular() })
+                Ok(Opened {
+                    handle,
+                    attr,
+                    keep_cache: alone && !mode.truncate,
+                    direct: !alone && file.is_regular(),
+                })
             }
             Err(error) => {
                 self.let_go(&file);

@@ -91,6 +91,12 @@ impl Core {
         tenure: u64,
         soft: bool,
     ) -> Result<Vec<u8>, Refusal> {
+        if file.pinned.load(SeqCst) {
+            return Err(Refusal::Busy(format!(
+                "{} is pinned to the node that owns it; release it there",
+                file.ino
+            )));
+        }
         if soft && file.writers.load(SeqCst) > 0 {
             return Err(Refusal::Busy(format!("{} is being written on the node that serves it", file.ino)));
         }
@@ -101,7 +107,11 @@ impl Core {
         let still = self.hold_still(file).await;
         if file.tenure() != Some(tenure) {
             // A late copy of a call that was answered long ago, or one that has come in the middle of the change.
-            return if file.is_elsewhere() { Ok(Vec::new()) } else { Err(Refusal::Stale("another term".to_owned())) };
+            return if file.is_elsewhere() {
+                Ok(Vec::new())
+            } else {
+                Err(Refusal::Stale("another term".to_owned()))
+            };
         }
         self.commit_now(file, &still.turn).await?;
         let all = FileBlock(0)..FileBlock(u64::MAX);
@@ -147,6 +157,37 @@ impl Core {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Acquires a file and keeps it, open or not, until [`Core::unpin`].
+    pub(super) async fn pin(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
+        let file = self.hold(ino, true).await?;
+        let result =
+            if file.is_regular() { self.acquire(&file, false).await } else { file.owned().map(|_| ()) };
+        if result.is_ok() {
+            file.pinned.store(true, SeqCst);
+            let is_new = self.pins.lock().insert(ino);
+            if is_new {
+                // Held by the pin from now on.
+                return Ok(());
+            }
+        }
+        self.let_go(&file);
+        result
+    }
+
+    /// Lets a file go: it is nobody's, unless its use acquires it again.
+    pub(super) async fn unpin(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
+        let was_pinned = self.pins.lock().remove(&ino);
+        let file = if was_pinned { self.files.get(ino) } else { None };
+        if let Some(file) = &file {
+            file.pinned.store(false, SeqCst);
+        }
+        let released = self.done(Operation::Release { ino }).await;
+        if let Some(file) = file {
+            self.let_go(&file);
+        }
+        released
     }
 
     /// The coordinator names this node as the server, and it cannot be: the file is closed and opened again.
