@@ -212,7 +212,10 @@ fn acquire(core: &Arc<Core>, ino: Ino, automatic: bool, finish: Finish) {
             _ if automatic && opens.is_written_by_others(ino, client, home.1) => {
                 Err(Refusal::Busy(format!("others have {ino} open for writing")))
             }
-            Some(term) if opens.depart(ino) => Ok(Some(term)),
+            Some(term) => match opens.depart(ino) {
+                Some(journey) => Ok(Some((term, journey))),
+                None => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
+            },
             _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
         }
     };
@@ -231,7 +234,10 @@ fn release(core: &Arc<Core>, ino: Ino, finish: Finish) {
         match opens.term(ino, home) {
             Some(term) if term.client == home.1 => Ok(None),
             None if !opens.is_open(ino) => Ok(None),
-            Some(term) if opens.depart(ino) => Ok(Some(term)),
+            Some(term) => match opens.depart(ino) {
+                Some(journey) => Ok(Some((term, journey))),
+                None => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
+            },
             _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
         }
     };
@@ -243,12 +249,19 @@ fn release(core: &Arc<Core>, ino: Ino, finish: Finish) {
 }
 
 /// Asks the server of a file that has been marked as moving to yield; `next` serves it then.
-fn depart(core: &Arc<Core>, ino: Ino, server: Term, soft: bool, next: (SessionId, ClientId), finish: Finish) {
+fn depart(
+    core: &Arc<Core>,
+    ino: Ino,
+    (server, journey): (Term, u64),
+    soft: bool,
+    next: (SessionId, ClientId),
+    finish: Finish,
+) {
     let owner = Arc::clone(core);
     let moved = move |answer: Result<CallAnswer, Refusal>| match answer {
-        Ok(CallAnswer::Yielded { slots }) => arrived(&owner, ino, next, slots, finish),
+        Ok(CallAnswer::Yielded { slots }) => arrived(&owner, (ino, journey), next, slots, finish),
         other => {
-            let told = owner.opens.lock().rest(ino, None);
+            let told = owner.opens.lock().rest(ino, journey, None);
             owner.rested(told);
             finish.reply(Err(match other {
                 Ok(CallAnswer::Refused(refusal)) | Err(refusal) => refusal,
@@ -262,12 +275,18 @@ fn depart(core: &Arc<Core>, ino: Ino, server: Term, soft: bool, next: (SessionId
 }
 
 /// The last server has yielded: the asker serves from now on.
-fn arrived(core: &Arc<Core>, ino: Ino, next: (SessionId, ClientId), slots: Vec<u8>, finish: Finish) {
+fn arrived(
+    core: &Arc<Core>,
+    (ino, journey): (Ino, u64),
+    next: (SessionId, ClientId),
+    slots: Vec<u8>,
+    finish: Finish,
+) {
     let told = {
         let mut opens = core.opens.lock();
-        opens.handed_over(ino, slots);
+        opens.handed_over(ino, journey, slots);
         let home = core.home();
-        opens.rest(ino, Some((next.1 != home.1).then_some(next)))
+        opens.rest(ino, journey, Some((next.1 != home.1).then_some(next)))
     };
     let owner = Arc::clone(core);
     let keys = vec![Key::Attr(ino)];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use lockd::ids::{ClientId, SlotId};
+use lockd::rules::Rule;
 
 use super::Core;
 use super::channel::unexpected;
@@ -149,7 +150,7 @@ impl Core {
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
                 file.serve(&attr, Some(here));
-                Self::count_lost(file, &term);
+                self.count_lost(file, &term);
                 Ok(())
             }
             Answer::Opened { .. } | Answer::Elsewhere(..) => {
@@ -215,7 +216,7 @@ impl Core {
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
                 file.serve(&attr, Some(here));
-                Self::count_lost(file, &term);
+                self.count_lost(file, &term);
                 Ok(())
             }
             _ => Err(Refusal::Stale(format!("{} is served by another node", file.ino))),
@@ -223,9 +224,9 @@ impl Core {
     }
 
     /// P9: what was written at a server that was lost before it handed over is told by the next sync of each handle.
-    fn count_lost(file: &File, term: &Term) {
+    fn count_lost(&self, file: &File, term: &Term) {
         let unsynced = file.unsynced.lock().take();
-        if unsynced.is_some_and(|unsynced| unsynced < term.since) {
+        if self.rules.keeps(Rule::P9) && unsynced.is_some_and(|unsynced| unsynced < term.since) {
             file.failures.fetch_add(1, SeqCst);
         }
     }

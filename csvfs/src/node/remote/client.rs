@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use lockd::network::CarrierError;
+use lockd::rules::Rule;
 use lockd::slots::SlotUse;
 use redirector::buffer::Slice;
 
@@ -248,7 +249,7 @@ impl Core {
                 Ok(None)
             }
             Ok(Some((told, term))) => {
-                if before.is_some_and(|before| before < term.since) {
+                if self.rules.keeps(Rule::P9) && before.is_some_and(|before| before < term.since) {
                     return Err(Refusal::Io(
                         "what was written was lost with the node that served the file".to_owned(),
                     ));

@@ -87,7 +87,7 @@ impl Play {
         };
         if random.random_bool(0.5) {
             let handle = self.handle(thing, node, ino);
-            let read = self.stage.read(node, handle, 0, 2 * u32::try_from(REACH).unwrap());
+            let read = self.stage.read(node, handle, 0, 1 << 20);
             let differs = read.iter().zip(&data).position(|(read, data)| read != data);
             let lengths = (read.len(), data.len());
             assert!(
