@@ -269,7 +269,9 @@ fn depart(
             }));
         }
     };
-    let callback = Callback::Yield { ino, tenure: server.tenure, soft };
+    // The coordinator's node serves without an ownership.
+    let next = (next.1 != core.home().1).then_some(next);
+    let callback = Callback::Yield { ino, tenure: server.tenure, soft, next };
     core.clients.ask(server.client, callback, Box::new(moved));
     core.watch.wake();
 }

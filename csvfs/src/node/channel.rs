@@ -41,6 +41,14 @@ impl Channel {
         Self { carrier, session, client, coordinator, slots, cache, asker }
     }
 
+    /// Runs `job` where it may wait.
+    pub(super) fn aside(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.asker {
+            Some(asker) => asker.run(job),
+            None => job(),
+        }
+    }
+
     /// The epoch in which this client knows the coordinator.
     pub(super) fn coordinator(&self) -> Epoch {
         self.coordinator

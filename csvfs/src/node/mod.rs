@@ -315,15 +315,26 @@ impl Node {
     /// no other node acquires it.
     pub fn acquire(&self, ino: Ino, done: Done<()>) {
         let core = Arc::clone(&self.core);
+        task::run(async move { done(core.acquire_held(ino).await) });
+    }
+
+    /// As [`Node::acquire`], of many files at the same time. Those that could not be acquired stay where they are; the
+    /// first refusal is told.
+    pub fn acquire_all(&self, files: Vec<Ino>, done: Done<()>) {
+        let core = Arc::clone(&self.core);
         task::run(async move {
-            let result = match core.hold(ino, true).await {
-                Ok(file) => {
-                    let result = core.acquire(&file, false).await;
-                    core.let_go(&file);
-                    result
-                }
-                Err(error) => Err(error),
-            };
+            let mut moving = Vec::with_capacity(files.len());
+            for ino in files {
+                let (sender, receiver) = task::promise();
+                let core = Arc::clone(&core);
+                task::run(async move { sender.send(core.acquire_held(ino).await) });
+                moving.push(receiver);
+            }
+            let mut result = Ok(());
+            for moved in moving {
+                let dropped = || Err(Refusal::Io("an acquisition was dropped".to_owned()));
+                result = result.and(moved.await.unwrap_or_else(dropped));
+            }
             done(result);
         });
     }
@@ -337,6 +348,14 @@ impl Node {
 }
 
 impl Core {
+    async fn acquire_held(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
+        let file = self.hold(ino, true).await?;
+        let result =
+            if file.is_regular() { self.acquire(&file, false).await } else { file.owned().map(|_| ()) };
+        self.let_go(&file);
+        result
+    }
+
     async fn shut_down(self: &Arc<Self>) -> Result<(), Refusal> {
         self.ended.store(true, SeqCst);
         for handle in self.handles.take_all() {

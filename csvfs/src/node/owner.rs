@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use lockd::ids::{ClientId, SlotId};
+use lockd::ids::{ClientId, SessionId, SlotId};
 use lockd::rules::Rule;
 
 use super::Core;
@@ -50,6 +50,7 @@ impl Core {
         ino: Ino,
         tenure: u64,
         soft: bool,
+        next: Option<(SessionId, ClientId)>,
     ) -> Result<Vec<u8>, Refusal> {
         let file = loop {
             if let Some((_, _, slots)) =
@@ -81,7 +82,7 @@ impl Core {
                 waits.await;
             }
         };
-        let result = self.hand_over(&file, tenure, soft).await;
+        let result = self.hand_over(&file, tenure, soft, next).await;
         self.let_go(&file);
         result
     }
@@ -91,6 +92,7 @@ impl Core {
         file: &Arc<File>,
         tenure: u64,
         soft: bool,
+        next: Option<(SessionId, ClientId)>,
     ) -> Result<Vec<u8>, Refusal> {
         if file.pinned.load(SeqCst) {
             return Err(Refusal::Busy(format!(
@@ -119,7 +121,8 @@ impl Core {
         let fresh = file.layout.write().cut_fresh(&all);
         self.put_back(fresh, false).await;
         let slots = self.slots_of(file);
-        self.give_back(file);
+        // Refused: this node goes on as if nothing had happened (L7).
+        self.give_to(file, next).await?;
         file.leave();
         *file.guest_slots.lock() = Cache::default();
         let mut yielded = self.yielded.lock();
@@ -140,7 +143,7 @@ impl Core {
         match self.channel.call(operation).await? {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
                 self.take_slots(file, &slots);
-                let here = match self.service_here(file.ino, &term) {
+                let here = match self.service_here(file.ino, &term).await {
                     Ok(here) => here,
                     Err(error) => {
                         self.disclaim(file, &slots).await;
@@ -212,7 +215,7 @@ impl Core {
         match self.channel.call(open).await? {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
                 self.take_slots(file, &slots);
-                let here = self.service_here(file.ino, &term)?;
+                let here = self.service_here(file.ino, &term).await?;
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
                 file.serve(&attr, Some(here));

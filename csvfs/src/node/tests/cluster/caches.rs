@@ -118,7 +118,7 @@ fn l3_nothing_is_answered_from_the_cache_without_the_lease() {
 }
 
 #[test]
-fn v6_a_session_that_is_fenced_returns_its_reserve_and_its_opens() {
+fn a_session_that_is_fenced_returns_its_reserve_and_its_opens() {
     let stage = Stage::new(2, 1, 0.0);
     let file = stage.create(1, "a");
     stage.write(1, file.handle, 0, &[1; 8192]);

@@ -166,6 +166,42 @@ fn a_pinned_file_stays_until_it_is_released() {
 }
 
 #[test]
+fn a_transfer_that_the_authority_refuses_changes_nothing() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(1, "a");
+    let ino = file.attr.ino;
+    stage.acquire(1, ino).unwrap();
+    let there = stage.open(2, ino);
+    stage.write(1, file.handle, 0, &[1; 5000]);
+    stage.realm.refuse(true);
+    assert!(matches!(stage.acquire(2, ino), Err(Refusal::Busy(_))));
+    stage.write(1, file.handle, 5000, &[2; 100]);
+    stage.write(2, there, 5100, &[3; 100]);
+    assert!(stage.read(2, there, 4990, 300) == [vec![1; 10], vec![2; 100], vec![3; 100]].concat());
+    stage.realm.refuse(false);
+    stage.acquire(2, ino).unwrap();
+    assert!(stage.read(1, file.handle, 4990, 300) == [vec![1; 10], vec![2; 100], vec![3; 100]].concat());
+    stage.finish();
+}
+
+#[test]
+fn many_files_change_hands_at_once() {
+    let stage = Stage::new(3, 1, 0.0);
+    let files: Vec<_> = (0..40).map(|number| stage.create(1, &format!("file {number}"))).collect();
+    for (number, file) in files.iter().enumerate() {
+        stage.write(1, file.handle, 0, &[u8::try_from(number).unwrap(); 100]);
+    }
+    let all: Vec<_> = files.iter().map(|file| file.attr.ino).collect();
+    for node in [1, 2, 0, 1] {
+        wait(|done| stage.node(node).acquire_all(all.clone(), done)).unwrap();
+        for (number, file) in files.iter().enumerate() {
+            assert!(stage.read(1, file.handle, 0, 200) == [u8::try_from(number).unwrap(); 100]);
+        }
+    }
+    stage.finish();
+}
+
+#[test]
 fn files_move_under_writers_that_do_not_stop() {
     let stage = Arc::new(Stage::new(3, 5, 0.02));
     let file = stage.create(0, "a");

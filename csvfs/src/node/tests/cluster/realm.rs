@@ -16,6 +16,7 @@ struct State {
     epoch: u64,
     session: u64,
     client: u64,
+    refuses: bool,
 }
 
 /// What all sessions see.
@@ -37,6 +38,11 @@ impl Realm {
         let session = SessionId(state.session);
         state.sessions.insert(session, Standing::Live);
         Arc::new(Seat { realm: Arc::clone(self), session, lease: Arc::new(Lease::unlimited()) })
+    }
+
+    /// Transfers are refused from now on, or not.
+    pub fn refuse(&self, refuses: bool) {
+        self.0.lock().refuses = refuses;
     }
 
     /// The session stands so from now on; what a fenced one held is free.
@@ -91,6 +97,29 @@ impl Authority for Seat {
             }
             _ => Err(AuthorityError::Stale { resource: resource.clone(), epoch }),
         }
+    }
+    fn transfer(
+        &self,
+        holdings: &[(ResourceId, Epoch)],
+        client: ClientId,
+        to: (SessionId, ClientId),
+    ) -> Result<(), AuthorityError> {
+        let mut state = self.realm.0.lock();
+        if state.refuses || state.sessions.get(&to.0) != Some(&Standing::Live) {
+            return Err(AuthorityError::SessionEnded(to.0));
+        }
+        for (resource, epoch) in holdings {
+            let held = state.holdings.get(resource);
+            if !held.is_some_and(|holding| holding.client == client && holding.epoch == *epoch) {
+                return Err(AuthorityError::Stale { resource: resource.clone(), epoch: *epoch });
+            }
+        }
+        for (resource, _) in holdings {
+            state.epoch += 1;
+            let holding = Holding { session: to.0, client: to.1, epoch: Epoch(state.epoch) };
+            state.holdings.insert(resource.clone(), holding);
+        }
+        Ok(())
     }
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
         self.realm.0.lock().holdings.get(resource).copied()
