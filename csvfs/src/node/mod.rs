@@ -12,6 +12,9 @@
 //! | `commit` | flush, then tell the coordinator (V5) |
 //! | `resize`, `copy` | what the owner holds still for (V8) |
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
+//! | `cache` | names and attributes under leases (V9) |
+//! | `owner`, `remote`, `callback` | files that change hands; I/O at another node; what others ask of this one |
+//! | `slots` | reply slots of this node's requests |
 //! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
 //! | `task`, `turn` | steps that wait, without a thread of their own |
 //! | `background`, `asker` | the two threads: what is done by itself; questions that a completion raises |
