@@ -218,6 +218,19 @@ impl Core {
         Ok(Owned { ino, epoch: holding.epoch })
     }
 
+    /// A server that was lost may have given this client the ownership of a file, of which the coordinator knows
+    /// nothing: it would be in the way of whoever serves the file now.
+    pub(super) async fn drop_unclaimed(&self, ino: Ino) {
+        let (resource, client) = (ResourceId::File(self.volume, ino.0), self.client);
+        let drop = move |authority: &dyn Authority| match authority.holder(&resource) {
+            Some(holding) if holding.client == client => authority.release(&resource, client, holding.epoch),
+            _ => Ok(()),
+        };
+        if let Err(error) = self.with_authority(drop).await {
+            tracing::warn!(ino = ino.0, %error, "an ownership that nobody uses could not be released");
+        }
+    }
+
     /// Gives an ownership of this client's own to `next`, or to nobody.
     pub(super) async fn give_to(
         &self,

@@ -140,7 +140,14 @@ impl Core {
             return Ok(());
         }
         let operation = Operation::Acquire { ino: file.ino, automatic };
-        match self.channel.call(operation).await? {
+        let answer = match self.channel.call(operation).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.drop_unclaimed(file.ino).await;
+                return Err(error);
+            }
+        };
+        match answer {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
                 self.take_slots(file, &slots);
                 let here = match self.service_here(file.ino, &term).await {
@@ -157,6 +164,7 @@ impl Core {
                 Ok(())
             }
             Answer::Opened { .. } | Answer::Elsewhere(..) => {
+                self.drop_unclaimed(file.ino).await;
                 Err(Refusal::Busy(format!("{} has gone to another node meanwhile", file.ino)))
             }
             other => Err(unexpected(&other)),
