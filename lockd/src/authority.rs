@@ -97,6 +97,19 @@ pub trait Authority: Send + Sync + Debug {
     /// Gives `resource` back.
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError>;
 
+    /// Gives holdings of `client` to the client `to`, all of them or none, each in a new epoch (L6). Who has got them
+    /// learns the epochs by [`Authority::acquire`]. An authority of one session has nobody to give them to: it releases
+    /// them, and the next client acquires them.
+    fn transfer(
+        &self,
+        holdings: &[(ResourceId, Epoch)],
+        client: ClientId,
+        to: (SessionId, ClientId),
+    ) -> Result<(), AuthorityError> {
+        let _ = to;
+        holdings.iter().try_for_each(|(resource, epoch)| self.release(resource, client, *epoch))
+    }
+
     /// The current holding of `resource`.
     fn holder(&self, resource: &ResourceId) -> Option<Holding>;
 

@@ -59,7 +59,8 @@ pub fn apply(change: &mut Change<'_, '_>, request: &Request, mark: u64) -> Resul
         Operation::Open { .. }
         | Operation::Close { .. }
         | Operation::Attach { .. }
-        | Operation::Acquire { .. } => {
+        | Operation::Acquire { .. }
+        | Operation::Release { .. } => {
             return Err(Refusal::Invalid("opens are not kept in the store".to_owned()).into());
         }
         Operation::Lookup { .. }
@@ -71,7 +72,9 @@ pub fn apply(change: &mut Change<'_, '_>, request: &Request, mark: u64) -> Resul
         | Operation::ListXattr { .. }
         | Operation::Layout { .. }
         | Operation::Space
-        | Operation::Serving { .. } => return Err(Refusal::Invalid("a question changes nothing".to_owned()).into()),
+        | Operation::Serving { .. } => {
+            return Err(Refusal::Invalid("a question changes nothing".to_owned()).into());
+        }
     };
     Ok(answer.into())
 }

@@ -83,7 +83,16 @@ pub struct Change<'a, 't> {
 impl<'a, 't> Change<'a, 't> {
     /// A transaction that has changed nothing yet.
     pub fn new(tables: Tables<'t>, counters: Counters, hints: Hints, scene: Scene<'a>) -> Self {
-        Self { tables, counters, before: counters, dirty: false, hints, scene, dying: Vec::new(), touched: Vec::new() }
+        Self {
+            tables,
+            counters,
+            before: counters,
+            dirty: false,
+            hints,
+            scene,
+            dying: Vec::new(),
+            touched: Vec::new(),
+        }
     }
 
     /// Writes the numbers, if they changed. Tells whether there is anything to commit.

@@ -240,6 +240,9 @@ impl Clients {
         reply: Result<Vec<u8>, CarrierError>,
     ) {
         let answer = reply.ok().and_then(|frame| decode::<CallAnswer>(&frame).ok());
+        // What a node has not understood it has not forgotten: that is sent again, until its session ends.
+        let answer =
+            answer.filter(|answer| matches!((which, answer), (Which::Ask(_), _) | (_, CallAnswer::Done)));
         let (batch, ask) = {
             let mut members = self.members.lock();
             let Some(member) = members.get_mut(&client) else { return };
@@ -284,6 +287,11 @@ impl Clients {
 
     /// Whether a call waits for its answer.
     pub fn is_waiting(&self) -> bool {
-        self.any() && self.members.lock().values().any(|member| !member.batches.is_empty() || !member.asks.is_empty())
+        self.any()
+            && self
+                .members
+                .lock()
+                .values()
+                .any(|member| !member.batches.is_empty() || !member.asks.is_empty())
     }
 }

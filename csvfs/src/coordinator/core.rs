@@ -209,7 +209,9 @@ impl Core {
     pub fn home(&self) -> (SessionId, ClientId) {
         let role = ResourceId::Coordinator(self.parts.volume);
         let holding = self.parts.authority.holder(&role);
-        holding.map_or((self.parts.authority.session(), ClientId(0)), |holding| (holding.session, holding.client))
+        holding.map_or((self.parts.authority.session(), ClientId(0)), |holding| {
+            (holding.session, holding.client)
+        })
     }
 
     /// V9: calls `then` when nobody but `asker` has any of `keys` in its cache any more. What `asker` has, it is told

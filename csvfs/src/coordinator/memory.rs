@@ -16,7 +16,9 @@ use super::question;
 use super::queue::{Internal, Way, Work};
 use super::stop::Stop;
 use super::writer::{answered, frame};
-use crate::proto::{Answer, Answered, CallAnswer, Callback, Declared, Head, Key, Operation, Reply, Request};
+use crate::proto::{
+    Answer, Answered, CallAnswer, Callback, Declared, Head, Key, Operation, Reply, Request, Term,
+};
 use crate::refusal::Refusal;
 use crate::slots::Begun;
 use crate::store::pair;
@@ -27,7 +29,11 @@ use crate::types::{Attr, Ino};
 pub fn is_of_memory(operation: &Operation) -> bool {
     matches!(
         operation,
-        Operation::Open { .. } | Operation::Close { .. } | Operation::Attach { .. } | Operation::Acquire { .. }
+        Operation::Open { .. }
+            | Operation::Close { .. }
+            | Operation::Attach { .. }
+            | Operation::Acquire { .. }
+            | Operation::Release { .. }
     )
 }
 
@@ -79,6 +85,7 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
         }
         Operation::Attach { open } => attach(core, &open, finish),
         Operation::Acquire { ino, automatic } => acquire(core, ino, automatic, finish),
+        Operation::Release { ino } => release(core, ino, finish),
         _ => finish.reply(Err(Refusal::Invalid("not a change of memory".to_owned()))),
     }
 }
@@ -160,7 +167,8 @@ fn open(core: &Arc<Core>, ino: Ino, write: bool, finish: Finish) {
 fn attach(core: &Arc<Core>, open: &[Declared], finish: Finish) {
     let Head { session, client, .. } = finish.head;
     let Some(carrier) = core.parts.peers.way(session, client) else {
-        return finish.reply(Err(Refusal::Busy(format!("no way to client {client} is known yet; try again"))));
+        return finish
+            .reply(Err(Refusal::Busy(format!("no way to client {client} is known yet; try again"))));
     };
     let open: Vec<(Ino, bool)> = open.iter().map(|open| (open.ino, open.write)).collect();
     let owner = Arc::clone(core);
@@ -196,26 +204,64 @@ fn acquire(core: &Arc<Core>, ino: Ino, automatic: bool, finish: Finish) {
     let server = {
         let mut opens = core.opens.lock();
         match opens.term(ino, home) {
-            _ if !opens.is_holder(ino, client) => Err(Refusal::Invalid(format!("{client} does not hold {ino} open"))),
+            _ if !opens.is_holder(ino, client) => {
+                Err(Refusal::Invalid(format!("{client} does not hold {ino} open")))
+            }
             // It serves already.
             Some(term) if term.client == client => Ok(None),
             _ if automatic && opens.is_written_by_others(ino, client, home.1) => {
                 Err(Refusal::Busy(format!("others have {ino} open for writing")))
             }
-            Some(term) if opens.depart(ino) => Ok(Some(term)),
+            Some(term) => match opens.depart(ino) {
+                Some(journey) => Ok(Some((term, journey))),
+                None => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
+            },
             _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
         }
     };
-    let server = match server {
-        Ok(Some(server)) => server,
-        Ok(None) => return finish.reply(opened(core, ino, Some(client))),
-        Err(refusal) => return finish.reply(Err(refusal)),
+    match server {
+        Ok(Some(server)) => depart(core, ino, server, automatic, (session, client), finish),
+        Ok(None) => finish.reply(opened(core, ino, Some(client))),
+        Err(refusal) => finish.reply(Err(refusal)),
+    }
+}
+
+/// Moves a file to the coordinator's node, which serves what nobody owns.
+fn release(core: &Arc<Core>, ino: Ino, finish: Finish) {
+    let home = core.home();
+    let server = {
+        let mut opens = core.opens.lock();
+        match opens.term(ino, home) {
+            Some(term) if term.client == home.1 => Ok(None),
+            None if !opens.is_open(ino) => Ok(None),
+            Some(term) => match opens.depart(ino) {
+                Some(journey) => Ok(Some((term, journey))),
+                None => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
+            },
+            _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
+        }
     };
+    match server {
+        Ok(Some(server)) => depart(core, ino, server, false, home, finish),
+        Ok(None) => finish.reply(Ok(Answer::Done)),
+        Err(refusal) => finish.reply(Err(refusal)),
+    }
+}
+
+/// Asks the server of a file that has been marked as moving to yield; `next` serves it then.
+fn depart(
+    core: &Arc<Core>,
+    ino: Ino,
+    (server, journey): (Term, u64),
+    soft: bool,
+    next: (SessionId, ClientId),
+    finish: Finish,
+) {
     let owner = Arc::clone(core);
     let moved = move |answer: Result<CallAnswer, Refusal>| match answer {
-        Ok(CallAnswer::Yielded { slots }) => arrived(&owner, ino, (session, client), slots, finish),
+        Ok(CallAnswer::Yielded { slots }) => arrived(&owner, (ino, journey), next, slots, finish),
         other => {
-            let told = owner.opens.lock().rest(ino, None);
+            let told = owner.opens.lock().rest(ino, journey, None);
             owner.rested(told);
             finish.reply(Err(match other {
                 Ok(CallAnswer::Refused(refusal)) | Err(refusal) => refusal,
@@ -223,23 +269,33 @@ fn acquire(core: &Arc<Core>, ino: Ino, automatic: bool, finish: Finish) {
             }));
         }
     };
-    let callback = Callback::Yield { ino, tenure: server.tenure, soft: automatic };
+    // The coordinator's node serves without an ownership.
+    let next = (next.1 != core.home().1).then_some(next);
+    let callback = Callback::Yield { ino, tenure: server.tenure, soft, next };
     core.clients.ask(server.client, callback, Box::new(moved));
     core.watch.wake();
 }
 
 /// The last server has yielded: the asker serves from now on.
-fn arrived(core: &Arc<Core>, ino: Ino, next: (SessionId, ClientId), slots: Vec<u8>, finish: Finish) {
+fn arrived(
+    core: &Arc<Core>,
+    (ino, journey): (Ino, u64),
+    next: (SessionId, ClientId),
+    slots: Vec<u8>,
+    finish: Finish,
+) {
     let told = {
         let mut opens = core.opens.lock();
-        opens.handed_over(ino, slots);
+        opens.handed_over(ino, journey, slots);
         let home = core.home();
-        opens.rest(ino, Some((next.1 != home.1).then_some(next)))
+        opens.rest(ino, journey, Some((next.1 != home.1).then_some(next)))
     };
     let owner = Arc::clone(core);
     let keys = vec![Key::Attr(ino)];
     let then = move || {
-        finish.reply(opened(&owner, ino, Some(next.1)));
+        let reply =
+            if finish.head.client == next.1 { opened(&owner, ino, Some(next.1)) } else { Ok(Answer::Done) };
+        finish.reply(reply);
         owner.rested(told);
     };
     core.recall(&keys, Some(next.1), Box::new(then));

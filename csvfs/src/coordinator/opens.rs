@@ -24,8 +24,8 @@ struct Entry {
     since: u64,
     /// The slots of remote users, while no server has them.
     slots: Vec<u8>,
-    /// On its way from one server to the next.
-    moving: bool,
+    /// On its way from one server to the next: the number of this journey.
+    moving: Option<u64>,
     waiting: Vec<OnRest>,
 }
 
@@ -110,9 +110,9 @@ impl Opens {
             return Closed { frees: self.orphans.remove(&ino), told };
         }
         if entry.owner.is_some_and(|(_, owner)| owner == client) {
+            // If it moves, its journey goes on.
             self.tenure += 1;
-            (entry.owner, entry.tenure, entry.moving) = (None, self.tenure, false);
-            return Closed { frees: false, told: std::mem::take(&mut entry.waiting) };
+            (entry.owner, entry.tenure) = (None, self.tenure);
         }
         Closed::default()
     }
@@ -144,7 +144,7 @@ impl Opens {
         let entry = self.by_inode.get(&ino)?;
         let (session, client) = entry.owner.unwrap_or(home);
         let Entry { tenure, since, moving, .. } = *entry;
-        (!moving).then_some(Term { session, client, tenure, since })
+        moving.is_none().then_some(Term { session, client, tenure, since })
     }
 
     /// Takes the slots that no server has.
@@ -152,21 +152,19 @@ impl Opens {
         self.by_inode.get_mut(&ino).map_or_else(Vec::new, |entry| std::mem::take(&mut entry.slots))
     }
 
-    /// Begins to move `ino`: nobody is named as its server until [`Opens::rest`]. False if it moves already, or is not
-    /// open.
-    pub fn depart(&mut self, ino: Ino) -> bool {
-        match self.by_inode.get_mut(&ino) {
-            Some(entry) if !entry.moving => {
-                entry.moving = true;
-                true
-            }
-            _ => false,
-        }
+    /// Begins to move `ino`: nobody is named as its server until [`Opens::rest`]. The journey's number; none if it moves
+    /// already, or is not open.
+    pub fn depart(&mut self, ino: Ino) -> Option<u64> {
+        let journey = self.tenure + 1;
+        let entry = self.by_inode.get_mut(&ino).filter(|entry| entry.moving.is_none())?;
+        entry.moving = Some(journey);
+        self.tenure = journey;
+        Some(journey)
     }
 
     /// The last server of `ino` has handed over its slots.
-    pub fn handed_over(&mut self, ino: Ino, slots: Vec<u8>) {
-        if let Some(entry) = self.by_inode.get_mut(&ino) {
+    pub fn handed_over(&mut self, ino: Ino, journey: u64, slots: Vec<u8>) {
+        if let Some(entry) = self.by_inode.get_mut(&ino).filter(|entry| entry.moving == Some(journey)) {
             // None: they are here already.
             if !slots.is_empty() {
                 entry.slots = slots;
@@ -175,10 +173,17 @@ impl Opens {
     }
 
     /// `ino` is served by `owner` from now on, in a new term; or, with `None`, goes on as before.
-    pub fn rest(&mut self, ino: Ino, owner: Option<Option<(SessionId, ClientId)>>) -> Vec<OnRest> {
+    /// Nothing happens if that journey has ended with all who had the inode open.
+    pub fn rest(
+        &mut self,
+        ino: Ino,
+        journey: u64,
+        owner: Option<Option<(SessionId, ClientId)>>,
+    ) -> Vec<OnRest> {
         let tenure = self.tenure + 1;
-        let Some(entry) = self.by_inode.get_mut(&ino) else { return Vec::new() };
-        entry.moving = false;
+        let entry = self.by_inode.get_mut(&ino).filter(|entry| entry.moving == Some(journey));
+        let Some(entry) = entry else { return Vec::new() };
+        entry.moving = None;
         if let Some(owner) = owner {
             // Who has closed it meanwhile serves nothing.
             let holds = |client| entry.holders.iter().any(|(holder, _)| *holder == client);
@@ -192,7 +197,7 @@ impl Opens {
     /// Calls `waiter` when `ino` moves no more; gives it back if that is now.
     pub fn wait(&mut self, ino: Ino, waiter: OnRest) -> Option<OnRest> {
         match self.by_inode.get_mut(&ino) {
-            Some(entry) if entry.moving => {
+            Some(entry) if entry.moving.is_some() => {
                 entry.waiting.push(waiter);
                 None
             }
@@ -243,8 +248,7 @@ impl Opens {
             entry.holders.retain(|(holder, _)| *holder != client);
             if entry.owner.is_some_and(|(_, owner)| owner == client) {
                 *tenure += 1;
-                (entry.owner, entry.tenure, entry.since, entry.moving) = (None, *tenure, *tenure, false);
-                told.append(&mut entry.waiting);
+                (entry.owner, entry.tenure, entry.since) = (None, *tenure, *tenure);
             }
             if entry.holders.is_empty() {
                 told.append(&mut entry.waiting);

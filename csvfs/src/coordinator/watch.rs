@@ -66,7 +66,11 @@ pub fn serve(core: &Arc<Core>) {
             core.end_leases(client.1);
             core.unfenced.lock().push(client);
             if standing == Standing::Ended {
-                tracing::warn!(session = client.0.0, client = client.1.0, "a session has ended; waiting for its fence");
+                tracing::warn!(
+                    session = client.0.0,
+                    client = client.1.0,
+                    "a session has ended; waiting for its fence"
+                );
             }
         }
         for client in fenced(core) {
@@ -82,7 +86,8 @@ pub fn serve(core: &Arc<Core>) {
 fn fenced(core: &Core) -> Vec<ClientId> {
     let mut unfenced = core.unfenced.lock();
     let authority = &core.parts.authority;
-    let (fenced, rest) = unfenced.iter().partition(|(session, _)| authority.standing(*session) == Standing::Fenced);
+    let (fenced, rest) =
+        unfenced.iter().partition(|(session, _)| authority.standing(*session) == Standing::Fenced);
     *unfenced = rest;
     fenced.into_iter().map(|(_, client): (_, ClientId)| client).collect()
 }

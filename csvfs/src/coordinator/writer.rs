@@ -95,6 +95,8 @@ struct Outcome {
     chunks: Vec<Run>,
     gone: Vec<Ino>,
     ended: Vec<ClientId>,
+    /// What the coordinator's own work has touched.
+    touched: Vec<Key>,
     /// Something is to be reclaimed.
     reclaim: bool,
     /// Somebody waits for space.
@@ -182,6 +184,8 @@ impl Writer {
         {
             self.core.break_down(&error.to_string());
         }
+        // Nobody waits for that: inodes that are removed here have been out of reach.
+        self.core.recall(&outcome.touched, None, Box::new(|| {}));
         outcome.answers.into_iter().for_each(|answer| answer.give(&self.core));
         if outcome.reclaim || outcome.urgent {
             self.core.call_reclaimer(outcome.urgent);
@@ -293,7 +297,8 @@ impl Writer {
             }
             Ok(Executed::Now(Verdict::Done(answer))) => {
                 let touched = change.take_touched();
-                let outdated = if self.core.clients.knows(head.client) { touched.clone() } else { Vec::new() };
+                let outdated =
+                    if self.core.clients.knows(head.client) { touched.clone() } else { Vec::new() };
                 let reply = answered(&Answered { outdated, ..Answered::from(Ok(answer)) });
                 if let Err(error) = self.remember(change, &pending, &reply) {
                     outcome.answers.push(Answer::Reply(pending.on_reply, reply));
@@ -424,6 +429,7 @@ impl Writer {
         done: OnInternal,
         outcome: &mut Outcome,
     ) -> Option<StoreError> {
+        change.touched.clear();
         let result = match internal {
             Internal::EndClient(client) => {
                 outcome.ended.push(client);
@@ -446,6 +452,7 @@ impl Writer {
                 Ok(None)
             }
         };
+        outcome.touched.append(&mut change.take_touched());
         match result {
             Ok(value) => {
                 outcome.answers.push(Answer::Internal(done, value));

@@ -152,7 +152,8 @@ mod tests {
         assert_eq!(validity.attributes(&attr(Kind::Directory, 0o2755)), hour);
 
         let mode = OpenMode { write: true, direct: true, ..OpenMode::default() };
-        let opened = |handle| Opened { handle: HandleId(handle), attr: file, direct: false, keep_cache: true };
+        let opened =
+            |handle| Opened { handle: HandleId(handle), attr: file, direct: false, keep_cache: true };
         validity.opened(&opened(1), mode);
         validity.opened(&opened(2), mode);
         validity.opened(&opened(3), OpenMode { write: true, ..OpenMode::default() });

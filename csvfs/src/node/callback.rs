@@ -41,10 +41,12 @@ impl Core {
                 self.channel.cache.invalidate(&keys);
                 CallAnswer::Done
             }
-            Callback::Yield { ino, tenure, soft } => match self.give_up(ino, tenure, soft).await {
-                Ok(slots) => CallAnswer::Yielded { slots },
-                Err(refusal) => CallAnswer::Refused(refusal),
-            },
+            Callback::Yield { ino, tenure, soft, next } => {
+                match self.give_up(ino, tenure, soft, next).await {
+                    Ok(slots) => CallAnswer::Yielded { slots },
+                    Err(refusal) => CallAnswer::Refused(refusal),
+                }
+            }
         }
     }
 

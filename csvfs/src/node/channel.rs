@@ -41,6 +41,14 @@ impl Channel {
         Self { carrier, session, client, coordinator, slots, cache, asker }
     }
 
+    /// Runs `job` where it may wait.
+    pub(super) fn aside(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.asker {
+            Some(asker) => asker.run(job),
+            None => job(),
+        }
+    }
+
     /// The epoch in which this client knows the coordinator.
     pub(super) fn coordinator(&self) -> Epoch {
         self.coordinator
@@ -55,7 +63,10 @@ impl Channel {
     pub(super) async fn call(&self, operation: Operation) -> Reply {
         // What a coordinator of this process answers on the asking thread, from its store.
         let reads_store = !operation.changes()
-            || matches!(operation, Operation::Open { .. } | Operation::Acquire { .. } | Operation::Attach { .. });
+            || matches!(
+                operation,
+                Operation::Open { .. } | Operation::Acquire { .. } | Operation::Attach { .. }
+            );
         let slot = if operation.changes() { Some(self.slots.take().await?) } else { None };
         let head = Head {
             session: self.session,

@@ -195,7 +195,11 @@ impl Core {
     }
 
     /// Makes what was written to a file that this node serves durable.
-    pub(super) async fn sync_file(self: &Arc<Self>, file: &Arc<File>, data_only: bool) -> Result<(), Refusal> {
+    pub(super) async fn sync_file(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        data_only: bool,
+    ) -> Result<(), Refusal> {
         let in_place = || {
             file.size.load(SeqCst) <= file.known_size.load(SeqCst)
                 && file.layout.read().dirty_runs(FileBlock(0), 1).0.is_empty()

@@ -36,7 +36,8 @@ impl Core {
         }
         // Blocks are shared by the one node that serves both.
         let here = !source.is_elsewhere() && !target.is_elsewhere();
-        let len = if here { len.min(source.size.load(SeqCst).saturating_sub(from)) } else { len.min(DATA_MAX) };
+        let len =
+            if here { len.min(source.size.load(SeqCst).saturating_sub(from)) } else { len.min(DATA_MAX) };
         if len == 0 {
             return Ok(0);
         }

@@ -84,6 +84,8 @@ pub(super) struct File {
     pub(super) declared: AtomicBool,
     /// Handles of this node that are open for writing.
     pub(super) writers: AtomicU64,
+    /// It is to stay with this node: it yields to nobody.
+    pub(super) pinned: AtomicBool,
     /// This node has tried to own the file since it was opened.
     pub(super) tried: AtomicBool,
     /// Counts data requests; stopped and drained before the layout is changed under them (V8).
@@ -132,6 +134,7 @@ impl File {
             unsynced: Mutex::default(),
             declared: AtomicBool::new(false),
             writers: AtomicU64::new(0),
+            pinned: AtomicBool::new(false),
             tried: AtomicBool::new(false),
             gate: Gate::default(),
             locks: BlockLocks::default(),

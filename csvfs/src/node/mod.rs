@@ -12,6 +12,9 @@
 //! | `commit` | flush, then tell the coordinator (V5) |
 //! | `resize`, `copy` | what the owner holds still for (V8) |
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
+//! | `cache` | names and attributes under leases (V9) |
+//! | `owner`, `remote`, `callback` | files that change hands; I/O at another node; what others ask of this one |
+//! | `slots` | reply slots of this node's requests |
 //! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
 //! | `task`, `turn` | steps that wait, without a thread of their own |
 //! | `background`, `asker` | the two threads: what is done by itself; questions that a completion raises |
@@ -69,6 +72,7 @@ mod tests;
 mod turn;
 mod write;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -170,6 +174,8 @@ struct Core {
     peers: Arc<dyn Peers>,
     /// Files that were given up lately, in which term and with which slots: the coordinator may ask again.
     yielded: Mutex<owner::Yielded>,
+    /// Files that this node keeps.
+    pins: Mutex<HashSet<Ino>>,
     clock: Arc<dyn Clock>,
     rules: Rules,
     volume: VolumeId,
@@ -218,8 +224,19 @@ impl Node {
     /// # Errors
     /// If its threads cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { carrier, lun, authority, peers, clock, rules, pool, volume, client, coordinator, options } =
-            parts;
+        let Parts {
+            carrier,
+            lun,
+            authority,
+            peers,
+            clock,
+            rules,
+            pool,
+            volume,
+            client,
+            coordinator,
+            options,
+        } = parts;
         let lease = Arc::clone(authority.lease());
         let alarm = Arc::new(Alarm::default());
         let asker = if options.background { Some(Asker::start()?) } else { None };
@@ -237,6 +254,7 @@ impl Node {
             authority,
             peers,
             yielded: Mutex::default(),
+            pins: Mutex::default(),
             clock,
             rules,
             volume,
@@ -284,18 +302,42 @@ impl Node {
         task::run(async move { done(core.attach().await) });
     }
 
-    /// Makes this node the owner of a file, however small it is and whoever uses it, for as long as it is open here.
+    /// Makes this node the owner of a file, open or not, until it is released: it yields to nobody.
+    pub fn pin(&self, ino: Ino, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.pin(ino).await) });
+    }
+
+    /// Makes a file nobody's: a pin of this node ends, and whichever node owns it gives it back.
+    pub fn unpin(&self, ino: Ino, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.unpin(ino).await) });
+    }
+
+    /// Makes this node the owner of a file, however small it is and whoever uses it, for as long as it is open here and
+    /// no other node acquires it.
     pub fn acquire(&self, ino: Ino, done: Done<()>) {
         let core = Arc::clone(&self.core);
+        task::run(async move { done(core.acquire_held(ino).await) });
+    }
+
+    /// As [`Node::acquire`], of many files at the same time. Those that could not be acquired stay where they are; the
+    /// first refusal is told.
+    pub fn acquire_all(&self, files: Vec<Ino>, done: Done<()>) {
+        let core = Arc::clone(&self.core);
         task::run(async move {
-            let result = match core.hold(ino, true).await {
-                Ok(file) => {
-                    let result = core.acquire(&file, false).await;
-                    core.let_go(&file);
-                    result
-                }
-                Err(error) => Err(error),
-            };
+            let mut moving = Vec::with_capacity(files.len());
+            for ino in files {
+                let (sender, receiver) = task::promise();
+                let core = Arc::clone(&core);
+                task::run(async move { sender.send(core.acquire_held(ino).await) });
+                moving.push(receiver);
+            }
+            let mut result = Ok(());
+            for moved in moving {
+                let dropped = || Err(Refusal::Io("an acquisition was dropped".to_owned()));
+                result = result.and(moved.await.unwrap_or_else(dropped));
+            }
             done(result);
         });
     }
@@ -309,10 +351,22 @@ impl Node {
 }
 
 impl Core {
+    async fn acquire_held(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
+        let file = self.hold(ino, true).await?;
+        let result =
+            if file.is_regular() { self.acquire(&file, false).await } else { file.owned().map(|_| ()) };
+        self.let_go(&file);
+        result
+    }
+
     async fn shut_down(self: &Arc<Self>) -> Result<(), Refusal> {
         self.ended.store(true, SeqCst);
         for handle in self.handles.take_all() {
             self.end_handle(&handle);
+        }
+        let pinned = std::mem::take(&mut *self.pins.lock());
+        for file in pinned.into_iter().filter_map(|ino| self.files.get(ino)) {
+            self.let_go(&file);
         }
         self.close_idle(u64::MAX).await;
         let left = self.files.len();

@@ -137,7 +137,10 @@ impl Core {
         }
     }
 
-    pub(super) async fn directory(self: &Arc<Self>, operation: Operation) -> Result<(Vec<DirEntry>, bool), Refusal> {
+    pub(super) async fn directory(
+        self: &Arc<Self>,
+        operation: Operation,
+    ) -> Result<(Vec<DirEntry>, bool), Refusal> {
         let closed = self.closed.load(SeqCst);
         let attributes = matches!(operation, Operation::ReadDirectory { attributes: true, .. });
         match self.call(operation).await? {
@@ -196,7 +199,12 @@ impl Core {
         result
     }
 
-    pub(super) async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: Vec<u8>) -> Result<Attr, Refusal> {
+    pub(super) async fn link(
+        self: &Arc<Self>,
+        ino: Ino,
+        parent: Ino,
+        name: Vec<u8>,
+    ) -> Result<Attr, Refusal> {
         let mut attr = self.attr(Operation::Link { ino, parent, name, now: self.now() }).await?;
         if let Some(file) = self.files.get(ino) {
             file.nameless.store(false, SeqCst);

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use lockd::ids::ResourceId;
+use lockd::authority::{Authority, AuthorityError};
+use lockd::ids::{ClientId, ResourceId, SessionId};
 
 use super::Core;
 use super::channel::unexpected;
@@ -168,14 +169,12 @@ impl Core {
             return Ok((attr, None));
         }
         let service = match term {
-            _ if !self.options.cluster => Service::Here {
-                owned: self.acquire_alone(file.ino)?,
-                tenure: 0,
-                acquired: true,
-            },
+            _ if !self.options.cluster => {
+                Service::Here { owned: self.acquire_alone(file.ino).await?, tenure: 0, acquired: true }
+            }
             Some(term) if term.client == self.client => {
                 self.take_slots(file, &slots);
-                self.service_here(file.ino, &term)?
+                self.service_here(file.ino, &term).await?
             }
             term => Service::There(term),
         };
@@ -189,31 +188,63 @@ impl Core {
     }
 
     /// The coordinator says that this node serves the file: in the coordinator's epoch, or in its own.
-    pub(super) fn service_here(&self, ino: Ino, term: &Term) -> Result<Service, Refusal> {
+    pub(super) async fn service_here(&self, ino: Ino, term: &Term) -> Result<Service, Refusal> {
         if self.is_home() {
             let owned = Owned { ino, epoch: self.channel.coordinator() };
             return Ok(Service::Here { owned, tenure: term.tenure, acquired: false });
         }
-        Ok(Service::Here { owned: self.acquire_alone(ino)?, tenure: term.tenure, acquired: true })
+        Ok(Service::Here { owned: self.acquire_alone(ino).await?, tenure: term.tenure, acquired: true })
     }
 
-    fn acquire_alone(&self, ino: Ino) -> Result<Owned, Refusal> {
-        let resource = ResourceId::File(self.volume, ino.0);
-        match self.authority.acquire(&resource, self.client) {
-            Ok(holding) => Ok(Owned { ino, epoch: holding.epoch }),
-            Err(error) => Err(Refusal::Busy(error.to_string())),
+    /// Asks the authority. In a cluster that takes a round trip: a thread that may wait does it.
+    async fn with_authority<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&dyn Authority) -> Result<T, AuthorityError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let busy = |error: AuthorityError| Refusal::Busy(error.to_string());
+        if !self.options.cluster {
+            return ask(&*self.authority).map_err(busy);
+        }
+        let (sender, receiver) = promise();
+        let authority = Arc::clone(&self.authority);
+        self.channel.aside(move || sender.send(ask(&*authority)));
+        let dropped = || Refusal::Io("the question to the authority was dropped".to_owned());
+        receiver.await.ok_or_else(dropped)?.map_err(busy)
+    }
+
+    async fn acquire_alone(&self, ino: Ino) -> Result<Owned, Refusal> {
+        let (resource, client) = (ResourceId::File(self.volume, ino.0), self.client);
+        let holding = self.with_authority(move |authority| authority.acquire(&resource, client)).await?;
+        Ok(Owned { ino, epoch: holding.epoch })
+    }
+
+    /// A server that was lost may have given this client the ownership of a file, of which the coordinator knows
+    /// nothing: it would be in the way of whoever serves the file now.
+    pub(super) async fn drop_unclaimed(&self, ino: Ino) {
+        let (resource, client) = (ResourceId::File(self.volume, ino.0), self.client);
+        let drop = move |authority: &dyn Authority| match authority.holder(&resource) {
+            Some(holding) if holding.client == client => authority.release(&resource, client, holding.epoch),
+            _ => Ok(()),
+        };
+        if let Err(error) = self.with_authority(drop).await {
+            tracing::warn!(ino = ino.0, %error, "an ownership that nobody uses could not be released");
         }
     }
 
-    /// Gives an ownership of this client's own back.
-    pub(super) fn give_back(&self, file: &File) {
+    /// Gives an ownership of this client's own to `next`, or to nobody.
+    pub(super) async fn give_to(
+        &self,
+        file: &File,
+        next: Option<(SessionId, ClientId)>,
+    ) -> Result<(), Refusal> {
         let service = *file.service.read();
-        if let Some(Service::Here { owned, acquired: true, .. }) = service {
-            let resource = ResourceId::File(self.volume, file.ino.0);
-            if let Err(error) = self.authority.release(&resource, self.client, owned.epoch) {
-                tracing::warn!(ino = file.ino.0, %error, "the ownership of a file could not be released");
-            }
-        }
+        let Some(Service::Here { owned, acquired: true, .. }) = service else { return Ok(()) };
+        let (resource, client) = (ResourceId::File(self.volume, file.ino.0), self.client);
+        let give = move |authority: &dyn Authority| match next {
+            Some(next) => authority.transfer(&[(resource, owned.epoch)], client, next),
+            None => authority.release(&resource, client, owned.epoch),
+        };
+        self.with_authority(give).await
     }
 
     /// A handle is closed.
@@ -330,7 +361,9 @@ impl Core {
             };
             self.put_back(unused, false).await;
         }
-        self.give_back(file);
+        if let Err(error) = self.give_to(file, None).await {
+            tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
+        }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
         if let Err(error) = self.channel.call(Operation::Close { ino: file.ino, slots }).await {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
@@ -380,7 +413,12 @@ impl Core {
                 if mode.write {
                     self.maybe_acquire(&file, attr.size);
                 }
-                Ok(Opened { handle, attr, keep_cache: alone && !mode.truncate, direct: !alone && file.is_regular() })
+                Ok(Opened {
+                    handle,
+                    attr,
+                    keep_cache: alone && !mode.truncate,
+                    direct: !alone && file.is_regular(),
+                })
             }
             Err(error) => {
                 self.let_go(&file);

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use lockd::ids::{ClientId, SlotId};
+use lockd::ids::{ClientId, SessionId, SlotId};
+use lockd::rules::Rule;
 
 use super::Core;
 use super::channel::unexpected;
@@ -49,6 +50,7 @@ impl Core {
         ino: Ino,
         tenure: u64,
         soft: bool,
+        next: Option<(SessionId, ClientId)>,
     ) -> Result<Vec<u8>, Refusal> {
         let file = loop {
             if let Some((_, _, slots)) =
@@ -80,7 +82,7 @@ impl Core {
                 waits.await;
             }
         };
-        let result = self.hand_over(&file, tenure, soft).await;
+        let result = self.hand_over(&file, tenure, soft, next).await;
         self.let_go(&file);
         result
     }
@@ -90,7 +92,14 @@ impl Core {
         file: &Arc<File>,
         tenure: u64,
         soft: bool,
+        next: Option<(SessionId, ClientId)>,
     ) -> Result<Vec<u8>, Refusal> {
+        if file.pinned.load(SeqCst) {
+            return Err(Refusal::Busy(format!(
+                "{} is pinned to the node that owns it; release it there",
+                file.ino
+            )));
+        }
         if soft && file.writers.load(SeqCst) > 0 {
             return Err(Refusal::Busy(format!("{} is being written on the node that serves it", file.ino)));
         }
@@ -101,14 +110,19 @@ impl Core {
         let still = self.hold_still(file).await;
         if file.tenure() != Some(tenure) {
             // A late copy of a call that was answered long ago, or one that has come in the middle of the change.
-            return if file.is_elsewhere() { Ok(Vec::new()) } else { Err(Refusal::Stale("another term".to_owned())) };
+            return if file.is_elsewhere() {
+                Ok(Vec::new())
+            } else {
+                Err(Refusal::Stale("another term".to_owned()))
+            };
         }
         self.commit_now(file, &still.turn).await?;
         let all = FileBlock(0)..FileBlock(u64::MAX);
         let fresh = file.layout.write().cut_fresh(&all);
         self.put_back(fresh, false).await;
         let slots = self.slots_of(file);
-        self.give_back(file);
+        // Refused: this node goes on as if nothing had happened (L7).
+        self.give_to(file, next).await?;
         file.leave();
         *file.guest_slots.lock() = Cache::default();
         let mut yielded = self.yielded.lock();
@@ -126,10 +140,17 @@ impl Core {
             return Ok(());
         }
         let operation = Operation::Acquire { ino: file.ino, automatic };
-        match self.channel.call(operation).await? {
+        let answer = match self.channel.call(operation).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.drop_unclaimed(file.ino).await;
+                return Err(error);
+            }
+        };
+        match answer {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
                 self.take_slots(file, &slots);
-                let here = match self.service_here(file.ino, &term) {
+                let here = match self.service_here(file.ino, &term).await {
                     Ok(here) => here,
                     Err(error) => {
                         self.disclaim(file, &slots).await;
@@ -139,14 +160,46 @@ impl Core {
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
                 file.serve(&attr, Some(here));
-                Self::count_lost(file, &term);
+                self.count_lost(file, &term);
                 Ok(())
             }
             Answer::Opened { .. } | Answer::Elsewhere(..) => {
+                self.drop_unclaimed(file.ino).await;
                 Err(Refusal::Busy(format!("{} has gone to another node meanwhile", file.ino)))
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Acquires a file and keeps it, open or not, until [`Core::unpin`].
+    pub(super) async fn pin(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
+        let file = self.hold(ino, true).await?;
+        let result =
+            if file.is_regular() { self.acquire(&file, false).await } else { file.owned().map(|_| ()) };
+        if result.is_ok() {
+            file.pinned.store(true, SeqCst);
+            let is_new = self.pins.lock().insert(ino);
+            if is_new {
+                // Held by the pin from now on.
+                return Ok(());
+            }
+        }
+        self.let_go(&file);
+        result
+    }
+
+    /// Lets a file go: it is nobody's, unless its use acquires it again.
+    pub(super) async fn unpin(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
+        let was_pinned = self.pins.lock().remove(&ino);
+        let file = if was_pinned { self.files.get(ino) } else { None };
+        if let Some(file) = &file {
+            file.pinned.store(false, SeqCst);
+        }
+        let released = self.done(Operation::Release { ino }).await;
+        if let Some(file) = file {
+            self.let_go(&file);
+        }
+        released
     }
 
     /// The coordinator names this node as the server, and it cannot be: the file is closed and opened again.
@@ -170,11 +223,11 @@ impl Core {
         match self.channel.call(open).await? {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
                 self.take_slots(file, &slots);
-                let here = self.service_here(file.ino, &term)?;
+                let here = self.service_here(file.ino, &term).await?;
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
                 file.serve(&attr, Some(here));
-                Self::count_lost(file, &term);
+                self.count_lost(file, &term);
                 Ok(())
             }
             _ => Err(Refusal::Stale(format!("{} is served by another node", file.ino))),
@@ -182,9 +235,9 @@ impl Core {
     }
 
     /// P9: what was written at a server that was lost before it handed over is told by the next sync of each handle.
-    fn count_lost(file: &File, term: &Term) {
+    fn count_lost(&self, file: &File, term: &Term) {
         let unsynced = file.unsynced.lock().take();
-        if unsynced.is_some_and(|unsynced| unsynced < term.since) {
+        if self.rules.keeps(Rule::P9) && unsynced.is_some_and(|unsynced| unsynced < term.since) {
             file.failures.fetch_add(1, SeqCst);
         }
     }

@@ -4,7 +4,7 @@
 //! again without harm.
 
 use bincode::{Decode, Encode};
-use lockd::ids::{ClientId, Epoch};
+use lockd::ids::{ClientId, Epoch, SessionId};
 
 use crate::refusal::Refusal;
 use crate::types::Ino;
@@ -50,6 +50,8 @@ pub enum Callback {
         tenure: u64,
         /// Only if no handle of this node uses the file for writing, and it is not pinned.
         soft: bool,
+        /// Who serves it next, and is to have the ownership; none if nobody is.
+        next: Option<(SessionId, ClientId)>,
     },
 }
 

@@ -175,6 +175,8 @@ pub enum Operation {
     /// The client wants to own a file that it holds open. `automatic`: only if nobody else has it open for writing, and
     /// its server has no use for it. Answer: `Opened`; the client then acquires it from the authority.
     Acquire { ino: Ino, automatic: bool },
+    /// A file that somebody holds open is to be nobody's: its owner gives it back. Answer: `Done`.
+    Release { ino: Ino },
     /// Data has been written and flushed (V5). `size` is the new size if the file grew, `mtime` and `atime` what
     /// changed; `clear_set_id` as in [`SetAttr`]. Answer: `Version` of the layout.
     Commit {

@@ -31,7 +31,8 @@ use super::{Coordinator, Parts};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::proto::codec::{decode, encode};
 use crate::proto::{
-    Answer, Answered, Created, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request, SetAttr, WrittenRun,
+    Answer, Answered, Created, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request, SetAttr,
+    WrittenRun,
 };
 use crate::refusal::Refusal;
 use crate::store::check::check;

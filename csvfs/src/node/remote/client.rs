@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use lockd::network::CarrierError;
+use lockd::rules::Rule;
 use lockd::slots::SlotUse;
 use redirector::buffer::Slice;
 
@@ -90,7 +91,9 @@ impl Core {
             let (session, client) = self.channel.client();
             let term = match (here, term) {
                 // What was sent before this node came to serve may have been executed: its slot is here now.
-                (Some(tenure), term) => Term { session, client, tenure, since: term.map_or(0, |term| term.since) },
+                (Some(tenure), term) => {
+                    Term { session, client, tenure, since: term.map_or(0, |term| term.since) }
+                }
                 (None, Some(term)) if term.client == client => {
                     if !self.is_home() || self.serve_again(file).await.is_err() {
                         self.forget_server(file, term.tenure);
@@ -246,7 +249,7 @@ impl Core {
                 Ok(None)
             }
             Ok(Some((told, term))) => {
-                if before.is_some_and(|before| before < term.since) {
+                if self.rules.keeps(Rule::P9) && before.is_some_and(|before| before < term.since) {
                     return Err(Refusal::Io(
                         "what was written was lost with the node that served the file".to_owned(),
                     ));
@@ -320,7 +323,11 @@ impl Core {
 
     /// The attributes of an inode that is being written on another node, as that node knows them. `None`: it does not
     /// serve it (any more).
-    pub(in super::super) async fn attr_there(self: &Arc<Self>, ino: Ino, term: &Term) -> Result<Option<Attr>, Refusal> {
+    pub(in super::super) async fn attr_there(
+        self: &Arc<Self>,
+        ino: Ino,
+        term: &Term,
+    ) -> Result<Option<Attr>, Refusal> {
         let (session, client) = self.channel.client();
         let (kind, flags, slot, tenure) = (Kind::GetAttr, 0, None, term.tenure);
         let ask = Ask { kind, flags, session, client, slot, ino, tenure, offset: 0, len: 0 };
@@ -335,7 +342,10 @@ impl Core {
 
     /// Whether the file went to another node in the middle of a request that was refused for that.
     pub(in super::super) fn has_moved(&self, file: &File, error: &Refusal) -> bool {
-        matches!(error, Refusal::Stale(_)) && self.options.cluster && file.is_elsewhere() && !self.ended.load(SeqCst)
+        matches!(error, Refusal::Stale(_))
+            && self.options.cluster
+            && file.is_elsewhere()
+            && !self.ended.load(SeqCst)
     }
 }
 
@@ -348,5 +358,6 @@ fn done_or_refused(told: Told) -> Result<Told, Refusal> {
 }
 
 fn attr_of(told: &Told) -> Result<Attr, Refusal> {
-    decode::<Attr>(&told.data).map_err(|error| Refusal::Io(format!("a node's answer is not understood: {error}")))
+    decode::<Attr>(&told.data)
+        .map_err(|error| Refusal::Io(format!("a node's answer is not understood: {error}")))
 }

@@ -40,7 +40,10 @@ fn attributes(attr: Attr) -> Told {
 
 impl Core {
     /// Executes a frame. An error means that no answer can be given: the asker sends again.
-    pub(in super::super) async fn serve_remote(self: &Arc<Self>, frame: &[u8]) -> Result<Vec<u8>, CarrierError> {
+    pub(in super::super) async fn serve_remote(
+        self: &Arc<Self>,
+        frame: &[u8],
+    ) -> Result<Vec<u8>, CarrierError> {
         let told = match Ask::parse(frame) {
             Ok((ask, data)) => self.execute_remote(&ask, data).await,
             Err(error) => Some(refused(&Refusal::Invalid(error.to_string()))),
@@ -137,9 +140,7 @@ impl Core {
                 let data = buffer.share().part(0..data.len());
                 told(self.write_any(file, ask.offset, data, mode).await, |at| Told::done(at, Vec::new()))
             }
-            Kind::Sync => {
-                told(self.sync_file(file, has(DATA_ONLY)).await, |()| Told::done(0, Vec::new()))
-            }
+            Kind::Sync => told(self.sync_file(file, has(DATA_ONLY)).await, |()| Told::done(0, Vec::new())),
             Kind::Resize => told(self.resize(file, ask.offset, has(CLEAR_SET_ID)).await, attributes),
             Kind::Allocate => {
                 let how = match (has(PUNCH), has(ZERO)) {
@@ -158,7 +159,9 @@ impl Core {
                 Ok(set) => told(self.set_attr(file.ino, set).await, attributes),
                 Err(error) => refused(&Refusal::Invalid(error.to_string())),
             },
-            Kind::GetAttr => refused(&Refusal::Invalid("attributes are answered without the file".to_owned())),
+            Kind::GetAttr => {
+                refused(&Refusal::Invalid("attributes are answered without the file".to_owned()))
+            }
         }
     }
 }

@@ -56,7 +56,9 @@ pub(in super::super) enum Kind {
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
         use Kind::{Allocate, GetAttr, Read, Resize, Seek, SetAttr, Sync, Write};
-        [Read, Write, Sync, Resize, Allocate, Seek, GetAttr, SetAttr].into_iter().find(|kind| *kind as u8 == byte)
+        [Read, Write, Sync, Resize, Allocate, Seek, GetAttr, SetAttr]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 
     /// Whether it changes the file: it then comes in a slot.
@@ -207,8 +209,8 @@ impl Ask {
             return Err(Malformed);
         }
         let data = data_of(rest, head.data_len, head.data_crc)?;
-        let slot = (head.slot.get() != NO_SLOT)
-            .then_some((SlotId(head.slot.get()), Sequence(head.sequence.get())));
+        let slot =
+            (head.slot.get() != NO_SLOT).then_some((SlotId(head.slot.get()), Sequence(head.sequence.get())));
         let ask = Self {
             kind: Kind::of(head.kind).ok_or(Malformed)?,
             flags: head.flags,

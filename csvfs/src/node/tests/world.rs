@@ -37,7 +37,7 @@ pub const WHO: Credentials = Credentials { uid: 0, gid: 0, umask: 0 };
 pub const FIRST: u64 = 8;
 
 #[derive(Debug)]
-struct NoSpaceNeeded;
+pub struct NoSpaceNeeded;
 
 impl MetadataSpace for NoSpaceNeeded {
     fn chunk_blocks(&self) -> u64 {

@@ -1,0 +1,142 @@
+//! Names and attributes that nodes keep (V9), and clients that end.
+
+use std::sync::mpsc::TryRecvError;
+use std::time::Duration;
+
+use lockd::authority::Standing;
+
+use super::super::world::{WHO, start, until, wait};
+use super::stage::Stage;
+use crate::proto::{Created, SetAttr};
+use crate::refusal::Refusal;
+use crate::service::FileService;
+use crate::types::Ino;
+
+fn a_while() {
+    std::thread::sleep(Duration::from_millis(60));
+}
+
+#[test]
+fn v9_a_change_is_acknowledged_when_no_node_keeps_the_old_state() {
+    let stage = Stage::new(3, 1, 0.0);
+    for node in 0..3 {
+        assert_eq!(stage.lookup(node, "a"), Err(Refusal::NotFound));
+    }
+    let made = wait(|done| stage.node(1).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
+    for node in 0..3 {
+        assert_eq!(
+            stage.lookup(node, "a").map(|attr| attr.ino),
+            Ok(made.ino),
+            "node {node} keeps that it is absent"
+        );
+        assert_eq!(stage.attr(node, made.ino).unwrap().mode, 0o600);
+    }
+    stage.set_mode(2, made.ino, 0o640);
+    for node in 0..3 {
+        assert_eq!(stage.attr(node, made.ino).unwrap().mode, 0o640, "node {node} keeps the old mode");
+        assert_eq!(stage.lookup(node, "a").unwrap().mode, 0o640);
+    }
+    wait(|done| stage.node(0).unlink(Ino::ROOT, b"a", done)).unwrap();
+    for node in 0..3 {
+        assert_eq!(stage.lookup(node, "a"), Err(Refusal::NotFound), "node {node} keeps the name");
+        assert_eq!(stage.attr(node, made.ino), Err(Refusal::NotFound));
+    }
+    stage.finish();
+}
+
+#[test]
+fn v9_a_change_waits_for_a_node_that_does_not_answer_until_its_session_has_ended() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
+    assert_eq!(stage.attr(2, file.ino).unwrap().mode, 0o600);
+    stage.network.cut(stage.members[2].client);
+    let set = SetAttr { mode: Some(0o644), ..SetAttr::default() };
+    let changed = start(|done| stage.node(1).set_attr(file.ino, set, None, done));
+    // The writer goes on meanwhile, and who asks the coordinator sees the new state.
+    wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"b", Created::Fifo, 0o600, done)).unwrap();
+    until("the new mode", || stage.attr(0, file.ino).unwrap().mode == 0o644);
+    a_while();
+    // Also the copies that node 1 has sent since are not answered.
+    assert!(
+        matches!(changed.try_recv(), Err(TryRecvError::Empty)),
+        "acknowledged while node 2 keeps the old mode"
+    );
+    stage.end(2, Standing::Ended);
+    assert_eq!(changed.recv_timeout(Duration::from_secs(10)).unwrap().unwrap().mode, 0o644);
+}
+
+#[test]
+fn v9_a_node_answers_again_when_it_is_reached_again() {
+    let stage = Stage::new(2, 1, 0.0);
+    let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
+    assert_eq!(stage.attr(1, file.ino).unwrap().mode, 0o600);
+    stage.network.cut(stage.members[1].client);
+    let set = SetAttr { mode: Some(0o644), ..SetAttr::default() };
+    let changed = start(|done| stage.node(0).set_attr(file.ino, set, None, done));
+    a_while();
+    assert!(changed.try_recv().is_err(), "acknowledged while node 1 keeps the old mode");
+    assert_eq!(stage.attr(1, file.ino).unwrap().mode, 0o600, "it may answer: its lease runs");
+    stage.network.heal(stage.members[1].client);
+    changed.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    assert_eq!(stage.attr(1, file.ino).unwrap().mode, 0o644);
+    stage.finish();
+}
+
+#[test]
+fn v9_attributes_of_a_file_that_is_being_written_are_kept_nowhere() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(0, "a");
+    stage.node(0).release(file.handle);
+    let ino = file.attr.ino;
+    until("the closing", || stage.node(0).figures().open == 0);
+    assert_eq!(stage.attr(2, ino).unwrap().size, 0);
+    assert_eq!(stage.attr(1, ino).unwrap().size, 0);
+    let handle = stage.open(1, ino);
+    stage.write(1, handle, 0, b"twelve bytes");
+    for node in 0..3 {
+        assert_eq!(stage.attr(node, ino).unwrap().size, 12, "node {node} keeps the old size");
+        assert_eq!(stage.lookup(node, "a").unwrap().size, 12);
+    }
+    let (entries, end) = wait(|done| stage.node(2).read_directory(Ino::ROOT, 0, 4096, true, done)).unwrap();
+    assert!(end && entries.len() == 1 && entries[0].attr.unwrap().size == 12);
+    stage.finish();
+}
+
+#[test]
+fn l3_nothing_is_answered_from_the_cache_without_the_lease() {
+    let stage = Stage::new(2, 1, 0.0);
+    let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
+    assert_eq!(stage.attr(1, file.ino).unwrap().mode, 0o600);
+    {
+        use lockd::authority::Authority;
+        stage.members[1].seat.lease().end();
+    }
+    stage.end(1, Standing::Ended);
+    stage.set_mode(0, file.ino, 0o644);
+    let late = stage.attr(1, file.ino);
+    assert!(matches!(late, Err(Refusal::Stale(_))), "answered without a lease: {late:?}");
+}
+
+#[test]
+fn a_session_that_is_fenced_returns_its_reserve_and_its_opens() {
+    let stage = Stage::new(2, 1, 0.0);
+    let file = stage.create(1, "a");
+    stage.write(1, file.handle, 0, &[1; 8192]);
+    let own = stage.create(1, "b");
+    stage.acquire(1, own.attr.ino).unwrap();
+    stage.write(1, own.handle, 0, &[2; 8192]);
+    wait(|done| stage.node(0).unlink(Ino::ROOT, b"a", done)).unwrap();
+    wait(|done| stage.node(0).unlink(Ino::ROOT, b"b", done)).unwrap();
+    assert!(stage.attr(0, file.attr.ino).is_ok(), "it is open on node 1");
+    stage.end(1, Standing::Ended);
+    a_while();
+    assert!(stage.attr(0, file.attr.ino).is_ok(), "given away before the session is fenced");
+    stage.end(1, Standing::Fenced);
+    until("the files' end", || stage.attr(0, file.attr.ino).is_err() && stage.attr(0, own.attr.ino).is_err());
+    wait(|done| stage.node(0).shut_down(done)).unwrap();
+    stage.coordinator.reclaim().unwrap();
+    until("the space", || {
+        let space = wait(|done| stage.node(0).space(done)).unwrap();
+        space.free == space.blocks
+    });
+}

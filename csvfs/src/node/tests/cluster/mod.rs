@@ -1,0 +1,8 @@
+//! Several nodes around one coordinator in one process.
+
+mod caches;
+mod files;
+mod network;
+mod realm;
+mod simulation;
+mod stage;

@@ -1,0 +1,130 @@
+//! A control plane with several sessions that can end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use lockd::authority::{Authority, AuthorityError, Holding, Standing};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
+use lockd::lease::Lease;
+use parking_lot::Mutex;
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: HashMap<SessionId, Standing>,
+    clients: HashMap<ClientId, SessionId>,
+    holdings: BTreeMap<ResourceId, Holding>,
+    epoch: u64,
+    session: u64,
+    client: u64,
+    refuses: bool,
+}
+
+/// What all sessions see.
+#[derive(Debug, Default)]
+pub struct Realm(Mutex<State>);
+
+/// One session's view.
+#[derive(Debug)]
+pub struct Seat {
+    realm: Arc<Realm>,
+    session: SessionId,
+    lease: Arc<Lease>,
+}
+
+impl Realm {
+    pub fn sit(self: &Arc<Self>) -> Arc<Seat> {
+        let mut state = self.0.lock();
+        state.session += 1;
+        let session = SessionId(state.session);
+        state.sessions.insert(session, Standing::Live);
+        Arc::new(Seat { realm: Arc::clone(self), session, lease: Arc::new(Lease::unlimited()) })
+    }
+
+    /// Transfers are refused from now on, or not.
+    pub fn refuse(&self, refuses: bool) {
+        self.0.lock().refuses = refuses;
+    }
+
+    /// The session stands so from now on; what a fenced one held is free.
+    pub fn set(&self, session: SessionId, standing: Standing) {
+        let mut state = self.0.lock();
+        state.sessions.insert(session, standing);
+        if standing == Standing::Fenced {
+            state.holdings.retain(|_, holding| holding.session != session);
+        }
+    }
+}
+
+impl Authority for Seat {
+    fn session(&self) -> SessionId {
+        self.session
+    }
+    fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+    fn add_client(&self) -> Result<ClientId, AuthorityError> {
+        let mut state = self.realm.0.lock();
+        state.client += 1;
+        let client = ClientId(state.client);
+        state.clients.insert(client, self.session);
+        Ok(client)
+    }
+    fn end_client(&self, client: ClientId) {
+        self.realm.0.lock().holdings.retain(|_, holding| holding.client != client);
+    }
+    fn acquire(&self, resource: &ResourceId, client: ClientId) -> Result<Holding, AuthorityError> {
+        let mut state = self.realm.0.lock();
+        if state.sessions.get(&self.session) != Some(&Standing::Live) {
+            return Err(AuthorityError::SessionEnded(self.session));
+        }
+        if let Some(holding) = state.holdings.get(resource).copied() {
+            if holding.client == client {
+                return Ok(holding);
+            }
+            return Err(AuthorityError::Held { resource: resource.clone(), holding });
+        }
+        state.epoch += 1;
+        let holding = Holding { session: self.session, client, epoch: Epoch(state.epoch) };
+        state.holdings.insert(resource.clone(), holding);
+        Ok(holding)
+    }
+    fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
+        let mut state = self.realm.0.lock();
+        match state.holdings.get(resource).copied() {
+            Some(holding) if holding.client == client && holding.epoch == epoch => {
+                state.holdings.remove(resource);
+                Ok(())
+            }
+            _ => Err(AuthorityError::Stale { resource: resource.clone(), epoch }),
+        }
+    }
+    fn transfer(
+        &self,
+        holdings: &[(ResourceId, Epoch)],
+        client: ClientId,
+        to: (SessionId, ClientId),
+    ) -> Result<(), AuthorityError> {
+        let mut state = self.realm.0.lock();
+        if state.refuses || state.sessions.get(&to.0) != Some(&Standing::Live) {
+            return Err(AuthorityError::SessionEnded(to.0));
+        }
+        for (resource, epoch) in holdings {
+            let held = state.holdings.get(resource);
+            if !held.is_some_and(|holding| holding.client == client && holding.epoch == *epoch) {
+                return Err(AuthorityError::Stale { resource: resource.clone(), epoch: *epoch });
+            }
+        }
+        for (resource, _) in holdings {
+            state.epoch += 1;
+            let holding = Holding { session: to.0, client: to.1, epoch: Epoch(state.epoch) };
+            state.holdings.insert(resource.clone(), holding);
+        }
+        Ok(())
+    }
+    fn holder(&self, resource: &ResourceId) -> Option<Holding> {
+        self.realm.0.lock().holdings.get(resource).copied()
+    }
+    fn standing(&self, session: SessionId) -> Standing {
+        self.realm.0.lock().sessions.get(&session).copied().unwrap_or(Standing::Fenced)
+    }
+}

@@ -1,0 +1,207 @@
+//! The nodes, their coordinator and their LUN.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockd::authority::{Authority, Standing};
+use lockd::clock::SystemClock;
+use lockd::ids::{ClientId, ResourceId, SessionId};
+use lockd::network::InProcess;
+use lockd::rules::Rules;
+use redb::Database;
+use redb::backends::InMemoryBackend;
+use redirector::buffer::Pool;
+use redirector::lun::Lun;
+
+use super::super::platter::Platter;
+use super::super::world::{FIRST, NoSpaceNeeded, VOLUME, WHO, bytes, slice, wait};
+use super::network::Network;
+use super::realm::{Realm, Seat};
+use crate::coordinator::{self, Coordinator};
+use crate::node::{Node, Options, Parts};
+use crate::proto::SetAttr;
+use crate::refusal::Refusal;
+use crate::service::{FileService, HandleId, OpenMode, Opened, WriteMode};
+use crate::store::check::check;
+use crate::store::cookie::HashKey;
+use crate::store::initialise;
+use crate::types::{Attr, Ino, LunBlock, Run, Timestamp};
+
+const KEY: HashKey = HashKey([1; 16]);
+
+/// A node and its session.
+pub struct Member {
+    pub seat: Arc<Seat>,
+    pub client: ClientId,
+    pub node: Arc<Node>,
+}
+
+/// See the module. The first node is the coordinator's.
+pub struct Stage {
+    pub realm: Arc<Realm>,
+    pub network: Arc<Network>,
+    pub platter: Arc<Platter>,
+    pub coordinator: Arc<Coordinator>,
+    pub members: Vec<Member>,
+    database: Arc<Database>,
+}
+
+pub const READ_WRITE: OpenMode = OpenMode {
+    read: true,
+    write: true,
+    direct: false,
+    clear_set_id: false,
+    truncate: false,
+    exclusive: false,
+};
+
+impl Stage {
+    pub fn new(nodes: usize, seed: u64, trouble: f64) -> Self {
+        let platter = Platter::new(64 << 20);
+        let blocks = platter.geometry().size / 4096 - FIRST;
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        initialise(&database, &[Run { start: LunBlock(FIRST), len: blocks }], Timestamp(1)).unwrap();
+        let database = Arc::new(database);
+        let (realm, network) = (Arc::new(Realm::default()), Network::new(seed, trouble));
+        let rules = Rules::from_test_environment();
+        let home = realm.sit();
+        let first = home.add_client().unwrap();
+        let role = home.acquire(&ResourceId::Coordinator(VOLUME), first).unwrap().epoch;
+        let coordinator = Coordinator::start(coordinator::Parts {
+            database: Arc::clone(&database),
+            space: Arc::new(NoSpaceNeeded),
+            lun: Arc::clone(&platter) as _,
+            authority: Arc::clone(&home) as _,
+            peers: Arc::new(Arc::clone(&network)),
+            clock: Arc::new(SystemClock),
+            rules,
+            key: KEY,
+            epoch: role,
+            volume: VOLUME,
+            read_only: false,
+            discard: false,
+            settle: Duration::ZERO,
+        })
+        .unwrap();
+        let options = Options {
+            cluster: true,
+            reserve_min: 64,
+            reserve_max: 1024,
+            commit_rounds: 1,
+            ..Options::default()
+        };
+        let mut members = Vec::new();
+        for number in 0..nodes {
+            let (seat, client) = if number == 0 {
+                (Arc::clone(&home), first)
+            } else {
+                let seat = realm.sit();
+                let client = seat.add_client().unwrap();
+                (seat, client)
+            };
+            let carrier = if number == 0 {
+                Arc::new(InProcess(Arc::clone(&coordinator))) as _
+            } else {
+                network.carrier(client, Arc::clone(&coordinator) as _)
+            };
+            let node = Node::start(Parts {
+                carrier,
+                lun: Arc::clone(&platter) as _,
+                authority: Arc::clone(&seat) as _,
+                peers: Arc::new(Arc::clone(&network)),
+                clock: Arc::new(SystemClock),
+                rules,
+                pool: Pool::default(),
+                volume: VOLUME,
+                client,
+                coordinator: role,
+                options,
+            });
+            let node = Arc::new(node.unwrap());
+            network.serve(client, Arc::clone(&node) as _);
+            wait(|done| node.attach(done)).unwrap();
+            members.push(Member { seat, client, node });
+        }
+        Self { realm, network, platter, coordinator, members, database }
+    }
+
+    pub fn node(&self, number: usize) -> &Node {
+        &self.members[number].node
+    }
+
+    pub fn session(&self, number: usize) -> SessionId {
+        self.members[number].seat.session()
+    }
+
+    /// The session of a node is over, as the realm sees it.
+    pub fn end(&self, number: usize, standing: Standing) {
+        self.realm.set(self.session(number), standing);
+        self.coordinator.look();
+    }
+
+    pub fn create(&self, number: usize, name: &str) -> Opened {
+        self.create_in(number, Ino::ROOT, name)
+    }
+
+    pub fn create_in(&self, number: usize, parent: Ino, name: &str) -> Opened {
+        let node = self.node(number);
+        wait(|done| node.create_open(WHO, parent, name.as_bytes(), 0o644, READ_WRITE, done)).unwrap()
+    }
+
+    pub fn open(&self, number: usize, ino: Ino) -> HandleId {
+        wait(|done| self.node(number).open(ino, READ_WRITE, done)).unwrap().handle
+    }
+
+    pub fn lookup(&self, number: usize, name: &str) -> Result<Attr, Refusal> {
+        wait(|done| self.node(number).lookup(Ino::ROOT, name.as_bytes(), done))
+    }
+
+    pub fn attr(&self, number: usize, ino: Ino) -> Result<Attr, Refusal> {
+        wait(|done| self.node(number).get_attr(ino, done))
+    }
+
+    pub fn set_mode(&self, number: usize, ino: Ino, mode: u32) -> Attr {
+        let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+        wait(|done| self.node(number).set_attr(ino, set, None, done)).unwrap()
+    }
+
+    pub fn write(&self, number: usize, handle: HandleId, offset: u64, data: &[u8]) {
+        let mode = WriteMode::default();
+        let at = wait(|done| self.node(number).write(handle, offset, slice(data), mode, done)).unwrap();
+        assert_eq!(at, offset);
+    }
+
+    pub fn append(&self, number: usize, handle: HandleId, data: &[u8]) -> u64 {
+        let mode = WriteMode { append: true, ..WriteMode::default() };
+        wait(|done| self.node(number).write(handle, 0, slice(data), mode, done)).unwrap()
+    }
+
+    pub fn read(&self, number: usize, handle: HandleId, offset: u64, len: u32) -> Vec<u8> {
+        bytes(&wait(|done| self.node(number).read(handle, offset, len, done)).unwrap())
+    }
+
+    pub fn acquire(&self, number: usize, ino: Ino) -> Result<(), Refusal> {
+        wait(|done| self.node(number).acquire(ino, done))
+    }
+
+    /// Ends all nodes cleanly, the coordinator's last, and checks the store.
+    pub fn finish(self) {
+        for member in self.members.iter().rev() {
+            wait(|done| member.node.shut_down(done)).unwrap();
+        }
+        for member in &self.members {
+            self.coordinator.end_client(member.client).unwrap();
+        }
+        self.coordinator.reclaim().unwrap();
+        self.coordinator.stop();
+        let region = Run { start: LunBlock(FIRST), len: self.platter.geometry().size / 4096 - FIRST };
+        let findings = check(&self.database, &KEY, &[region], &mut |_, _, _| {}).unwrap();
+        assert!(findings.is_clean(), "{findings}");
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.network.end();
+    }
+}
