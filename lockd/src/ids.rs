@@ -228,7 +228,9 @@ mod tests {
     #[test]
     fn a_resource_is_read_as_it_is_written() {
         let volume = VolumeId([0xab; 16]);
-        for resource in [ResourceId::Coordinator(volume), ResourceId::File(volume, 77), ResourceId::Vm("web".into())] {
+        for resource in
+            [ResourceId::Coordinator(volume), ResourceId::File(volume, 77), ResourceId::Vm("web".into())]
+        {
             assert_eq!(resource.to_string().parse(), Ok(resource));
         }
         for text in ["", "vm/", "vm/a/b", "volume/x/file/1", "volume//coordinator", "file/1", "/mnt/vms/a"] {

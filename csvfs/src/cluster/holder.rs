@@ -1,6 +1,6 @@
 //! What `lockctl` asks of a mount: to own files, to give them back, to hand them over.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::plane::Plane;
 use crate::node::Node;
 use crate::refusal::Refusal;
-use crate::service::{Done, FileService, HandleId, OpenMode};
+use crate::service::Done;
 use crate::types::Ino;
 
 /// How long one file may take to come here: longer than its server may need to drain and to commit.
@@ -25,8 +25,8 @@ pub struct Holder {
     plane: Weak<Plane>,
     volume: VolumeId,
     node: Mutex<Weak<Node>>,
-    /// Files that are owned because somebody has asked for it, each held open.
-    kept: Mutex<HashMap<Ino, HandleId>>,
+    /// Files that are owned because somebody has asked for it.
+    pinned: Mutex<BTreeSet<Ino>>,
 }
 
 fn wait<T: Send + 'static>(start: impl FnOnce(Done<T>)) -> Result<T, Refusal> {
@@ -39,22 +39,29 @@ fn wait<T: Send + 'static>(start: impl FnOnce(Done<T>)) -> Result<T, Refusal> {
 
 impl Holder {
     pub(super) fn new(plane: Weak<Plane>, volume: VolumeId) -> Self {
-        Self { plane, volume, node: Mutex::default(), kept: Mutex::default() }
+        Self { plane, volume, node: Mutex::default(), pinned: Mutex::default() }
     }
 
     pub(super) fn is_served_by(&self, node: &Arc<Node>) {
         *self.node.lock() = Arc::downgrade(node);
     }
 
-    /// What was kept open is closed: the mount ends.
+    /// The mount ends: what was acquired by hand goes back.
     pub(super) fn end(&self) {
-        let kept = std::mem::take(&mut *self.kept.lock());
-        if let Ok(node) = self.node() {
-            kept.into_values().for_each(|handle| node.release(handle));
+        let pinned = std::mem::take(&mut *self.pinned.lock());
+        for ino in pinned {
+            if let Err(error) = self.release(ino) {
+                tracing::warn!(error, "it goes back when the session ends");
+            }
         }
     }
 
-    pub(super) fn serve(&self, _client: ClientId, _from: &NodeName, request: &[u8]) -> Result<Vec<u8>, String> {
+    pub(super) fn serve(
+        &self,
+        _client: ClientId,
+        _from: &NodeName,
+        request: &[u8],
+    ) -> Result<Vec<u8>, String> {
         let reply = match HolderRequest::decode(request)? {
             HolderRequest::Acquire(resources) => self.each(&resources, |ino| self.acquire(ino)),
             HolderRequest::Release(resources) => self.each(&resources, |ino| self.release(ino)),
@@ -89,48 +96,49 @@ impl Holder {
 
     fn acquire(&self, ino: Ino) -> Result<(), String> {
         let node = self.node()?;
-        let failed = |refusal: Refusal| format!("{ino} cannot be owned here: {refusal}");
-        if !self.kept.lock().contains_key(&ino) {
-            let mode = OpenMode { read: true, ..OpenMode::default() };
-            let opened = wait(|done| node.open(ino, mode, done)).map_err(failed)?;
-            if let Some(earlier) = self.kept.lock().insert(ino, opened.handle) {
-                node.release(earlier);
-            }
-        }
-        wait(|done| node.acquire(ino, done)).map_err(|refusal| {
-            if let Some(handle) = self.kept.lock().remove(&ino) {
-                node.release(handle);
-            }
-            failed(refusal)
-        })
+        wait(|done| node.pin(ino, done))
+            .map_err(|refusal| format!("{ino} cannot be owned here: {refusal}"))?;
+        self.pinned.lock().insert(ino);
+        Ok(())
     }
 
-    /// The file goes back when nobody here has it open.
     fn release(&self, ino: Ino) -> Result<(), String> {
         let node = self.node()?;
-        match self.kept.lock().remove(&ino) {
-            Some(handle) => {
-                node.release(handle);
-                Ok(())
-            }
-            None => Err(format!("{ino} was not acquired here by hand; it goes back when it is closed")),
-        }
+        wait(|done| node.unpin(ino, done))
+            .map_err(|refusal| format!("{ino} is not given back: {refusal}"))?;
+        self.pinned.lock().remove(&ino);
+        Ok(())
     }
 
-    /// The mount on `to` makes itself the owner, for which the coordinator has this one stop, drain and commit.
+    /// The mount on `to` makes itself the owner, for which the coordinator has this one stop, drain and commit. A pin
+    /// yields to nobody: it ends before, and comes back if the other mount does not take the files.
     fn transfer(&self, resources: Vec<ResourceId>, to: &NodeName) -> Result<HolderReply, String> {
         let inos = self.inos(&resources)?;
         let first = resources.first().ok_or_else(|| "no files are named".to_owned())?;
         let plane = self.plane.upgrade().ok_or_else(|| "the mount is being closed".to_owned())?;
+        let pinned: Vec<Ino> = {
+            let pinned = self.pinned.lock();
+            inos.iter().copied().filter(|ino| pinned.contains(ino)).collect()
+        };
+        let begun = Instant::now();
+        let back = |cause: String| {
+            for ino in &pinned {
+                if let Err(error) = self.acquire(*ino) {
+                    tracing::error!(error, "a file that was to be handed over is not owned here any more");
+                }
+            }
+            cause
+        };
+        pinned.iter().try_for_each(|ino| self.release(*ino)).map_err(back)?;
         let recipient = Recipient::Node { node: to.clone(), resource: first.clone() };
         let request = HolderRequest::Acquire(resources).encode()?;
-        let answer = plane.client().forward(recipient, request).map_err(|error| error.to_string())?;
-        let reply = HolderReply::decode(&answer)?;
-        if matches!(reply, HolderReply::Done { .. }) {
-            let node = self.node()?;
-            let mut kept = self.kept.lock();
-            inos.iter().filter_map(|ino| kept.remove(ino)).for_each(|handle| node.release(handle));
+        let answer = plane.client().forward(recipient, request).map_err(|error| back(error.to_string()))?;
+        match HolderReply::decode(&answer).map_err(back)? {
+            HolderReply::Done { epoch, .. } => {
+                let pause_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                Ok(HolderReply::Done { epoch, pause_ns })
+            }
+            HolderReply::Refused(why) => Ok(HolderReply::Refused(back(why))),
         }
-        Ok(reply)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockd::authority::{Authority, AuthorityError};
-use lockd::client::{ClientConfig, LockClient};
+use lockd::client::{ClientConfig, Deaf, LockClient};
 use lockd::clock::Clock;
 use lockd::cluster::tls::Credentials;
 use lockd::cluster::{Cluster, FenceChoice, Program};
@@ -67,7 +67,8 @@ impl Place {
                 return Err(ClusterError::NoFence { volume: volume.to_owned(), fence: other.to_string() });
             }
         };
-        let lun = |text: &String| LunUri::from_str(text).map_err(|error| ClusterError::Lun(error.to_string()));
+        let lun =
+            |text: &String| LunUri::from_str(text).map_err(|error| ClusterError::Lun(error.to_string()));
         let luns = found.lun.iter().map(lun).collect::<Result<_, _>>()?;
         Ok(Self {
             luns,
@@ -118,22 +119,27 @@ impl Member {
     ) -> Result<Self, ClusterError> {
         let plane = Plane::new(volume, clock);
         let run_dir = RunDir::of(&place.run_dir, &place.cluster.name, place.node.as_str());
-        let client = LockClient::connect(ClientConfig {
-            run_dir,
-            kind: ClientKind::Csvfs { volume },
+        let config = |kind, listener| ClientConfig {
+            run_dir: run_dir.clone(),
+            kind,
             wait: None,
             patience: None,
-            listener: Arc::clone(&plane) as _,
-        })?;
-        let client = Arc::new(client);
-        plane.connect(Arc::clone(&client));
-        client.watch()?;
-        client.register_volume(&Command::RegisterVolume {
+            listener,
+        };
+        // Only mounts of a volume that the cluster knows are registered.
+        let tool = LockClient::connect(config(ClientKind::Tool, Arc::new(Deaf)))?;
+        tool.register_volume(&Command::RegisterVolume {
             volume,
             name: place.volume.clone(),
             fence: place.method,
             epoch_floor: seen,
         })?;
+        tool.leave(tool.client())?;
+        drop(tool);
+        let kind = ClientKind::Csvfs { volume };
+        let client = Arc::new(LockClient::connect(config(kind, Arc::clone(&plane) as _))?);
+        plane.connect(Arc::clone(&client));
+        client.watch()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("csvfs-peers")
@@ -230,7 +236,9 @@ impl<S: Service> Service for Weakly<S> {
     fn serve(&self, frame: Vec<u8>, on_reply: lockd::network::OnReply) {
         match self.0.upgrade() {
             Some(service) => service.serve(frame, on_reply),
-            None => on_reply(Err(lockd::network::CarrierError::Closed("the mount is being closed".to_owned()))),
+            None => {
+                on_reply(Err(lockd::network::CarrierError::Closed("the mount is being closed".to_owned())))
+            }
         }
     }
 }

@@ -7,13 +7,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use lockd::authority::{Authority, AuthorityError, Holding, Standing};
-use lockd::client::{LockClient, Listener};
+use lockd::client::{ClientError, Listener, LockClient, Transferred};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
+use lockd::machine::{Answer, ClientKind, Event, EventKind, Move, Query, SessionState, Victim};
 use parking_lot::Mutex;
 
 use super::holder::Holder;
@@ -44,6 +45,8 @@ pub struct Plane {
     pub(super) holder: Holder,
 }
 
+/// How long a transfer may take before it is aborted (L7).
+const TRANSFER_WITHIN: Duration = Duration::from_secs(5);
 /// Most other holdings that are kept.
 const OTHERS_MAX: usize = 65_536;
 
@@ -114,7 +117,7 @@ impl Plane {
                 }
                 // Without lockd nothing new can be learnt, and nothing is given away either.
                 _ if self.client().has_ended() => return Standing::Live,
-                _ => std::thread::sleep(std::time::Duration::from_millis(100)),
+                _ => std::thread::sleep(Duration::from_millis(100)),
             }
         }
     }
@@ -174,6 +177,36 @@ impl Authority for Plane {
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
         self.known.lock().own.remove(resource);
         self.client().release(resource, client, epoch)
+    }
+
+    fn transfer(
+        &self,
+        holdings: &[(ResourceId, Epoch)],
+        client: ClientId,
+        to: (SessionId, ClientId),
+    ) -> Result<(), AuthorityError> {
+        let Some((first, _)) = holdings.first() else { return Ok(()) };
+        let own: Vec<_> = {
+            let mut known = self.known.lock();
+            holdings.iter().filter_map(|(resource, _)| known.own.remove_entry(resource)).collect()
+        };
+        let one = |(resource, epoch): &(ResourceId, Epoch)| Move {
+            resource: resource.clone(),
+            epoch: *epoch,
+            from: client,
+            to: to.1,
+        };
+        let moves = holdings.iter().map(one).collect();
+        let lock_client = self.client();
+        // The locks stay with the programs that hold them: none of these has moved.
+        let why = match lock_client.transfer(client, lock_client.cookie(), moves, false, TRANSFER_WITHIN) {
+            Ok(Transferred::Done(_)) => return Ok(()),
+            Ok(Transferred::Aborted) => "it took too long and was aborted".to_owned(),
+            Err(ClientError::SessionEnded(session)) => return Err(AuthorityError::SessionEnded(session)),
+            Err(error) => error.to_string(),
+        };
+        self.known.lock().own.extend(own);
+        Err(AuthorityError::Unavailable { resource: first.clone(), why })
     }
 
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use lockd::ids::{ClientId, NodeName, SessionId};
 use lockd::network::{Carrier, CarrierError, OnReply, Service};
+use lockd::peers::Channel;
 use lockd::peers::quic::QuicEndpoint;
 use lockd::peers::sync::PeerCarrier;
-use lockd::peers::Channel;
 use parking_lot::Mutex;
 
 use super::plane::Plane;

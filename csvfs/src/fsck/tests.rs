@@ -239,6 +239,10 @@ fn damage_that_nobody_meets_is_found_in_the_background() {
     while matches!(volume.scrub().unwrap(), Scrub::Running { .. }) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(volume.scrub().unwrap().to_string().contains("checked whole since"), "{}", volume.scrub().unwrap());
+    assert!(
+        volume.scrub().unwrap().to_string().contains("checked whole since"),
+        "{}",
+        volume.scrub().unwrap()
+    );
     volume.close().unwrap();
 }

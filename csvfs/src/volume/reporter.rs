@@ -55,7 +55,10 @@ impl Reporter {
             fixed,
             lun: Arc::downgrade(&volume.lun),
             node: Arc::downgrade(&volume.node),
-            coordinator: volume.office.as_ref().map_or_else(Weak::new, |office| Arc::downgrade(&office.coordinator)),
+            coordinator: volume
+                .office
+                .as_ref()
+                .map_or_else(Weak::new, |office| Arc::downgrade(&office.coordinator)),
             hold: settings.hold,
         }
     }

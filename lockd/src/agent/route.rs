@@ -166,13 +166,7 @@ impl Route {
     }
 
     /// Asks one node. A voter that learns of another leader meanwhile gives up.
-    async fn attempt(
-        &self,
-        target: &NodeName,
-        ask: &Ask,
-        within: Duration,
-        left: Option<Duration>,
-    ) -> Told {
+    async fn attempt(&self, target: &NodeName, ask: &Ask, within: Duration, left: Option<Duration>) -> Told {
         if *target == self.node {
             let Some(seat) = self.seat.get() else { return Told::NotLeader(None) };
             // Nothing is lost between here and this node's own voter, which gives up by itself.

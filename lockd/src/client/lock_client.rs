@@ -425,7 +425,11 @@ impl Inner {
     }
 
     /// Asks a question; the answer comes by `on_answer`, on the connection's thread.
-    pub(super) fn query_async(&self, query: Query, on_answer: Box<dyn FnOnce(Result<Answer, ClientError>) + Send>) {
+    pub(super) fn query_async(
+        &self,
+        query: Query,
+        on_answer: Box<dyn FnOnce(Result<Answer, ClientError>) + Send>,
+    ) {
         let on_response = Box::new(move |response: Result<Response, Failure>| {
             on_answer(match response {
                 Ok(Response::Answer(answer)) => Ok(answer),

@@ -273,12 +273,15 @@ impl LockClient {
         on_reply: impl FnOnce(Result<Option<Conflict>, ClientError>) + Send + 'static,
     ) {
         let query = Query::Test { resource: resource.clone(), request };
-        self.inner.query_async(query, Box::new(move |answer| {
-            on_reply(answer.and_then(|answer| match answer {
-                Answer::Test(conflict) => Ok(conflict),
-                _ => Err(ClientError::Unexpected),
-            }));
-        }));
+        self.inner.query_async(
+            query,
+            Box::new(move |answer| {
+                on_reply(answer.and_then(|answer| match answer {
+                    Answer::Test(conflict) => Ok(conflict),
+                    _ => Err(ClientError::Unexpected),
+                }));
+            }),
+        );
     }
 
     /// As [`LockClient::unlock`] of all grants, without waiting: `on_reply` is called once, on the connection's thread, and

@@ -4,7 +4,9 @@ use std::fmt;
 
 use bincode::{Decode, Encode};
 
-use super::command::{BreakTarget, ClientKind, Cookie, EndCause, FenceMethod, HoldMode, Nonce, Settings, Victim};
+use super::command::{
+    BreakTarget, ClientKind, Cookie, EndCause, FenceMethod, HoldMode, Nonce, Settings, Victim,
+};
 use super::event::{Event, EventIndex};
 use crate::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use crate::locks::{Conflict, Listed, LockRequest};

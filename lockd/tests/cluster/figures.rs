@@ -20,7 +20,12 @@ fn pairs(client: &LockClient, ino: u64, until: Instant) -> u64 {
     let mut done = 0;
     while Instant::now() < until {
         let (sender, receiver) = channel();
-        client.set_lock(&file, request, false, Box::new(move |reply| sender.send(reply).expect("it is waited for")));
+        client.set_lock(
+            &file,
+            request,
+            false,
+            Box::new(move |reply| sender.send(reply).expect("it is waited for")),
+        );
         let grant = receiver.recv().expect("answered").expect("free");
         client.unlock(&file, request.owner, ByteRange::WHOLE, Some(grant)).expect("unlocked");
         done += 1;

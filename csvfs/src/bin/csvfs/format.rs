@@ -48,7 +48,9 @@ impl Format {
             }
             (Some(_), _, Some(volume)) => bail!("with --lun no volume is named, but {volume:?} is"),
             (None, Some(_), None) => bail!("which volume of the cluster? csvfs format --cluster FILE VOLUME"),
-            (None, None, _) => bail!("what is to be formatted? give --lun URL, or --cluster FILE and a volume's name"),
+            (None, None, _) => {
+                bail!("what is to be formatted? give --lun URL, or --cluster FILE and a volume's name")
+            }
         };
         let url = super::mount::absolute(&lun)?;
         let settings = FormatSettings {

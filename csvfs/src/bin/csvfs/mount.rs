@@ -138,9 +138,13 @@ impl MountCommand {
             }
             (Some(_), _, _) => bail!("with --lun, only the folder is named: csvfs mount --lun URL FOLDER"),
             (None, Some(_), _) => {
-                bail!("with --cluster, volume and folder are named: csvfs mount --cluster FILE --node NODE VOLUME FOLDER")
+                bail!(
+                    "with --cluster, volume and folder are named: csvfs mount --cluster FILE --node NODE VOLUME FOLDER"
+                )
             }
-            (None, None, _) => bail!("what is to be mounted? give --lun URL, or --cluster FILE and the volume's name"),
+            (None, None, _) => {
+                bail!("what is to be mounted? give --lun URL, or --cluster FILE and the volume's name")
+            }
         }
     }
 
@@ -159,7 +163,8 @@ impl MountCommand {
         match (&self.lun, &self.cluster) {
             (Some(lun), _) => drop(command.args(["--lun", &absolute(lun)?.to_string()])),
             (None, Some(file)) => {
-                let file = file.canonicalize().with_context(|| format!("the cluster file {}", file.display()))?;
+                let file =
+                    file.canonicalize().with_context(|| format!("the cluster file {}", file.display()))?;
                 command.arg("--cluster").arg(file).arg(&self.places[0]);
             }
             (None, None) => {}
