@@ -184,6 +184,8 @@ struct Core {
     files: Table<Ino, Arc<File>>,
     handles: Table<u64, Arc<Handle>>,
     next_handle: AtomicU64,
+    /// Counts the slots towards the servers of files.
+    next_slots: AtomicU64,
     reserve: Reserve,
     /// Files with something to commit.
     dirty: Mutex<Vec<Ino>>,
@@ -263,6 +265,7 @@ impl Node {
             files: Table::new(),
             handles: Table::new(),
             next_handle: AtomicU64::new(1),
+            next_slots: AtomicU64::new(0),
             reserve: Reserve::new(options.reserve_min),
             dirty: Mutex::default(),
             idle: AtomicU64::new(0),

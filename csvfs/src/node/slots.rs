@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use lockd::ids::Sequence;
 use lockd::slots::{SlotAllocator, SlotUse};
 use parking_lot::Mutex;
 
@@ -19,9 +20,21 @@ pub(super) struct Slots {
     waiting: Mutex<VecDeque<Sender<SlotUse>>>,
 }
 
+/// Sequences of one incarnation of a file's slots: more than it will ever use.
+const SEQUENCE_BITS: u32 = 32;
+
 impl Default for Slots {
     fn default() -> Self {
         Self { allocator: SlotAllocator::new(), waiting: Mutex::default() }
+    }
+}
+
+impl Slots {
+    /// The `incarnation`th slots of this node towards a server that may remember earlier ones: a file that was closed
+    /// and opened again, while it stayed open there.
+    pub(super) fn of(incarnation: u64) -> Self {
+        let first = Sequence((incarnation << SEQUENCE_BITS) + 1);
+        Self { allocator: SlotAllocator::starting_at(first), waiting: Mutex::default() }
     }
 }
 

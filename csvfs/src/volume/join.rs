@@ -36,7 +36,7 @@ impl Volume {
         let authority: Arc<dyn Authority> = Arc::clone(&member.plane) as _;
         let mut warned = false;
         loop {
-            let (carrier, epoch, office, opening) = match member.role()? {
+            let (carrier, epoch, office, coordinator, opening) = match member.role()? {
                 Role::Coordinator(epoch) => {
                     let ground = Self::take(&lun, &settings)?;
                     let database = Arc::new(ground.database);
@@ -59,7 +59,7 @@ impl Volume {
                     })?;
                     let carrier = member.serve_coordinator(&coordinator);
                     let office = Office { coordinator, database, hold: ground.hold };
-                    (carrier, epoch, Some(office), ground.opening)
+                    (carrier, epoch, Some(office), None, ground.opening)
                 }
                 Role::Guest(node, epoch) => {
                     let opening = Opening {
@@ -67,7 +67,7 @@ impl Volume {
                         open_s: settings.clock.boot().since(begun).as_secs_f64(),
                         ..Opening::default()
                     };
-                    (member.way_to_coordinator(&node), epoch, None, opening)
+                    (member.way_to_coordinator(&node), epoch, None, Some(node.to_string()), opening)
                 }
             };
             let options = node::Options { cluster: true, ..settings.node_options() };
@@ -90,7 +90,17 @@ impl Volume {
             match attach(&node) {
                 Ok(()) => {
                     let (client, control) = (member.client, Control::Cluster(member));
-                    return Ok(Self { label, lun, control, client, office, node, opening, settings });
+                    return Ok(Self {
+                        label,
+                        lun,
+                        control,
+                        client,
+                        office,
+                        coordinator,
+                        node,
+                        opening,
+                        settings,
+                    });
                 }
                 Err(refusal) if office.is_some() => return Err(VolumeError::NotTaken(refusal)),
                 // It is still opening the volume, or has just gone.

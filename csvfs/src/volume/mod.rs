@@ -56,6 +56,8 @@ pub struct Volume {
     client: ClientId,
     /// What a mount has that coordinates the volume.
     office: Option<Office>,
+    /// The node that does, where it is another one.
+    coordinator: Option<String>,
     node: Arc<Node>,
     opening: Opening,
     settings: Settings,
@@ -201,7 +203,7 @@ impl Volume {
         .map_err(VolumeError::Thread)?;
         let node = Arc::new(node);
         let (control, office) = (Control::Alone(authority), Some(office));
-        Ok(Self { label, lun, control, client, office, node, opening, settings })
+        Ok(Self { label, lun, control, client, office, coordinator: None, node, opening, settings })
     }
 
     /// Opens for writing: claims the volume (V1) and opens its store (V2).

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redirector::lun::Lun;
 use redirector::metrics::Exposition;
 
-use super::Volume;
+use super::{Control, Volume};
 use crate::coordinator::{Coordinator, Scrub};
 use crate::node::Node;
 use crate::service::FileService;
@@ -37,14 +37,20 @@ impl Reporter {
             mountpoint,
             node: settings.node.clone(),
             pid: std::process::id(),
-            coordinator: settings.node.clone(),
+            coordinator: volume.coordinator.clone().unwrap_or_else(|| settings.node.clone()),
             session: volume.control.authority().session().0,
             read_only: settings.read_only,
             state: String::new(),
             problem: String::new(),
             path: String::new(),
             metadata: String::new(),
-            fence: "none: a mount without a cluster; its claim keeps other mounts away (V1)".to_owned(),
+            fence: match &volume.control {
+                Control::Alone(_) => "none: a mount without a cluster; its claim keeps other mounts away (V1)",
+                Control::Cluster(_) => {
+                    "lease: a node that went silent is waited for, for lease + grace; nothing stops it at the LUN"
+                }
+            }
+            .to_owned(),
             opening: volume.opening.clone(),
             counters: Counters::default(),
             blocks: 0,

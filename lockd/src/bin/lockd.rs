@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long)]
     data: PathBuf,
     /// The directory below which sockets and lease pages are.
-    #[arg(long, default_value = RUN_DIR)]
+    #[arg(long, env = "CSV_RUN_DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
     /// Logs as text or as one JSON document a line; which ones is chosen by RUST_LOG.
     #[arg(long, value_enum, default_value = "text")]
@@ -82,7 +82,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 fn start_log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,openraft=error"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),

@@ -223,7 +223,9 @@ impl LockClient {
                 }
                 Ok(_) => inner.waits.finish(handle, Err(LockError::Interrupted), &inner.upcalls),
                 Err(error) => {
-                    tracing::warn!(%client, %error, "a lock request was not answered");
+                    if !matches!(error, ClientError::Refused(_)) {
+                        tracing::warn!(%client, %error, "a lock request was not answered");
+                    }
                     inner.waits.finish(handle, Err(lock_error(client, &error)), &inner.upcalls);
                 }
             }

@@ -40,7 +40,14 @@ impl SlotAllocator {
     /// All slots free and new. (A client that registers anew makes a new allocator.)
     #[must_use]
     pub fn new() -> Arc<Self> {
-        let free = (0..SLOTS_PER_CLIENT).map(|slot| (SlotId(slot), Sequence(1))).collect();
+        Self::starting_at(Sequence(1))
+    }
+
+    /// As [`SlotAllocator::new`], with sequences from `first` on: the other side may remember those of an allocator
+    /// before this one.
+    #[must_use]
+    pub fn starting_at(first: Sequence) -> Arc<Self> {
+        let free = (0..SLOTS_PER_CLIENT).map(|slot| (SlotId(slot), first)).collect();
         let state = State { free, lost: 0, closed: false };
         Arc::new(Self { state: Mutex::new(state), freed: Condvar::new() })
     }

@@ -15,7 +15,7 @@ pub struct Status {
     #[arg(long)]
     json: bool,
     /// Where the sockets of the mounts are.
-    #[arg(long, default_value = super::RUN_DIR)]
+    #[arg(long, env = "CSV_RUN_DIR", default_value = super::RUN_DIR)]
     run_dir: PathBuf,
 }
 

@@ -65,7 +65,7 @@ impl Core {
         what: What,
         data: &[u8],
     ) -> Result<Option<(Told, Term)>, Refusal> {
-        let slots = file.slots.get_or_init(Slots::default);
+        let slots = file.slots.get_or_init(|| Slots::of(self.next_slots.fetch_add(1, SeqCst)));
         let slot = if what.kind.changes() { Some(slots.take().await?) } else { None };
         let number = slot.as_ref().map(|slot| (slot.slot(), slot.sequence()));
         let since = self.clock.boot();

@@ -37,7 +37,7 @@ struct Common {
     #[arg(long, global = true, env = "CSV_NODE")]
     node: Option<NodeName>,
     /// The directory below which the sockets are.
-    #[arg(long, global = true, default_value = RUN_DIR)]
+    #[arg(long, global = true, env = "CSV_RUN_DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
     /// How long to try, in seconds.
     #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
