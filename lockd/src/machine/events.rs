@@ -6,7 +6,6 @@ use bincode::{Decode, Encode};
 
 use super::bounds::EVENTS_MAX;
 use super::event::{Audience, Event, EventIndex, EventKind};
-use super::state::NUMBER_MAX;
 
 /// The last events, in order and without a gap.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
