@@ -19,6 +19,9 @@
 //!   that sees this, or that a command of its own was lost, lets what is on its way arrive before it gives the next
 //!   time; otherwise under load no entry would ever count from the right one.
 //!
+//! A command is known by its time: for a lost one to be taken for the one in its place, two leaders must have given the
+//! same nanosecond to both.
+//!
 //! A nanosecond per command is added in any case, so that times rise; no node applies a thousand million commands a
 //! second.
 
