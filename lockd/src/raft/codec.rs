@@ -9,7 +9,8 @@
 //! vote         term u64, node u64, committed u8
 //! name         length u8, bytes
 //! membership   configurations u8, each: voters u8, voter u64 ...; nodes u8, each: id u64, storage 16 bytes, name
-//! entry        log id, kind u8: 0 blank | 1 batch: time u64, commands u32, each: length u32, bytes | 2 membership
+//! entry        log id, kind u8: 0 blank | 1 batch | 2 membership, then that
+//! batch        time counted from u64, time u64, commands u32, each: length u32, bytes
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use openraft::EntryPayload;
 
 use super::StorageId;
+use super::time::Stamp;
 use super::types::{Batch, Entry, LogId, Membership, StoredMembership, Vote, Voter};
 use crate::ids::{NodeId, NodeName};
 
@@ -114,7 +116,8 @@ impl Encoder {
             EntryPayload::Blank => self.u8(0),
             EntryPayload::Normal(batch) => {
                 self.u8(1);
-                self.u64(batch.time_ns);
+                self.u64(batch.stamp.base_ns);
+                self.u64(batch.stamp.time_ns);
                 self.u32(count(batch.commands.len()));
                 for command in batch.commands.iter() {
                     self.bytes(command);
@@ -237,12 +240,12 @@ impl<'a> Decoder<'a> {
         let payload = match self.u8(WHAT)? {
             0 => EntryPayload::Blank,
             1 => {
-                let time_ns = self.u64(WHAT)?;
+                let stamp = Stamp { base_ns: self.u64(WHAT)?, time_ns: self.u64(WHAT)? };
                 let mut commands = Vec::new();
                 for _ in 0..self.u32(WHAT)? {
                     commands.push(self.bytes(WHAT)?.to_vec());
                 }
-                EntryPayload::Normal(Batch { time_ns, commands: Arc::new(commands) })
+                EntryPayload::Normal(Batch { stamp, commands: Arc::new(commands) })
             }
             2 => EntryPayload::Membership(self.membership()?),
             _ => return Err(Malformed(WHAT)),

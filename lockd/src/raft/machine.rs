@@ -9,8 +9,9 @@ pub trait Machine: Send + Sync + Sized + Debug + 'static {
     /// What a command makes known beside its reply, to whoever it concerns.
     type Event: Send + Sync + Debug + 'static;
 
-    /// Applies one command. `time_ns` is the cluster's time in nanoseconds ([`crate::raft::ClusterTime`]): it was put
-    /// into the entry by the leader and is higher for each command than for the one before it.
+    /// Applies one command. `time_ns` is the cluster's time in nanoseconds ([`crate::raft::ClusterTime`]): it is
+    /// higher for each command than for the one before it, by no more than really passed between the two (and a
+    /// nanosecond), so that waiting times may be counted in it.
     ///
     /// A command that cannot be decoded is answered, not refused: it is in the log already.
     fn apply(&mut self, time_ns: u64, command: &[u8]) -> Output<Self::Event>;

@@ -112,7 +112,7 @@ impl<M: Machine> RaftNode<M> {
             path: disk.path().to_owned(),
             source,
         })?;
-        let state = State::open(disk, log.clone(), clock.clone(), machine)?;
+        let state = State::open(disk, log.clone(), clock.clone(), config.rules, machine)?;
         let contacts = Arc::new(Contacts::new(clock));
         let quorum = Arc::new(AtomicBool::new(false));
         let network = Network { peers, storage, contacts: contacts.clone(), log: log.clone(), quorum };

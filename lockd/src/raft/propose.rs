@@ -5,7 +5,6 @@ use std::sync::Arc;
 use openraft::error::{ClientWriteError, Fatal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::time::ClusterTime;
 use super::types::{Batch, Proposed, Raft};
 use super::{Machine, ProposeError, state::State};
 use crate::ids::NodeName;
@@ -20,6 +19,9 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 512 << 10;
 /// How many entries are on their way at once: one is being synced while the next fills.
 const IN_FLIGHT: usize = 2;
+/// The places that one entry leaves for others.
+const OTHERS: u32 = 1;
+const _: () = assert!(OTHERS as usize + 1 == IN_FLIGHT);
 
 type Answer = Result<Proposed, ProposeError>;
 
@@ -36,6 +38,12 @@ pub(super) async fn run<M: Machine>(raft: Raft, state: State<M>, mut queue: mpsc
     while let Some(first) = queue.recv().await {
         // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else { return };
+        let alone = if state.time().is_broken() {
+            let Ok(all_others) = places.clone().acquire_many_owned(OTHERS).await else { return };
+            Some(all_others)
+        } else {
+            None
+        };
         // Whoever was answered together asks again together: let them.
         tokio::task::yield_now().await;
         let mut bytes = first.command.len();
@@ -48,10 +56,12 @@ pub(super) async fn run<M: Machine>(raft: Raft, state: State<M>, mut queue: mpsc
             commands.push(next.command);
             answers.push(next.answer);
         }
-        let batch = stamp(state.time(), commands);
+        let stamp = state.time().next(commands.len() as u64, alone.is_some());
+        let batch = Batch { stamp, commands: Arc::new(commands) };
         // Handed over here, in order; awaited elsewhere.
         let submitted = raft.client_write_ff(batch).await;
-        let raft = raft.clone();
+        drop(alone);
+        let (raft, state) = (raft.clone(), state.clone());
         tokio::spawn(async move {
             let outcome = match submitted {
                 Ok(written) => match written.await {
@@ -63,14 +73,13 @@ pub(super) async fn run<M: Machine>(raft: Raft, state: State<M>, mut queue: mpsc
                     Err(ProposeError::Stopped(stop_reason(&raft)))
                 }
             };
+            if outcome.is_err() {
+                state.time().lost();
+            }
             drop(place);
             tell(answers, outcome);
         });
     }
-}
-
-fn stamp(time: &ClusterTime, commands: Vec<Vec<u8>>) -> Batch {
-    Batch { time_ns: time.next(commands.len() as u64), commands: Arc::new(commands) }
 }
 
 fn tell(answers: Vec<oneshot::Sender<Answer>>, outcome: Result<Vec<Proposed>, ProposeError>) {

@@ -18,6 +18,7 @@ use super::types::{
 use super::{Machine, Output, StartError};
 use crate::clock::Clock;
 use crate::ids::NodeId;
+use crate::rules::Rules;
 
 /// How many applications a subscriber may be behind before it is told that it has missed some.
 const SUBSCRIPTION: usize = 8192;
@@ -104,6 +105,7 @@ impl<M: Machine> State<M> {
         disk: Arc<dyn Disk>,
         log: Log,
         clock: Arc<dyn Clock>,
+        rules: Rules,
         machine: M,
     ) -> Result<Self, StartError> {
         let (current, saved) = match snapshot::read_newest(&*disk)? {
@@ -117,7 +119,7 @@ impl<M: Machine> State<M> {
                 (Current { applied: None, membership, time_ns: 0, number: 0, machine }, None)
             }
         };
-        let time = ClusterTime::new(clock, current.time_ns);
+        let time = ClusterTime::new(clock, rules, current.time_ns);
         let (applications, _) = broadcast::channel(SUBSCRIPTION);
         let (current, saved) = (RwLock::new(current), RwLock::new(saved));
         let writing = Arc::new(tokio::sync::Mutex::new(Closed(false)));
@@ -155,10 +157,11 @@ impl<M: Machine> State<M> {
         };
         let listened = self.shared.applications.receiver_count() > 0;
         let mut replies = Vec::with_capacity(batch.commands.len());
-        for (time_ns, command) in (batch.time_ns..).zip(batch.commands.iter()) {
-            current.time_ns = time_ns.max(current.time_ns + 1);
+        let first_ns = self.shared.time.settle(batch.stamp, current.time_ns);
+        for (time_ns, command) in (first_ns..).zip(batch.commands.iter()) {
+            current.time_ns = time_ns;
             current.number += 1;
-            let (time_ns, number) = (current.time_ns, current.number);
+            let number = current.number;
             let output = current.machine.apply(time_ns, command);
             replies.push(Proposed { number, reply: output.reply.clone() });
             if listened {
@@ -167,6 +170,7 @@ impl<M: Machine> State<M> {
                 let _ = self.shared.applications.send(Arc::new(application));
             }
         }
+        self.shared.time.applied(batch.stamp, first_ns, current.time_ns);
         Replies(replies)
     }
 
@@ -251,9 +255,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for State<M> {
                 .map_err(|why| failure(ErrorSubject::Apply(last.log_id), ErrorVerb::Write, why))?;
         }
         let mut current = self.shared.current.write();
-        let replies = entries.into_iter().map(|entry| self.apply_one(&mut current, entry)).collect();
-        self.shared.time.observe(current.time_ns);
-        Ok(replies)
+        Ok(entries.into_iter().map(|entry| self.apply_one(&mut current, entry)).collect())
     }
 
     async fn get_snapshot_builder(&mut self) -> Self {
@@ -276,7 +278,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for State<M> {
             .await
             .map_err(|error| failure(subject(), ErrorVerb::Write, error))?;
         let number = current.number;
-        self.shared.time.observe(current.time_ns);
+        self.shared.time.replaced(current.time_ns);
         *self.shared.current.write() = current;
         // Nobody listens: nothing is lost.
         let _ = self.shared.applications.send(Arc::new(Application::Restored { number }));

@@ -86,7 +86,8 @@ pub struct Status {
     pub snapshot: Option<u64>,
     /// The last entry that is no longer in the log here.
     pub purged: Option<u64>,
-    /// The cluster's time of the last command applied here, in nanoseconds.
+    /// The cluster's time of the last command applied here, in nanoseconds: not civil time, see
+    /// [`ClusterTime`](super::ClusterTime).
     pub time_ns: u64,
     /// All voters and learners, by name.
     pub voters: Vec<VoterStatus>,

@@ -4,6 +4,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use super::StorageId;
+use super::time::Stamp;
 use crate::ids::{NodeId, NodeName};
 
 openraft::declare_raft_types!(
@@ -31,7 +32,7 @@ pub(super) type Raft = openraft::Raft<TypeConfig>;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Batch {
     /// The leader's time of the first; each further command is a nanosecond later.
-    pub(super) time_ns: u64,
+    pub(super) stamp: Stamp,
     /// The commands in order.
     pub(super) commands: Arc<Vec<Vec<u8>>>,
 }

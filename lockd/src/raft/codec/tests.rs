@@ -16,7 +16,10 @@ fn log_id(index: u64) -> LogId {
 }
 
 fn entries() -> Vec<Entry> {
-    let batch = Batch { time_ns: 5, commands: Arc::new(vec![b"one".to_vec(), Vec::new()]) };
+    let batch = Batch {
+        stamp: Stamp { base_ns: 4, time_ns: 5 },
+        commands: Arc::new(vec![b"one".to_vec(), Vec::new()]),
+    };
     let payloads = [EntryPayload::Blank, EntryPayload::Normal(batch), EntryPayload::Membership(membership())];
     (4..).zip(payloads).map(|(index, payload)| Entry { log_id: log_id(index), payload }).collect()
 }
@@ -44,7 +47,7 @@ fn golden_bytes() {
     #[rustfmt::skip]
     let expected = [
         3, 0, 0, 0, 0, 0, 0, 0,  2, 1, 0, 0, 0, 0, 0, 0,  5, 0, 0, 0, 0, 0, 0, 0,
-        1,  5, 0, 0, 0, 0, 0, 0, 0,  2, 0, 0, 0,
+        1,  4, 0, 0, 0, 0, 0, 0, 0,  5, 0, 0, 0, 0, 0, 0, 0,  2, 0, 0, 0,
         3, 0, 0, 0, b'o', b'n', b'e',  0, 0, 0, 0,
         1, 0, 0, 0, 0, 0, 0, 0,  2, 0, 0, 0, 0, 0, 0, 0,  1,
         2, b'n', b'1',

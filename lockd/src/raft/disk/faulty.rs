@@ -158,8 +158,9 @@ impl FaultyDisk {
         let mut image = self.image.lock();
         let whole = Self::step(&mut image)?;
         let file = *image.names.get(name).ok_or(io::ErrorKind::NotFound)?;
-        // A write that is interrupted has done some pages.
-        let bytes = if whole { bytes } else { &bytes[..bytes.len() / 2 / SECTOR * SECTOR] };
+        // A write that is interrupted has done some pages: it ends where a sector of the file does.
+        let half = ((offset + bytes.len() / 2) / SECTOR * SECTOR).saturating_sub(offset);
+        let bytes = if whole { bytes } else { &bytes[..half] };
         let content = &mut image.files[file].now;
         content.resize(content.len().max(offset + bytes.len()), 0);
         content[offset..offset + bytes.len()].copy_from_slice(bytes);

@@ -8,8 +8,10 @@ use crate::raft::disk::RealDisk;
 use crate::raft::disk::faulty::{Crash, FaultyDisk};
 use crate::raft::segment::SEGMENT_BYTES;
 use crate::raft::state::State;
+use crate::raft::time::Stamp;
 use crate::raft::types::Batch;
 use crate::raft::{Machine, Output, StartError};
+use crate::rules::Rules;
 
 const STORAGE: StorageId = StorageId([7; 16]);
 const NODE: NodeId = NodeId(1);
@@ -46,7 +48,7 @@ impl StoreBuilder<TypeConfig, Log, State<Nothing>, tempfile::TempDir> for InDire
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
         let log = Log::start(NODE, STORAGE, disk.clone(), recover(&*disk, STORAGE).unwrap()).unwrap();
-        let state = State::open(disk, log.clone(), Arc::new(SystemClock), Nothing).unwrap();
+        let state = State::open(disk, log.clone(), Arc::new(SystemClock), Rules::all(), Nothing).unwrap();
         Ok((dir, log, state))
     }
 }
@@ -62,8 +64,9 @@ fn id(term: u64, index: u64) -> LogId {
 }
 
 fn entry(term: u64, index: u64, bytes: usize) -> Entry {
+    let stamp = Stamp { base_ns: 0, time_ns: index };
     let commands = Arc::new(vec![vec![u8::try_from(index % 250).unwrap() + 1; bytes]]);
-    Entry { log_id: id(term, index), payload: EntryPayload::Normal(Batch { time_ns: index, commands }) }
+    Entry { log_id: id(term, index), payload: EntryPayload::Normal(Batch { stamp, commands }) }
 }
 
 /// What a voter may rely on.

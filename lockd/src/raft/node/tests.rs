@@ -6,3 +6,4 @@ mod members;
 mod rules;
 mod speed;
 mod storage;
+mod time;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::clock::SystemClock;
+use crate::clock::{BootTime, Clock, SystemClock, WallTime};
 use crate::ids::NodeName;
 use crate::peers::local::LocalNetwork;
 use crate::peers::{BoxFuture, Channel, NotServed, Serve};
@@ -91,12 +91,32 @@ pub(super) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut foun
     }
 }
 
+/// The machine's clocks, but civil time is off by so many hours.
+#[derive(Debug)]
+struct WrongClock(i64);
+
+impl Clock for WrongClock {
+    fn boot(&self) -> BootTime {
+        SystemClock.boot()
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime(SystemClock.wall().0 + self.0 * 3_600_000_000_000)
+    }
+
+    fn sleep(&self, span: Duration) {
+        SystemClock.sleep(span);
+    }
+}
+
 /// Voters n1, n2, ... with their directories.
 pub(super) struct Cluster {
     pub(super) network: LocalNetwork,
     pub(super) nodes: BTreeMap<NodeName, RaftNode<Ledger>>,
     pub(super) dir: tempfile::TempDir,
     pub(super) tune: fn(&mut RaftConfig),
+    /// By how many hours civil time is off on the nodes that start.
+    pub(super) hours_off: i64,
 }
 
 impl Cluster {
@@ -107,7 +127,8 @@ impl Cluster {
 
     pub(super) async fn tuned(voters: usize, tune: fn(&mut RaftConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut cluster = Self { network: LocalNetwork::new(1), nodes: BTreeMap::new(), dir, tune };
+        let mut cluster =
+            Self { network: LocalNetwork::new(1), nodes: BTreeMap::new(), dir, tune, hours_off: 0 };
         for number in 1..=voters {
             cluster.start(&name(number)).await;
         }
@@ -125,8 +146,8 @@ impl Cluster {
 
     pub(super) async fn start(&mut self, node: &NodeName) {
         let peers = self.network.peers(node);
-        let started =
-            RaftNode::start(self.config(node), Ledger::default(), peers, Arc::new(SystemClock)).await;
+        let clock = Arc::new(WrongClock(self.hours_off));
+        let started = RaftNode::start(self.config(node), Ledger::default(), peers, clock).await;
         let started = started.unwrap();
         self.network.start(node, Arc::new(RaftOnly(started.clone())));
         self.nodes.insert(node.clone(), started);

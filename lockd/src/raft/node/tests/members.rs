@@ -141,7 +141,7 @@ async fn a_voter_that_has_lost_its_directory_is_refused_until_it_rejoins() {
 async fn a_cluster_begins_when_all_voters_have_been_reached() {
     let dir = tempfile::tempdir().unwrap();
     let network = crate::peers::local::LocalNetwork::new(1);
-    let mut cluster = Cluster { network, nodes: Default::default(), dir, tune: |_| {} };
+    let mut cluster = Cluster { network, nodes: Default::default(), dir, tune: |_| {}, hours_off: 0 };
     cluster.start(&name(1)).await;
     cluster.start(&name(2)).await;
     let waiting = cluster.node(&name(1)).initialize(&names(&[1, 2, 3])).await;
