@@ -142,6 +142,8 @@ impl Cluster {
             _ => 0,
         };
         let mut daemons = self.daemons();
+        // The mount that was started first coordinates the volume: the others need it to end well.
+        daemons.reverse();
         daemons.sort_by_key(rank);
         let mut done = Ok(());
         for daemon in daemons.iter().filter(|daemon| daemon.is_alive()) {

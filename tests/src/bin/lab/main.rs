@@ -233,7 +233,14 @@ fn run(arguments: Arguments) -> Result<()> {
             let cluster = which.attach()?;
             let (program, rest) = command.split_first().context("no command")?;
             // It becomes the command, so that signals and the exit code are the command's own.
-            let error = cluster.exec(&host, program)?.args(rest).exec();
+            let mut command = cluster.exec(&host, program)?;
+            // The project's own programs are found without a path.
+            if let Some(ours) = std::env::current_exe().ok().as_deref().and_then(std::path::Path::parent) {
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let paths = std::iter::once(ours.to_owned()).chain(std::env::split_paths(&path));
+                command.env("PATH", std::env::join_paths(paths)?);
+            }
+            let error = command.args(rest).exec();
             Err(error).with_context(|| format!("running {program} on {host}"))
         }
         Command::Cut { node, network, from, how } => {
