@@ -15,6 +15,7 @@ use csvfs::service::{
 };
 use csvfs::types::{Attr, BLOCK, DirEntry, Ino, Kind, SpaceReport, Timestamp};
 use lockd::ids::ClientId;
+use lockd::locks::FileLocks;
 use redirector::buffer::{Pool, Slice};
 
 const FILE: Ino = Ino(2);
@@ -168,8 +169,14 @@ fn main() -> anyhow::Result<()> {
     options.threads =
         arguments.next().map_or(Ok(options.threads), |count| count.parse()).context("THREADS")?;
     let service = Arc::new(Null { size: mib << 20 });
-    let mounted =
-        mount(Path::new(&directory), &options, service, Arc::default(), ClientId(1), &Pool::default())?;
+    let mounted = mount(
+        Path::new(&directory),
+        &options,
+        service,
+        Arc::new(FileLocks::default()),
+        ClientId(1),
+        &Pool::default(),
+    )?;
     println!("{directory}/data is mounted; umount {directory} ends this");
     mounted.wait();
     Ok(())

@@ -35,7 +35,7 @@ impl Mounted {
             directory.path(),
             options,
             Arc::clone(&memory) as _,
-            Arc::default(),
+            Arc::new(lockd::locks::FileLocks::default()),
             ClientId(1),
             &Pool::default(),
         );

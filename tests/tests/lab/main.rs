@@ -6,3 +6,4 @@ mod networks;
 mod program;
 mod sweep;
 mod traces;
+mod volume;

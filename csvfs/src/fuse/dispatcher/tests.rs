@@ -51,7 +51,7 @@ impl Bench {
         let root = OpenMode { read: true, write: true, ..OpenMode::default() };
         let who = Credentials { uid: 0, gid: 0, umask: 0 };
         memory.create_open(who, Ino::ROOT, b"file", 0o644, root, Box::new(|opened| assert!(opened.is_ok())));
-        let locks = Locks::new(Arc::default(), ClientId(1));
+        let locks = Locks::new(Arc::new(lockd::locks::FileLocks::default()), ClientId(1));
         let connection = Arc::new(Connection::new(memory, locks, Validity::new(Caching::alone())));
         let ends = [device.try_clone().unwrap(), forwarded.try_clone().unwrap()];
         let device = Arc::new(Device::new(device, 0));

@@ -81,6 +81,8 @@ impl Stage {
             read_only: false,
             discard: false,
             settle: Duration::ZERO,
+            beside: None,
+            scrub: false,
         })
         .unwrap();
         let options = Options {
