@@ -311,6 +311,12 @@ impl Node {
         task::run(async move { done(core.pin(ino).await) });
     }
 
+    /// Whether this is the coordinator's node: it serves what nobody owns.
+    #[must_use]
+    pub fn is_home(&self) -> bool {
+        self.core.is_home()
+    }
+
     /// Makes a file nobody's: a pin of this node ends, and whichever node owns it gives it back.
     pub fn unpin(&self, ino: Ino, done: Done<()>) {
         let core = Arc::clone(&self.core);

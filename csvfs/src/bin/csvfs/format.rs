@@ -12,7 +12,7 @@ use lockd::cluster::Cluster;
 #[derive(Debug, Args)]
 pub struct Format {
     /// The LUN: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH, /dev/...
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", required_unless_present = "cluster")]
     lun: Option<String>,
     /// The cluster file: formats the LUN of one of its volumes.
     #[arg(long, env = "CSV_CLUSTER", value_name = "FILE")]

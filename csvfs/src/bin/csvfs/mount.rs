@@ -28,7 +28,7 @@ use super::options;
 pub struct MountCommand {
     /// The LUN of a mount without a cluster: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH,
     /// /dev/...
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", required_unless_present = "cluster")]
     lun: Option<String>,
     /// The cluster file: mounts one of its volumes, together with its other nodes.
     #[arg(long, env = "CSV_CLUSTER", value_name = "FILE")]
