@@ -1,7 +1,7 @@
 //! The replicated log of the cluster's voters: a deterministic [`Machine`] that every voter applies the same commands
 //! to, in the same order.
 //!
-//! The consensus is openraft's; this module gives it a disk ([`log`], [`snapshot`]), a network (frames on
+//! The consensus is openraft's; this module gives it a disk (`log`, `snapshot`), a network (frames on
 //! [`Channel::Raft`](crate::peers::Channel::Raft)) and what the rest of lockd needs above it ([`RaftNode`]):
 //!
 //! - [`RaftNode::propose`] has a command applied; commands that come at the same time share one log entry.

@@ -27,7 +27,7 @@
 //!
 //! # Checks
 //!
-//! Every page is compared with its checksum when it is read from the LUN ([`Ledger`]): redb would believe it. A page
+//! Every page is compared with its checksum when it is read from the LUN (`Ledger`): redb would believe it. A page
 //! that is not right is read once more, and is then an error: it never reaches redb, and nothing is changed any more.
 //!
 //! # Failure
