@@ -163,6 +163,7 @@ impl Member {
     /// If the session has ended.
     pub fn role(&self) -> Result<Role, ClusterError> {
         let role = ResourceId::Coordinator(self.volume);
+        let mut warned = false;
         loop {
             match self.plane.acquire(&role, self.client) {
                 Ok(holding) => return Ok(Role::Coordinator(holding.epoch)),
@@ -171,7 +172,9 @@ impl Member {
                     if let Some(node) = self.plane.node_of(holding.client) {
                         return Ok(Role::Guest(node, holding.epoch));
                     }
-                    tracing::warn!(client = %holding.client, "waiting for the coordinator, which is gone, to be fenced");
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(client = %holding.client, "waiting for the coordinator, which is gone, to be fenced");
+                    }
                 }
                 Err(AuthorityError::Unavailable { why, .. }) => {
                     tracing::warn!(why, "the coordinator's role could not be asked for; trying again");

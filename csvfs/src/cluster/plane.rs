@@ -269,8 +269,10 @@ impl Listener for Plane {
             EventKind::ClientAdded { .. } => self.known.lock().nodes.clear(),
             EventKind::ClientEnded { client, .. } => {
                 self.known.lock().nodes.clear();
-                // It has drained, or is proved dead and drained (L10): its reserve and its opens go.
+                // It has drained, or is proved dead and drained (L10): its reserve and its opens go. Clients of other
+                // volumes, and every lockctl, end too: they leave nothing in this one's store.
                 if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade)
+                    && coordinator.knows(*client)
                     && let Err(refusal) = coordinator.end_client(*client)
                 {
                     tracing::warn!(%client, %refusal, "a client that has ended is not forgotten yet");

