@@ -25,7 +25,7 @@ fn pair() -> Pair {
 }
 
 fn transfer(moves: Vec<Move>) -> Operation {
-    Operation::Transfer { cookie: Cookie(5), moves, escrow: false }
+    Operation::Transfer { cookie: Cookie(5), moves, escrow: false, pinned: false }
 }
 
 #[test]
@@ -120,7 +120,8 @@ fn ten_thousand_files_move_in_one_entry_at_once() {
         let Reply::Acquired(holder) = reply else { panic!("{reply:?}") };
         moves.push(moving(&file(ino), holder.epoch, a, b));
     }
-    let operation = Operation::Transfer { cookie: Cookie(1), moves: moves.clone(), escrow: true };
+    let operation =
+        Operation::Transfer { cookie: Cookie(1), moves: moves.clone(), escrow: true, pinned: false };
     let command = cluster.command_in(a, 0, operation);
     let bytes = encode_command(&command).unwrap();
     let start = Instant::now();
