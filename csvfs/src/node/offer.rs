@@ -85,6 +85,12 @@ impl Offers {
         Ok(offer.with_locks)
     }
 
+    /// Whether an offer has been taken up.
+    #[cfg(test)]
+    pub(super) fn is_taken(&self, cookie: Cookie) -> bool {
+        self.0.get(&cookie).is_some_and(|(_, state)| !matches!(state, State::Open))
+    }
+
     /// What became of a set that was taken up. Tells who waits for it.
     pub(super) fn end(&mut self, cookie: Cookie, outcome: &Outcome) -> Option<Sender<Outcome>> {
         let (_, state) = self.0.get_mut(&cookie)?;

@@ -103,7 +103,10 @@ impl Core {
             let here = |file: &&Arc<File>| moved.contains(&file.ino);
             let arrived: Vec<Arc<File>> =
                 passages.iter().map(|(file, _)| file).filter(here).map(Arc::clone).collect();
-            self.take_up(&arrived).await?;
+            if let Err(refusal) = self.take_up(&arrived).await {
+                self.drop_unclaimed(asked).await;
+                return Err(refusal);
+            }
             wanted = passages
                 .into_iter()
                 .map(|(file, _)| file)

@@ -177,8 +177,13 @@ impl Core {
         let stopped = self.clock.boot();
         let (_guests, stills) = self.hold_all_still(&files).await;
         for Leaving { ino, tenure, file } in set {
-            if file.as_ref().is_some_and(|file| file.tenure() != Some(*tenure)) {
-                return Err(Refusal::Stale(format!("{ino} is not served here in that term")));
+            // What has come back to the coordinator's node and has not been used there since: nothing is pending.
+            let rests = |file: &Arc<File>| file.is_elsewhere() && self.is_home();
+            if file.as_ref().is_some_and(|file| file.tenure() != Some(*tenure) && !rests(file)) {
+                let own = file.as_ref().and_then(|file| file.tenure());
+                return Err(Refusal::Stale(format!(
+                    "{ino} is not served here in term {tenure}, but in {own:?}"
+                )));
             }
         }
         self.commit_set(&files).await?;

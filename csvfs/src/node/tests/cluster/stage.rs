@@ -220,6 +220,11 @@ impl Stage {
         cookie
     }
 
+    /// Whether an offer has been taken up.
+    pub fn is_taken(&self, number: usize, cookie: Cookie) -> bool {
+        self.node(number).core.offers.lock().is_taken(cookie)
+    }
+
     pub fn take(&self, number: usize, files: &[Ino], cookie: Cookie) -> Result<Option<Epoch>, SetRefusal> {
         wait(|done| self.node(number).pin(files.to_vec(), Some(cookie), done))
     }
