@@ -136,11 +136,6 @@ impl Platter {
         self.state.lock().held.len()
     }
 
-    /// How many flushes have come.
-    pub fn flushes(&self) -> usize {
-        self.events.lock().iter().filter(|event| matches!(event, Event::Flush)).count()
-    }
-
     /// Executes what is held, and holds no more.
     pub fn let_go(&self) {
         let held = {

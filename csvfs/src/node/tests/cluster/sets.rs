@@ -180,11 +180,10 @@ fn l7_a_set_whose_last_commit_fails_stays() {
     let handle = files[3].handle;
     let write = std::thread::spawn(move || writer.write(1, handle, 100, &[2; 100]));
     until("the write", || stage.platter.held() > 0);
-    let flushes = stage.platter.flushes();
     let taken = start(|done| stage.node(2).pin(inos.clone(), Some(cookie), done));
-    // The first flush is done before the set waits for the write.
-    until("the set to be stopped", || stage.is_taken(1, cookie) && stage.platter.flushes() > flushes);
-    std::thread::sleep(Duration::from_millis(30));
+    // What is pending has been committed when the set waits for the write. Where this is too early, that commit fails.
+    until("the set to be stopped", || stage.is_taken(1, cookie));
+    std::thread::sleep(Duration::from_millis(50));
     stage.platter.fail_next_flush(Outcome::Failed(libc::EIO));
     stage.platter.let_go();
     write.join().unwrap();
@@ -255,6 +254,7 @@ fn a_target_that_dies_takes_all_of_the_set_with_it_or_nothing() {
         if committed {
             // It has asked; no answer reaches it any more.
             stage.platter.hold(What::Flushes);
+            stage.write(1, files[0].handle, 0, &[0; 100]);
             let taking = start(|done| stage.node(2).pin(inos.clone(), Some(cookie), done));
             until("the flush", || stage.is_taken(1, cookie) && stage.platter.held() > 0);
             stage.network.cut(target);
