@@ -12,6 +12,8 @@
 
 pub mod kept;
 pub mod latency;
+mod lobby;
+mod lobby;
 pub mod request;
 mod set;
 pub mod state;
