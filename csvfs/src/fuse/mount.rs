@@ -57,7 +57,7 @@ pub struct MountHandle {
     mountpoint: Arc<Mountpoint>,
     bridge: Arc<Bridge>,
     connection: Option<Arc<Connection>>,
-    dispatchers: Vec<JoinHandle<()>>,
+    dispatchers: Vec<JoinHandle<bool>>,
     relief: Option<Arc<Relief>>,
     fuser: Option<JoinHandle<io::Result<()>>>,
     forwarder: Option<JoinHandle<()>>,
@@ -120,7 +120,7 @@ pub fn mount(
     handle.relief = Some(Arc::clone(&relief));
     for (number, mut dispatcher) in dispatchers.into_iter().enumerate() {
         let relief = Arc::clone(&relief);
-        let run = move || drop(dispatcher.run(&relief, || true));
+        let run = move || dispatcher.run(&relief, || true);
         handle.dispatchers.push(spawn(&format!("fuse-{number}"), run)?);
     }
 

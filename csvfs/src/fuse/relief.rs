@@ -70,7 +70,8 @@ impl Relief {
             return;
         }
         let relief = Arc::clone(self);
-        match thread::Builder::new().name(format!("fuse-relief-{number}")).spawn(move || relief.serve(number)) {
+        match thread::Builder::new().name(format!("fuse-relief-{number}")).spawn(move || relief.serve(number))
+        {
             Ok(thread) => state.threads.push(thread),
             Err(error) => tracing::warn!(%error, "nobody takes requests in the place of a thread that waits"),
         }

@@ -13,7 +13,6 @@
 pub mod kept;
 pub mod latency;
 mod lobby;
-mod lobby;
 pub mod request;
 mod set;
 pub mod state;

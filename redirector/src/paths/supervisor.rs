@@ -312,7 +312,8 @@ impl Traffic {
             batch.retain(|change| !tenure.as_ref().is_some_and(|tenure| tenure.is_free(&change.range())));
             // L3: it may run out in the middle.
             if tenure.as_ref().is_some_and(|tenure| tenure.now(self.rules, &*self.clock) != Standing::Holds) {
-                let why = "the lease has run out while what was not flushed was written again; it begins anew";
+                let why =
+                    "the lease has run out while what was not flushed was written again; it begins anew";
                 let source = std::io::Error::other(why);
                 return Err(OpenError::Unreachable { lun: self.way.name(), source });
             }
