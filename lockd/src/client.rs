@@ -25,5 +25,5 @@ pub use holder::{HolderReply, HolderRequest};
 pub use listener::{Deaf, Listener};
 pub use lock_client::{ClientConfig, LockClient};
 pub use locks::LockHandle;
-pub use transfer::Transferred;
+pub use transfer::{Set, Transferred};
 pub use upcalls::ASKS_MAX;

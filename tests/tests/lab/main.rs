@@ -6,4 +6,5 @@ mod networks;
 mod program;
 mod sweep;
 mod traces;
+mod transfer;
 mod volume;

@@ -16,7 +16,7 @@ use lab::wait::until;
 use lab::{Cluster, content, programs};
 
 /// Three nodes that have the volume mounted; ended in order, and the volume checked.
-fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+pub(super) fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let plan = Plan { window_ms: 500, fence: "lease".to_owned(), ..Plan::new(3) };
     Cluster::run(plan, |cluster| {
         cluster.init()?;
@@ -33,11 +33,11 @@ fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     })
 }
 
-fn lockctl(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Output> {
+pub(super) fn lockctl(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Output> {
     Ok(cluster.exec(node, programs::ours("lockctl")?)?.args(arguments).output()?)
 }
 
-fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
+pub(super) fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
     let output = lockctl(cluster, node, arguments)?;
     if !output.status.success() {
         bail!("lockctl {arguments:?} on {node}: {}", String::from_utf8_lossy(&output.stderr));
@@ -45,7 +45,7 @@ fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Str
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(super) fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path of the lab is text")
 }
 
@@ -123,20 +123,8 @@ fn a_file_that_is_handed_over_under_its_writers_keeps_every_block() -> Result<()
         while fio.try_wait()?.is_none() {
             let next = owner % 3 + 1;
             let node = format!("n{owner}");
-            // On the coordinator's node a file is nobody's: it is acquired where it goes next.
-            if owner == 1 {
-                lockctl_done(
-                    cluster,
-                    &node,
-                    &["acquire", text(&path(owner))?, "--node", &format!("n{next}")],
-                )?;
-            } else {
-                lockctl_done(
-                    cluster,
-                    &node,
-                    &["transfer", text(&path(owner))?, "--to", &format!("n{next}")],
-                )?;
-            }
+            let to = format!("n{next}");
+            lockctl_done(cluster, &node, &["transfer", text(&path(owner))?, "--to", &to])?;
             owner = next;
             moved += 1;
         }

@@ -92,7 +92,7 @@ impl Core {
             let term = match (here, term) {
                 // What was sent before this node came to serve may have been executed: its slot is here now.
                 (Some(tenure), term) => {
-                    Term { session, client, tenure, since: term.map_or(0, |term| term.since) }
+                    Term { session, client, tenure, since: term.map_or(0, |term| term.since), owned: None }
                 }
                 (None, Some(term)) if term.client == client => {
                     if !self.is_home() || self.serve_again(file).await.is_err() {

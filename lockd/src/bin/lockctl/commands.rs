@@ -1,20 +1,16 @@
 //! The commands.
 
-use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, anyhow, bail};
-use lockd::client::{ClientConfig, Connection, Deaf, HolderReply, HolderRequest, LockClient};
+use anyhow::{Context, bail};
+use lockd::client::{ClientConfig, Connection, Deaf, LockClient};
 use lockd::cluster::{Cluster, tls};
-use lockd::ids::{ClientId, NodeName, ResourceId, SessionId};
-use lockd::local::message::{Recipient, VotersChange};
+use lockd::ids::{NodeName, ResourceId, SessionId};
+use lockd::local::message::VotersChange;
 use lockd::machine::{Answer, BreakTarget, ClientKind, Operation, Query, Reply};
 use serde_json::{Value, json};
 
-use crate::{Command, Common, Voters, names, show};
-
-/// How many resources are looked up one by one; more are looked up in the list of all.
-const ONE_BY_ONE: usize = 16;
+use crate::{Command, Common, Voters, holdings, names, show};
 
 pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
     match command {
@@ -22,16 +18,19 @@ pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
         Command::Status => status(common),
         Command::Ls => list(common),
         Command::Show { path } => show_one(common, &path),
-        Command::Acquire { paths } => acquire(common, &paths),
-        Command::Release { paths } => release(common, &paths),
-        Command::Transfer { paths, to } => transfer(common, &names::resources(&paths)?, &to),
+        Command::Acquire { paths } => holdings::acquire(common, &paths),
+        Command::Release { paths } => holdings::release(common, &paths),
+        Command::Transfer { paths, to, with_locks } => {
+            holdings::transfer(common, names::resources(&paths)?, &to, with_locks)
+        }
+        Command::Adopt { cookie, owner, drop } => holdings::adopt(common, cookie, owner, drop),
         Command::Coordinator { volume, to } => coordinator(common, &volume, &to),
         Command::Voters { change } => voters(common, change),
         Command::Break { path, confirm_node, operator } => break_one(common, &path, confirm_node, operator),
     }
 }
 
-fn print(common: &Common, document: &Value, text: impl FnOnce()) {
+pub(crate) fn print(common: &Common, document: &Value, text: impl FnOnce()) {
     if common.json {
         println!("{document}");
     } else {
@@ -103,119 +102,6 @@ fn show_one(common: &Common, path: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The epoch and the pause of what a holder has done.
-fn done(reply: HolderReply) -> anyhow::Result<(Option<u64>, u64)> {
-    match reply {
-        HolderReply::Done { epoch, pause_ns } => Ok((epoch.map(|epoch| epoch.0), pause_ns)),
-        HolderReply::Refused(why) => Err(anyhow!(why)),
-    }
-}
-
-/// The node whose lockd is asked.
-fn asked_node(connection: &Connection) -> anyhow::Result<NodeName> {
-    let document: Value = serde_json::from_str(&connection.status()?)?;
-    let node = document["asked"].as_str().context("lockd does not say which node it is")?;
-    Ok(node.parse()?)
-}
-
-fn acquire(common: &Common, paths: &[String]) -> anyhow::Result<()> {
-    let resources = names::resources(paths)?;
-    let connection = common.connect()?;
-    let node = match &common.node {
-        Some(node) => node.clone(),
-        None => asked_node(&connection)?,
-    };
-    let mut lines = Vec::new();
-    for resource in resources {
-        let to = Recipient::Node { node: node.clone(), resource: resource.clone() };
-        let reply = connection.ask_holder(to, &HolderRequest::Acquire(vec![resource.clone()]))?;
-        let (epoch, _) = done(reply).with_context(|| resource.to_string())?;
-        lines.push(json!({ "resource": resource.to_string(), "node": node.as_str(), "epoch": epoch }));
-    }
-    print(common, &Value::Array(lines.clone()), || {
-        for line in &lines {
-            println!("{} is held by node {node}", line["resource"].as_str().unwrap_or_default());
-        }
-    });
-    Ok(())
-}
-
-fn release(common: &Common, paths: &[String]) -> anyhow::Result<()> {
-    let resources = names::resources(paths)?;
-    let connection = common.connect()?;
-    let mut lines = Vec::new();
-    for resource in resources {
-        let to = Recipient::Holder(resource.clone());
-        let reply = connection.ask_holder(to, &HolderRequest::Release(vec![resource.clone()]))?;
-        done(reply).with_context(|| resource.to_string())?;
-        lines.push(json!({ "resource": resource.to_string() }));
-    }
-    print(common, &Value::Array(lines.clone()), || {
-        for line in &lines {
-            println!("{} is released", line["resource"].as_str().unwrap_or_default());
-        }
-    });
-    Ok(())
-}
-
-/// Who holds each of these.
-fn holders(
-    connection: &Connection,
-    resources: &[ResourceId],
-) -> anyhow::Result<BTreeMap<ClientId, Vec<ResourceId>>> {
-    let mut by_holder: BTreeMap<ClientId, Vec<ResourceId>> = BTreeMap::new();
-    let mut put = |resource: &ResourceId, holder: Option<ClientId>| match holder {
-        Some(holder) => {
-            by_holder.entry(holder).or_default().push(resource.clone());
-            Ok(())
-        }
-        None => Err(anyhow!("{resource} is held by nobody; acquire it where it is wanted")),
-    };
-    if resources.len() <= ONE_BY_ONE {
-        for resource in resources {
-            let Answer::Resource(info) = connection.query(Query::Resource(resource.clone()))? else {
-                bail!("lockd's answer is of another release");
-            };
-            put(resource, info.holders.first().map(|holder| holder.client))?;
-        }
-    } else {
-        let all = connection.resources()?.into_iter();
-        let all: BTreeMap<_, _> = all.map(|info| (info.resource, info.holders)).collect();
-        for resource in resources {
-            let holder = all.get(resource).and_then(|holders| holders.first()).map(|holder| holder.client);
-            put(resource, holder)?;
-        }
-    }
-    Ok(by_holder)
-}
-
-fn transfer(common: &Common, resources: &[ResourceId], to: &NodeName) -> anyhow::Result<()> {
-    let connection = common.connect()?;
-    let mut lines = Vec::new();
-    let by_holder = holders(&connection, resources)?;
-    if by_holder.len() > 1 {
-        bail!(
-            "these are held by {} programs; a set is handed over by one: name each holder's apart",
-            by_holder.len()
-        );
-    }
-    for (holder, resources) in by_holder {
-        let count = resources.len();
-        let request = HolderRequest::Transfer { resources, to: to.clone() };
-        let (epoch, pause_ns) = done(connection.ask_holder(Recipient::Client(holder), &request)?)?;
-        let pause_s = std::time::Duration::from_nanos(pause_ns).as_secs_f64();
-        lines.push(json!({ "count": count, "to": to.as_str(), "epoch": epoch, "pause_s": pause_s }));
-    }
-    let document = Value::Array(lines.clone());
-    print(common, &document, || {
-        for line in &lines {
-            let pause = show::span(line["pause_s"].as_f64().unwrap_or_default());
-            println!("{} handed over to node {to}, pause {pause}", line["count"]);
-        }
-    });
-    Ok(())
-}
-
 fn coordinator(common: &Common, volume: &str, to: &NodeName) -> anyhow::Result<()> {
     let connection = common.connect()?;
     let Answer::Volumes(volumes) = connection.query(Query::Volumes)? else {
@@ -223,7 +109,7 @@ fn coordinator(common: &Common, volume: &str, to: &NodeName) -> anyhow::Result<(
     };
     let found = volumes.into_iter().find(|info| info.name == volume);
     let found = found.with_context(|| format!("no volume {volume} is registered; mount it first"))?;
-    transfer(common, &[ResourceId::Coordinator(found.volume)], to)
+    holdings::transfer(common, vec![ResourceId::Coordinator(found.volume)], to, false)
 }
 
 fn voters(common: &Common, change: Option<Voters>) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! `lockctl`: looks at the control plane of a cluster, and changes what it holds.
 
 mod commands;
+mod holdings;
 mod lockd;
 mod names;
 mod show;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 use ::lockd::ids::NodeName;
 use ::lockd::local::run_dir::RUN_DIR;
+use ::lockd::machine::Cookie;
 use clap::{Parser, Subcommand};
 
 /// Looks at the control plane of a cluster, and changes what it holds.
@@ -33,7 +35,7 @@ struct Common {
     /// The cluster file; without it, the only cluster whose lockd runs on this machine.
     #[arg(long, global = true, env = "CSV_CLUSTER")]
     cluster: Option<PathBuf>,
-    /// The node: for `acquire` the one that is to hold, otherwise the one whose lockd is asked.
+    /// The node: for `acquire` and `adopt` the one that is to hold, otherwise the one whose lockd is asked.
     #[arg(long, global = true, env = "CSV_NODE")]
     node: Option<NodeName>,
     /// The directory below which the sockets are.
@@ -69,7 +71,7 @@ enum Command {
     },
     /// Make a node the owner of files, until they are released.
     Acquire {
-        /// Paths or resources.
+        /// Paths or resources. `-` reads them from standard input, one a line.
         #[arg(required = true)]
         paths: Vec<String>,
     },
@@ -87,6 +89,21 @@ enum Command {
         /// The node that gets them.
         #[arg(long)]
         to: NodeName,
+        /// The locks of the programs on the node that has them go along, for programs that move themselves: into escrow,
+        /// under a cookie that is printed.
+        #[arg(long)]
+        with_locks: bool,
+    },
+    /// Take over the locks that came to a node with files that were handed over, or drop them.
+    Adopt {
+        /// The cookie that `transfer --with-locks` printed.
+        cookie: Cookie,
+        /// The lock owner of the node's mount that gets them all; without, each keeps its owner's number.
+        #[arg(long)]
+        owner: Option<u64>,
+        /// Drop them.
+        #[arg(long, conflicts_with = "owner")]
+        drop: bool,
     },
     /// Move the coordinator of a volume to another node.
     Coordinator {

@@ -4,5 +4,6 @@ mod caches;
 mod files;
 mod network;
 mod realm;
+mod sets;
 mod simulation;
 mod stage;
