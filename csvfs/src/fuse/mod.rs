@@ -20,6 +20,7 @@ mod locks;
 mod mount;
 mod mountpoint;
 mod options;
+mod pages;
 mod reply;
 mod sys;
 

@@ -13,6 +13,7 @@
 //! | `resize`, `copy` | what the owner holds still for (V8) |
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
 //! | `cache` | names and attributes under leases (V9) |
+//! | `pages` | what the kernel keeps of a file that other nodes use |
 //! | `owner`, `remote`, `callback` | files that change hands; I/O at another node; what others ask of this one |
 //! | `slots` | reply slots of this node's requests |
 //! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
@@ -58,6 +59,7 @@ mod media;
 mod names;
 mod open;
 mod owner;
+mod pages;
 mod read;
 mod remote;
 mod reserve;
@@ -74,7 +76,7 @@ mod write;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -89,7 +91,7 @@ use redirector::lun::Lun;
 
 use crate::peers::Peers;
 use crate::refusal::Refusal;
-use crate::service::Done;
+use crate::service::{Done, Pages};
 use crate::types::{Ino, Timestamp};
 use asker::Asker;
 use background::{Alarm, Background};
@@ -200,6 +202,8 @@ struct Core {
     /// The node is being shut down: nothing is opened any more.
     ended: AtomicBool,
     counters: Counters,
+    /// The page cache of the front end, if it has one.
+    pages: OnceLock<Arc<dyn Pages>>,
 }
 
 impl Core {
@@ -274,6 +278,7 @@ impl Node {
             ticks: AtomicU64::new(1),
             ended: AtomicBool::new(false),
             counters: Counters::default(),
+            pages: OnceLock::new(),
         });
         let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })

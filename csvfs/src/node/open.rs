@@ -13,6 +13,7 @@ use lockd::ids::{ClientId, ResourceId, SessionId};
 use super::Core;
 use super::channel::unexpected;
 use super::file::{File, Life, Phase, Service};
+use super::pages::Kept;
 use super::task::{Sender, promise, run};
 use crate::proto::{Answer, Operation, Owned, Term};
 use crate::refusal::Refusal;
@@ -29,6 +30,9 @@ pub(super) struct Handle {
     pub(super) failures: AtomicU64,
     /// Open for writing.
     pub(super) write: bool,
+    number: u64,
+    /// What it is to the kernel's page cache.
+    pub(super) kept: Kept,
 }
 
 fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
@@ -249,6 +253,7 @@ impl Core {
 
     /// A handle is closed.
     pub(super) fn end_handle(self: &Arc<Self>, handle: &Handle) {
+        handle.file.leave_pages(handle.number, handle.kept);
         if handle.write {
             handle.file.writers.fetch_sub(1, SeqCst);
         }
@@ -381,14 +386,17 @@ impl Core {
     }
 
     /// A handle for a file that is held.
-    pub(super) fn handle(&self, file: &Arc<File>, write: bool) -> HandleId {
+    pub(super) fn handle(&self, file: &Arc<File>, mode: OpenMode) -> (HandleId, Kept) {
+        let write = mode.write;
         if write {
             file.writers.fetch_add(1, SeqCst);
         }
-        let id = self.next_handle.fetch_add(1, SeqCst);
+        let number = self.next_handle.fetch_add(1, SeqCst);
         let failures = AtomicU64::new(file.failures.load(SeqCst));
-        self.handles.insert(id, Arc::new(Handle { file: Arc::clone(file), failures, write }));
-        HandleId(id)
+        let may_keep = self.has_page_cache() && file.is_regular();
+        let kept = if may_keep { file.enter_pages(number, mode) } else { Kept::Past };
+        self.handles.insert(number, Arc::new(Handle { file: Arc::clone(file), failures, write, number, kept }));
+        (HandleId(number), kept)
     }
 
     pub(super) fn find(&self, handle: HandleId) -> Result<Arc<Handle>, Refusal> {
@@ -407,9 +415,10 @@ impl Core {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
                 // has done to its own pages; those of a truncation by opening it drops when told. In a cluster others
-                // may change it at any time: the kernel keeps no page of it.
+                // may change it at any time: the kernel keeps pages only where this node sees them do so.
                 let alone = !self.options.cluster;
-                let handle = self.handle(&file, mode.write);
+                self.come_to_serve(&file, mode).await;
+                let (handle, kept) = self.handle(&file, mode);
                 if mode.write {
                     self.maybe_acquire(&file, attr.size);
                 }
@@ -417,7 +426,7 @@ impl Core {
                     handle,
                     attr,
                     keep_cache: alone && !mode.truncate,
-                    direct: !alone && file.is_regular(),
+                    direct: !alone && file.is_regular() && kept != Kept::Pages,
                 })
             }
             Err(error) => {

@@ -100,6 +100,7 @@ impl Core {
                 file.ino
             )));
         }
+        let _leaving = file.leave_with_pages()?;
         if soft && file.writers.load(SeqCst) > 0 {
             return Err(Refusal::Busy(format!("{} is being written on the node that serves it", file.ino)));
         }

@@ -53,6 +53,7 @@ pub const READ_WRITE: OpenMode = OpenMode {
     clear_set_id: false,
     truncate: false,
     exclusive: false,
+    pid: 0,
 };
 
 impl Stage {
