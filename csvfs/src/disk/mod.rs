@@ -14,6 +14,7 @@ pub mod format;
 pub mod frame;
 mod heart;
 pub mod label;
+pub mod member;
 pub mod layout;
 pub mod map;
 pub mod open;

@@ -83,6 +83,7 @@ use std::time::Duration;
 use lockd::authority::Authority;
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, VolumeId};
+use lockd::lease::Lease;
 use lockd::network::Carrier;
 use lockd::rules::Rules;
 use parking_lot::Mutex;
@@ -113,6 +114,8 @@ pub struct Parts {
     pub lun: Arc<dyn Lun>,
     /// Who grants ownership, and the lease.
     pub authority: Arc<dyn Authority>,
+    /// The lease of this mount's claim on the LUN (V1), where it is not the authority's: both are needed to write.
+    pub beat: Option<Arc<Lease>>,
     /// The ways to the other nodes.
     pub peers: Arc<dyn Peers>,
     /// Time.
@@ -234,6 +237,7 @@ impl Node {
             carrier,
             lun,
             authority,
+            beat,
             peers,
             clock,
             rules,
@@ -251,7 +255,7 @@ impl Node {
             media: Arc::new(Media::new(
                 lun,
                 pool,
-                lease,
+                [Some(lease), beat],
                 Arc::clone(&clock),
                 rules,
                 options.hold,

@@ -107,7 +107,7 @@ impl Core {
             return Some((data, done));
         }
         let blocks = FileBlock::holding(offset)..FileBlock::holding(offset.saturating_add(len));
-        if offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.has_lease() {
+        if offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.may_write() {
             return Some((data, done));
         }
         let Some(hold) = file.locks.try_hold(Claim::new(&blocks, &[])) else { return Some((data, done)) };

@@ -3,6 +3,7 @@
 mod daemons;
 mod mounts;
 mod networks;
+mod pages;
 mod program;
 mod sweep;
 mod traces;

@@ -156,6 +156,7 @@ impl World {
             carrier,
             lun: Arc::clone(&platter) as _,
             authority,
+            beat: None,
             peers: Arc::new(crate::peers::Alone),
             clock: Arc::clone(&clock) as _,
             rules,

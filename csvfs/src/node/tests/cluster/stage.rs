@@ -111,6 +111,7 @@ impl Stage {
                 carrier,
                 lun: Arc::clone(&platter) as _,
                 authority: Arc::clone(&seat) as _,
+                beat: None,
                 peers: Arc::new(Arc::clone(&network)),
                 clock: Arc::new(SystemClock),
                 rules,
