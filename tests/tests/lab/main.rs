@@ -1,5 +1,6 @@
 //! The lab itself: hosts, networks, daemons, faults, and that nothing is left.
 
+mod claims;
 mod daemons;
 mod mounts;
 mod networks;
