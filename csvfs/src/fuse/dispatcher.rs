@@ -211,7 +211,7 @@ impl Dispatcher {
 
     fn open(&self, header: &InHeader) -> Option<()> {
         let request: OpenIn = self.inbox.fixed()?;
-        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0);
+        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0, header.pid);
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
         let done: Done<_> = Box::new(move |result| match result {
@@ -281,7 +281,7 @@ impl Dispatcher {
         request: &CreateIn,
         operation: &'static str,
     ) -> (OpenMode, Done<Opened>) {
-        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0);
+        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0, header.pid);
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
         let done: Done<_> = Box::new(move |result: Result<Opened, Refusal>| match result {

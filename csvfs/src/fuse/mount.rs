@@ -10,7 +10,7 @@ use lockd::ids::ClientId;
 use redirector::buffer::Pool;
 
 use super::bridge::Bridge;
-use super::caching::Validity;
+use super::caching::{Caching, Validity};
 use super::connection::Connection;
 use super::device::Device;
 use super::dispatcher::Dispatcher;
@@ -18,6 +18,7 @@ use super::filesystem::Front;
 use super::locks::Locks;
 use super::mountpoint::Mountpoint;
 use super::options::MountOptions;
+use super::pages::KernelPages;
 use super::relief::Relief;
 use super::sys;
 use crate::lock_service::LockService;
@@ -100,7 +101,11 @@ pub fn mount(
         devices.push(clone(threads + index, false)?);
     }
     let locks = Locks::new(locks, client);
-    let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching)));
+    let shared = options.caching == Caching::none();
+    if shared {
+        service.has_pages(Arc::new(KernelPages::start(&first).map_err(MountError::Resources)?));
+    }
+    let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching), shared));
     handle.connection = Some(Arc::clone(&connection));
 
     let (bridge, known) = (Arc::clone(&handle.bridge), devices.clone());
