@@ -10,6 +10,7 @@ use super::blocks::BlockLocks;
 use super::gate::Gate;
 use super::layout::Layout;
 use super::marks::Marks;
+use super::pages::PageUse;
 use super::slots::Slots;
 use super::task::Sender;
 use super::turn::Turn;
@@ -91,6 +92,8 @@ pub(super) struct File {
     pub(super) pinned: AtomicBool,
     /// This node has tried to own the file since it was opened.
     pub(super) tried: AtomicBool,
+    /// How the kernel of this node uses it.
+    pub(super) pages: Mutex<PageUse>,
     /// Counts data requests; stopped and drained before the layout is changed under them (V8).
     pub(super) gate: Gate,
     pub(super) locks: BlockLocks,
@@ -140,6 +143,7 @@ impl File {
             writers: AtomicU64::new(0),
             pinned: AtomicBool::new(false),
             tried: AtomicBool::new(false),
+            pages: Mutex::default(),
             gate: Gate::default(),
             locks: BlockLocks::default(),
             layout: RwLock::default(),

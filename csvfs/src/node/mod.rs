@@ -15,6 +15,7 @@
 //! | `cache` | names and attributes under leases (V9) |
 //! | `owner`, `yielding`, `journeys`, `offer` | files that come here, and that go, once; sets that only go where they are meant to |
 //! | `remote`, `callback` | I/O at another node; what others ask of this one |
+//! | `pages` | what the kernel keeps of a file that other nodes use |
 //! | `slots` | reply slots of this node's requests |
 //! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
 //! | `task`, `turn` | steps that wait, without a thread of their own |
@@ -62,6 +63,7 @@ mod names;
 mod offer;
 mod open;
 mod owner;
+mod pages;
 mod read;
 mod remote;
 mod reserve;
@@ -79,13 +81,14 @@ mod yielding;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::clock::{BootTime, Clock};
 use lockd::ids::{ClientId, Epoch, VolumeId};
+use lockd::lease::Lease;
 use lockd::machine::Cookie;
 use lockd::network::Carrier;
 use lockd::rules::Rules;
@@ -95,7 +98,7 @@ use redirector::lun::Lun;
 
 use crate::peers::Peers;
 use crate::refusal::Refusal;
-use crate::service::Done;
+use crate::service::{Done, Pages};
 use crate::types::{Ino, Timestamp};
 use asker::Asker;
 use background::{Alarm, Background};
@@ -120,6 +123,8 @@ pub struct Parts {
     pub lun: Arc<dyn Lun>,
     /// Who grants ownership, and the lease.
     pub authority: Arc<dyn Authority>,
+    /// The lease of this mount's claim on the LUN (V1), where it is not the authority's: both are needed to write.
+    pub beat: Option<Arc<Lease>>,
     /// The ways to the other nodes.
     pub peers: Arc<dyn Peers>,
     /// Time.
@@ -214,6 +219,8 @@ struct Core {
     /// The node is being shut down: nothing is opened any more.
     ended: AtomicBool,
     counters: Counters,
+    /// The page cache of the front end, if it has one.
+    pages: OnceLock<Arc<dyn Pages>>,
 }
 
 impl Core {
@@ -244,6 +251,7 @@ impl Node {
             carrier,
             lun,
             authority,
+            beat,
             peers,
             clock,
             rules,
@@ -261,7 +269,7 @@ impl Node {
             media: Arc::new(Media::new(
                 lun,
                 pool,
-                lease,
+                [Some(lease), beat],
                 Arc::clone(&clock),
                 rules,
                 options.hold,
@@ -289,6 +297,7 @@ impl Node {
             ticks: AtomicU64::new(1),
             ended: AtomicBool::new(false),
             counters: Counters::default(),
+            pages: OnceLock::new(),
         });
         let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })

@@ -15,6 +15,7 @@ use super::Core;
 use super::channel::unexpected;
 use super::file::{File, Life, Phase, Service};
 use super::owner::SetRefusal;
+use super::pages::Kept;
 use super::task::{Sender, promise, run};
 use crate::proto::{Answer, Declared, OpenedFile, Operation, Owned, Term};
 use crate::refusal::Refusal;
@@ -33,6 +34,9 @@ pub(super) struct Handle {
     pub(super) failures: AtomicU64,
     /// Open for writing.
     pub(super) write: bool,
+    number: u64,
+    /// What it is to the kernel's page cache.
+    pub(super) kept: Kept,
 }
 
 fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
@@ -304,6 +308,7 @@ impl Core {
 
     /// A handle is closed.
     pub(super) fn end_handle(self: &Arc<Self>, handle: &Handle) {
+        handle.file.leave_pages(handle.number, handle.kept);
         if handle.write {
             handle.file.writers.fetch_sub(1, SeqCst);
         }
@@ -436,14 +441,18 @@ impl Core {
     }
 
     /// A handle for a file that is held.
-    pub(super) fn handle(&self, file: &Arc<File>, write: bool) -> HandleId {
+    pub(super) fn handle(&self, file: &Arc<File>, mode: OpenMode) -> (HandleId, Kept) {
+        let write = mode.write;
         if write {
             file.writers.fetch_add(1, SeqCst);
         }
-        let id = self.next_handle.fetch_add(1, SeqCst);
+        let number = self.next_handle.fetch_add(1, SeqCst);
         let failures = AtomicU64::new(file.failures.load(SeqCst));
-        self.handles.insert(id, Arc::new(Handle { file: Arc::clone(file), failures, write }));
-        HandleId(id)
+        let may_keep = self.has_page_cache() && file.is_regular();
+        let kept = if may_keep { file.enter_pages(number, mode) } else { Kept::Past };
+        self.handles
+            .insert(number, Arc::new(Handle { file: Arc::clone(file), failures, write, number, kept }));
+        (HandleId(number), kept)
     }
 
     pub(super) fn find(&self, handle: HandleId) -> Result<Arc<Handle>, Refusal> {
@@ -462,9 +471,10 @@ impl Core {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
                 // has done to its own pages; those of a truncation by opening it drops when told. In a cluster others
-                // may change it at any time: the kernel keeps no page of it.
+                // may change it at any time: the kernel keeps pages only where this node sees them do so.
                 let alone = !self.options.cluster;
-                let handle = self.handle(&file, mode.write);
+                self.come_to_serve(&file, mode).await;
+                let (handle, kept) = self.handle(&file, mode);
                 if mode.write {
                     self.maybe_acquire(&file, attr.size);
                 }
@@ -472,7 +482,7 @@ impl Core {
                     handle,
                     attr,
                     keep_cache: alone && !mode.truncate,
-                    direct: !alone && file.is_regular(),
+                    direct: !alone && file.is_regular() && kept != Kept::Pages,
                 })
             }
             Err(error) => {

@@ -156,7 +156,11 @@ impl Core {
         for file in files.iter().filter(|_| !own_wish) {
             passages.push(file.passage.take().await);
         }
+        let mut leavings = Vec::new();
         for file in &files {
+            if !own_wish {
+                leavings.push(file.leave_with_pages()?);
+            }
             if file.pinned.load(SeqCst) && !own_wish && !is_offered {
                 return Err(Refusal::Busy(format!(
                     "{} is pinned to the node that owns it; release it there",

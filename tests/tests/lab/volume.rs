@@ -16,7 +16,7 @@ use lab::wait::until;
 use lab::{Cluster, content, programs};
 
 /// Three nodes that have the volume mounted; ended in order, and the volume checked.
-pub(super) fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+pub fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let plan = Plan { window_ms: 500, fence: "lease".to_owned(), ..Plan::new(3) };
     Cluster::run(plan, |cluster| {
         cluster.init()?;
@@ -33,11 +33,11 @@ pub(super) fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Re
     })
 }
 
-pub(super) fn lockctl(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Output> {
+pub fn lockctl(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Output> {
     Ok(cluster.exec(node, programs::ours("lockctl")?)?.args(arguments).output()?)
 }
 
-pub(super) fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
+pub fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
     let output = lockctl(cluster, node, arguments)?;
     if !output.status.success() {
         bail!("lockctl {arguments:?} on {node}: {}", String::from_utf8_lossy(&output.stderr));
@@ -45,7 +45,7 @@ pub(super) fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) ->
     Ok(String::from_utf8(output.stdout)?)
 }
 
-pub(super) fn text(path: &Path) -> Result<&str> {
+pub fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path of the lab is text")
 }
 

@@ -154,6 +154,7 @@ impl World {
             carrier,
             lun: Arc::clone(&platter) as _,
             authority,
+            beat: None,
             peers: Arc::new(crate::peers::Alone),
             clock: Arc::clone(&clock) as _,
             rules,

@@ -3,6 +3,7 @@
 mod caches;
 mod files;
 mod network;
+mod pages;
 mod realm;
 mod sets;
 mod simulation;

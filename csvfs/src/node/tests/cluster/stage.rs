@@ -55,6 +55,7 @@ pub const READ_WRITE: OpenMode = OpenMode {
     clear_set_id: false,
     truncate: false,
     exclusive: false,
+    pid: 0,
 };
 
 impl Stage {
@@ -112,6 +113,7 @@ impl Stage {
                 carrier,
                 lun: Arc::clone(&platter) as _,
                 authority: Arc::clone(&seat) as _,
+                beat: None,
                 peers: Arc::new(Arc::clone(&network)),
                 clock: Arc::new(SystemClock),
                 rules,
