@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,8 +91,9 @@ fn try_ofd(file: &File) -> std::io::Result<()> {
     if status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
+/// Past the kernel's pages: a file of which pages may be mapped stays where it is.
 fn open(path: PathBuf) -> Result<File> {
-    Ok(File::options().read(true).write(true).open(path)?)
+    Ok(File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?)
 }
 
 fn ensure_locked(done: std::io::Result<()>, what: &str) -> Result<()> {
