@@ -14,7 +14,7 @@ use lockd::client::{ClientError, Listener, LockClient, Transferred};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::machine::{Answer, ClientKind, Event, EventKind, Move, Query, SessionState, Victim};
+use lockd::machine::{Answer, ClientKind, Cookie, Event, EventKind, Move, Query, SessionState, Victim};
 use parking_lot::Mutex;
 
 use super::holder::Holder;
@@ -34,10 +34,54 @@ struct Known {
     changes: u64,
 }
 
+/// What the plane asks of lockd: [`LockClient`], or in a simulation one that speaks to a simulated cluster.
+pub(crate) trait Control: Authority {
+    /// Whether the session has ended.
+    fn has_ended(&self) -> bool;
+    /// Asks for a part of the cluster's state.
+    fn query(&self, query: Query) -> Result<Answer, ClientError>;
+    /// A cookie for a transfer.
+    fn cookie(&self) -> Cookie;
+    /// Hands holdings over, or aborts that after a while (L7).
+    fn transfer_set(
+        &self,
+        client: ClientId,
+        cookie: Cookie,
+        moves: Vec<Move>,
+        within: Duration,
+    ) -> Result<Transferred, ClientError>;
+}
+
+impl Control for LockClient {
+    fn has_ended(&self) -> bool {
+        self.has_ended()
+    }
+
+    fn query(&self, query: Query) -> Result<Answer, ClientError> {
+        self.query(query)
+    }
+
+    fn cookie(&self) -> Cookie {
+        self.cookie()
+    }
+
+    fn transfer_set(
+        &self,
+        client: ClientId,
+        cookie: Cookie,
+        moves: Vec<Move>,
+        within: Duration,
+    ) -> Result<Transferred, ClientError> {
+        // The locks stay with the programs that hold them: none of these has moved.
+        self.transfer(client, cookie, moves, false, within)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Plane {
     client: OnceLock<Arc<LockClient>>,
+    control: OnceLock<Arc<dyn Control>>,
     clock: Arc<dyn Clock>,
     volume: VolumeId,
     known: Mutex<Known>,
@@ -56,6 +100,7 @@ impl Plane {
     pub fn new(volume: VolumeId, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             client: OnceLock::new(),
+            control: OnceLock::new(),
             clock,
             volume,
             known: Mutex::default(),
@@ -67,7 +112,18 @@ impl Plane {
     /// From now on it asks `client`, whose listener it is.
     pub fn connect(&self, client: Arc<LockClient>) {
         // It is connected once.
+        let _ = self.control.set(Arc::clone(&client) as _);
         let _ = self.client.set(client);
+    }
+
+    /// From now on it asks `control`.
+    #[cfg(test)]
+    pub(crate) fn connect_simulated(&self, control: Arc<dyn Control>) {
+        let _ = self.control.set(control);
+    }
+
+    fn control(&self) -> &dyn Control {
+        &**self.control.get().expect("the plane is connected before it is asked")
     }
 
     /// The connection to lockd.
@@ -99,7 +155,7 @@ impl Plane {
     fn ask_sessions(&self, session: SessionId) -> Standing {
         loop {
             let changes = self.known.lock().changes;
-            match self.client().query(Query::Sessions) {
+            match self.control().query(Query::Sessions) {
                 Ok(Answer::Sessions(sessions)) => {
                     let mut known = self.known.lock();
                     let stands = |state| match state {
@@ -116,8 +172,8 @@ impl Plane {
                     }
                 }
                 // Without lockd nothing new can be learnt, and nothing is given away either.
-                _ if self.client().has_ended() => return Standing::Live,
-                _ => std::thread::sleep(Duration::from_millis(100)),
+                _ if self.control().has_ended() => return Standing::Live,
+                _ => self.clock.sleep(Duration::from_millis(100)),
             }
         }
     }
@@ -152,31 +208,31 @@ impl Plane {
 
 impl Authority for Plane {
     fn session(&self) -> SessionId {
-        self.client().session_id()
+        self.control().session()
     }
 
     fn lease(&self) -> &Arc<Lease> {
-        self.client().shared_lease()
+        self.control().lease()
     }
 
     fn add_client(&self) -> Result<ClientId, AuthorityError> {
-        self.client().add_client()
+        self.control().add_client()
     }
 
     fn end_client(&self, client: ClientId) {
         self.known.lock().own.clear();
-        self.client().end_client(client);
+        self.control().end_client(client);
     }
 
     fn acquire(&self, resource: &ResourceId, client: ClientId) -> Result<Holding, AuthorityError> {
-        let holding = self.client().acquire(resource, client)?;
+        let holding = self.control().acquire(resource, client)?;
         self.known.lock().own.insert(resource.clone(), holding);
         Ok(holding)
     }
 
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
         self.known.lock().own.remove(resource);
-        self.client().release(resource, client, epoch)
+        self.control().release(resource, client, epoch)
     }
 
     fn transfer(
@@ -197,9 +253,8 @@ impl Authority for Plane {
             to: to.1,
         };
         let moves = holdings.iter().map(one).collect();
-        let lock_client = self.client();
-        // The locks stay with the programs that hold them: none of these has moved.
-        let why = match lock_client.transfer(client, lock_client.cookie(), moves, false, TRANSFER_WITHIN) {
+        let control = self.control();
+        let why = match control.transfer_set(client, control.cookie(), moves, TRANSFER_WITHIN) {
             Ok(Transferred::Done(_)) => return Ok(()),
             Ok(Transferred::Aborted) => "it took too long and was aborted".to_owned(),
             Err(ClientError::SessionEnded(session)) => return Err(AuthorityError::SessionEnded(session)),
@@ -213,7 +268,7 @@ impl Authority for Plane {
         {
             let known = self.known.lock();
             if let Some(holding) = known.own.get(resource)
-                && !self.client().has_ended()
+                && !self.control().has_ended()
                 && self.lease().holds(&*self.clock)
             {
                 return Some(*holding);
@@ -227,7 +282,7 @@ impl Authority for Plane {
 
     fn confirmed_holder(&self, resource: &ResourceId) -> Option<Holding> {
         let changes = self.known.lock().changes;
-        let holding = self.client().holder(resource);
+        let holding = self.control().holder(resource);
         let mut known = self.known.lock();
         if known.changes == changes && !known.own.contains_key(resource) {
             if known.others.len() >= OTHERS_MAX {
@@ -240,7 +295,7 @@ impl Authority for Plane {
 
     fn standing(&self, session: SessionId) -> Standing {
         if session == self.session() {
-            return if self.client().has_ended() { Standing::Ended } else { Standing::Live };
+            return if self.control().has_ended() { Standing::Ended } else { Standing::Live };
         }
         let known = self.known.lock().sessions.get(&session).copied();
         known.unwrap_or_else(|| self.ask_sessions(session))

@@ -226,6 +226,20 @@ impl Node {
     /// # Errors
     /// If its threads cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
+        let asker = if parts.options.background { Some(Asker::start()?) } else { None };
+        Self::with(parts, asker)
+    }
+
+    /// Starts a node without threads: `run` runs, one after the other, the questions that may wait.
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        parts: Parts,
+        run: impl Fn(asker::Job) + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        Self::with(parts, Some(Asker::simulated(run)))
+    }
+
+    fn with(parts: Parts, asker: Option<Asker>) -> std::io::Result<Self> {
         let Parts {
             carrier,
             lun,
@@ -241,7 +255,6 @@ impl Node {
         } = parts;
         let lease = Arc::clone(authority.lease());
         let alarm = Arc::new(Alarm::default());
-        let asker = if options.background { Some(Asker::start()?) } else { None };
         let core = Arc::new(Core {
             channel: Channel::new(carrier, authority.session(), client, coordinator, asker),
             media: Arc::new(Media::new(
@@ -277,6 +290,19 @@ impl Node {
         });
         let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })
+    }
+
+    /// Whether something waits for [`Node::tick`].
+    #[cfg(test)]
+    pub(crate) fn awaits_tick(&self) -> bool {
+        self.core.media.is_awaited()
+    }
+
+    /// Lets those look again who wait for a lease, a ghost or another node, for those who start the node without its
+    /// thread.
+    #[cfg(test)]
+    pub(crate) fn tick(&self) {
+        self.core.media.tick();
     }
 
     /// One round of what the node does by itself, for those who start it without its thread.
