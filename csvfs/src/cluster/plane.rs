@@ -197,6 +197,28 @@ impl Plane {
         self.look();
     }
 
+    /// The reserves and opens of those of `clients` go that lockd has freed: they have left drained, or are proved dead
+    /// and fenced (L10). One that has only ended stays in lockd's list until its fence, or its session's, is complete:
+    /// what it has sent may still reach the LUN (invariant 4). Clients of other volumes, and every lockctl, leave nothing
+    /// in this one's store.
+    fn end_freed(&self, clients: &[ClientId]) {
+        let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) else { return };
+        let known: Vec<ClientId> = clients.iter().copied().filter(|client| coordinator.knows(*client)).collect();
+        if known.is_empty() {
+            return;
+        }
+        let listed = match self.control().query(Query::Clients) {
+            Ok(Answer::Clients(listed)) => listed,
+            // Their sessions' ends are looked at all the same.
+            other => return tracing::warn!(?other, "which clients are fenced cannot be asked"),
+        };
+        for client in known.into_iter().filter(|client| !listed.iter().any(|info| info.client == *client)) {
+            if let Err(refusal) = coordinator.end_client(client) {
+                tracing::warn!(%client, %refusal, "a client that has ended is not forgotten yet");
+            }
+        }
+    }
+
     fn forget_others(&self, resources: &[ResourceId]) {
         let mut known = self.known.lock();
         known.changes += 1;
@@ -324,14 +346,10 @@ impl Listener for Plane {
             EventKind::ClientAdded { .. } => self.known.lock().nodes.clear(),
             EventKind::ClientEnded { client, .. } => {
                 self.known.lock().nodes.clear();
-                // It has drained, or is proved dead and drained (L10): its reserve and its opens go. Clients of other
-                // volumes, and every lockctl, end too: they leave nothing in this one's store.
-                if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade)
-                    && coordinator.knows(*client)
-                    && let Err(refusal) = coordinator.end_client(*client)
-                {
-                    tracing::warn!(%client, %refusal, "a client that has ended is not forgotten yet");
-                }
+                self.end_freed(&[*client]);
+            }
+            EventKind::Fenced { volume, victim: Victim::Client(client) } if *volume == self.volume => {
+                self.end_freed(&[*client]);
             }
             _ => {}
         }
@@ -346,6 +364,9 @@ impl Listener for Plane {
             known.nodes.clear();
         }
         self.look();
+        if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) {
+            self.end_freed(&coordinator.attached());
+        }
     }
 
     fn drain(&self, volume: VolumeId, victim: Victim) {

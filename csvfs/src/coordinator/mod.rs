@@ -116,6 +116,12 @@ impl Coordinator {
         self.core.clients.knows(client)
     }
 
+    /// The mounts that have attached and are not forgotten.
+    #[must_use]
+    pub fn attached(&self) -> Vec<ClientId> {
+        self.core.clients.attached().into_iter().map(|(_, client)| client).collect()
+    }
+
     /// Looks now how sessions stand, for those who know that something has changed.
     pub fn look(&self) {
         self.core.watch.wake();

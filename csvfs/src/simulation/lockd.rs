@@ -11,7 +11,7 @@ use std::time::Duration;
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, ResourceId, SessionId};
 use lockd::machine::{
-    Answer, Command, EndCause, Event, EventKind, FenceMethod, Lapse, Query, Reply, Report, SessionState,
+    Answer, Command, EndCause, Event, EventKind, FenceMethod, Lapse, Operation, Query, Reply, Report, SessionState,
     Settings, State, Victim,
 };
 use lockd::rules::{Rule, Rules};
@@ -187,6 +187,7 @@ impl Lockd {
             }
             let Some(entry) = cluster.log.pop_front() else { return };
             let (reply, events) = cluster.machine.apply(self.rules, time_ns, &entry.command);
+            self.schedule.note(name(&entry.command), &[]);
             if let Err(wrong) = cluster.machine.check() {
                 self.schedule.fail(format!("the state machine, after {:?}: {wrong}", entry.command));
             }
@@ -238,14 +239,6 @@ impl Lockd {
         match self.cluster.lock().machine.query(&Query::Resources { volume: None, after: None }) {
             Answer::Resources(all) => all.len(),
             _ => 0,
-        }
-    }
-
-    /// Whether nothing of `session` is left: it has been fenced.
-    pub fn is_over(&self, session: SessionId) -> bool {
-        match self.cluster.lock().machine.query(&Query::Sessions) {
-            Answer::Sessions(sessions) => !sessions.iter().any(|info| info.session == session),
-            _ => false,
         }
     }
 
@@ -348,5 +341,21 @@ impl Lockd {
     /// Whether a node counts its lease from when it sent its keep-alive (L1).
     pub fn counts_from_sending(&self) -> bool {
         self.rules.keeps(Rule::L1)
+    }
+}
+
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Client { operation, .. } => match operation {
+            Operation::Acquire { .. } => "acquire",
+            Operation::Release { .. } => "release",
+            Operation::Transfer { .. } => "transfer",
+            Operation::Abort { .. } => "abort it",
+            Operation::Leave => "leave",
+            _ => "operation",
+        },
+        Command::EndSession { .. } => "end of session",
+        Command::FenceReport { .. } => "fence report",
+        _ => "command",
     }
 }

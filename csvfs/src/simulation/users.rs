@@ -11,7 +11,7 @@ use rand::Rng;
 use redirector::buffer::{Pool, Slice};
 
 use super::member::Member;
-use super::model::{Certain, FileModel, Named, Place, SHARED_BLOCKS, Written};
+use super::model::{FileModel, Named, Place, SHARED_BLOCKS, Written};
 use super::world::World;
 use crate::proto::{Created, RenameMode, SetAttr};
 use crate::refusal::Refusal;
@@ -50,12 +50,12 @@ struct FileState {
 #[derive(Clone, Debug)]
 enum What {
     Open(u16),
-    Read(u16, Certain),
+    Read(u16),
     Write(u16, Written),
-    Sync(u16, Certain),
-    Cut(u16, u64),
+    Sync(u16),
+    Cut(u16),
     Acquire(u16),
-    Replace(usize, u16),
+    Replace(u16),
     Name(usize),
 }
 
@@ -159,10 +159,23 @@ fn file_name(file: u16) -> Vec<u8> {
     format!("file {file}").into_bytes()
 }
 
+fn name_of(what: &What) -> &'static str {
+    match what {
+        What::Open(_) => "opens",
+        What::Read(_) => "reads",
+        What::Write(..) => "writes",
+        What::Sync(_) => "syncs",
+        What::Cut(_) => "truncates",
+        What::Acquire(_) => "acquires",
+        What::Replace(_) => "unlinks",
+        What::Name(_) => "changes a name",
+    }
+}
+
 fn file_of(what: &What) -> Option<u16> {
     match what {
-        What::Open(file) | What::Read(file, _) | What::Write(file, _) | What::Sync(file, _) => Some(*file),
-        What::Cut(file, _) | What::Acquire(file) | What::Replace(_, file) => Some(*file),
+        What::Open(file) | What::Read(file) | What::Write(file, _) | What::Sync(file) => Some(*file),
+        What::Cut(file) | What::Acquire(file) | What::Replace(file) => Some(*file),
         What::Name(_) => None,
     }
 }
@@ -240,9 +253,9 @@ impl Users {
             let Some(operation) = state.end(number) else { continue };
             match operation.what {
                 What::Write(file, written) => state.model(file).lingers(written, session),
-                What::Cut(file, _) | What::Replace(_, file) => state.current.retain(|other| *other != file),
+                What::Cut(file) | What::Replace(file) => state.current.retain(|other| *other != file),
                 What::Name(index) => state.forget_name(index),
-                What::Open(_) | What::Read(..) | What::Sync(..) | What::Acquire(_) => {}
+                What::Open(_) | What::Read(_) | What::Sync(_) | What::Acquire(_) => {}
             }
         }
         for file in state.files.values_mut() {
@@ -272,11 +285,11 @@ impl Users {
     pub fn under_way(&self) -> String {
         let state = self.state.lock();
         let of = |operation: &Operation| match &operation.what {
-            What::Read(file, _) => format!("node {} reads {file}", operation.node),
+            What::Read(file) => format!("node {} reads {file}", operation.node),
             What::Write(file, written) => {
                 format!("node {} writes {:?} of {file}", operation.node, written.place)
             }
-            What::Sync(file, _) => format!("node {} syncs {file}", operation.node),
+            What::Sync(file) => format!("node {} syncs {file}", operation.node),
             other => format!("node {}: {other:?}", operation.node),
         };
         let all: Vec<String> = state.operations.values().map(of).collect();
@@ -360,7 +373,7 @@ impl Users {
                 self.step_later(world, member, user);
             }
             94..98 if in_flight == 0 => self.cut(world, member, user, file, ino),
-            98..100 if in_flight == 0 => self.replace(world, member, user, position, file),
+            98..100 if in_flight == 0 => self.replace(world, member, user, file),
             _ => self.read(world, member, user, file, handle, false),
         }
     }
@@ -374,8 +387,9 @@ impl Users {
         what: What,
         judge: impl FnOnce(&Arc<Self>, &Arc<World>, &Arc<Member>, Operation, Result<T, Refusal>) + Send + 'static,
     ) -> crate::service::Done<T> {
+        let (name, file) = (name_of(&what), file_of(&what).unwrap_or_default());
         let number = self.state.lock().begin(member, what);
-        world.schedule.note("begins", &[number, member.number as u64]);
+        world.schedule.note(name, &[number, member.number as u64, u64::from(file)]);
         let (users, world, member) = (Arc::clone(self), Arc::clone(world), Arc::clone(member));
         Box::new(move |result| {
             world.schedule.note("ends", &[number, u64::from(result.is_ok())]);
@@ -436,7 +450,7 @@ impl Users {
         closes: bool,
     ) {
         let certain = self.state.lock().model(file).certain();
-        let what = What::Read(file, certain.clone());
+        let what = What::Read(file);
         let done = self.go(world, member, user, what, move |users, world, member, _, result| {
             match result {
                 Ok(data) => {
@@ -465,7 +479,7 @@ impl Users {
         handle: HandleId,
     ) {
         let certain = self.state.lock().model(file).certain();
-        let what = What::Sync(file, certain.clone());
+        let what = What::Sync(file);
         let done = self.go(world, member, user, what, move |users, world, member, _, result| {
             let mut state = users.state.lock();
             match result {
@@ -495,7 +509,7 @@ impl Users {
     fn cut(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16, ino: Ino) {
         self.state.lock().files.get_mut(&file).expect("known").is_closed = true;
         let size = world.schedule.draw(|random| random.random_range(0..=SHARED_BLOCKS * 8)) * 512;
-        let done = self.go(world, member, user, What::Cut(file, size), move |users, world, _, _, result| {
+        let done = self.go(world, member, user, What::Cut(file), move |users, world, _, _, result| {
             let mut state = users.state.lock();
             state.files.get_mut(&file).expect("known").is_closed = false;
             match result {
@@ -515,21 +529,14 @@ impl Users {
     }
 
     /// Takes a file's name away, which others may have open, and puts a new file into its place.
-    fn replace(
-        self: &Arc<Self>,
-        world: &Arc<World>,
-        member: &Arc<Member>,
-        user: usize,
-        position: usize,
-        file: u16,
-    ) {
+    fn replace(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16) {
         let name = {
             let mut state = self.state.lock();
             let known = state.files.get_mut(&file).expect("known");
             known.is_closed = true;
             known.name.clone()
         };
-        let what = What::Replace(position, file);
+        let what = What::Replace(file);
         let done = self.go(world, member, user, what, move |users, world, _, _, result| {
             let mut state = users.state.lock();
             state.files.get_mut(&file).expect("known").is_closed = false;

@@ -18,7 +18,7 @@ use super::lockd::Lockd;
 use super::lun::{Disk, Port};
 use super::member::{Door, Member, NO_ROLE};
 use super::network::Network;
-use super::schedule::{Party, Schedule, VirtualClock};
+use super::schedule::{Answer, Party, Schedule, VirtualClock};
 use super::trace::Trace;
 use super::users::Users;
 use crate::cluster::Plane;
@@ -27,7 +27,7 @@ use crate::disk::{MetadataSpace, SpaceError};
 use crate::store::check::check;
 use crate::store::cookie::HashKey;
 use crate::store::initialise;
-use crate::types::{Ino, LunBlock, Run, Timestamp};
+use crate::types::{LunBlock, Run, Timestamp};
 
 const KEY: HashKey = HashKey([1; 16]);
 /// The first block that files may have.
@@ -334,8 +334,12 @@ impl World {
             let ended = coordinator.end_client(member.client());
             ended.map_err(|refusal| format!("client {} is not ended: {refusal}", member.client()))?;
         }
-        for _ in 0..4 {
+        for _ in 0..50 {
             coordinator.round();
+            self.rest(first);
+            if self.check_space().is_ok() {
+                break;
+            }
         }
         if self.lockd.held() != 1 {
             return Err(format!("{} resources are still held, not the role alone", self.lockd.held()));
@@ -351,6 +355,12 @@ impl World {
         self.check_space()
     }
 
+    /// Lets a little time pass.
+    fn rest(&self, member: &Member) {
+        let never = Answer::<()>::default();
+        let _ = self.schedule.wait_for(&member.party, &never, Duration::from_millis(20));
+    }
+
     /// Every block is free or a file's.
     fn check_space(&self) -> Result<(), String> {
         let snapshot = crate::store::Snapshot::take(&self.database).map_err(|error| error.to_string())?;
@@ -359,10 +369,5 @@ impl World {
             return Err(format!("blocks leak: {counters:?}"));
         }
         Ok(())
-    }
-
-    /// Which inode a file's number stands for.
-    pub fn inode(&self, file: u16) -> Option<Ino> {
-        self.users.inode(file)
     }
 }
