@@ -102,6 +102,9 @@ use open::Handle;
 use reserve::Reserve;
 use table::Table;
 
+/// How many ticks a node that ends waits for what other nodes still do to its files.
+const GUESTS_WAIT: usize = 200;
+
 /// What a node is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -403,7 +406,18 @@ impl Core {
         for file in pinned.into_iter().filter_map(|ino| self.files.get(ino)) {
             self.let_go(&file);
         }
-        self.close_idle(u64::MAX).await;
+        // Requests of other nodes that are under way keep files in use; new ones are sent elsewhere.
+        for _ in 0..GUESTS_WAIT {
+            self.close_idle(u64::MAX).await;
+            let in_use = |file: &Arc<File>| {
+                let life = file.life.lock();
+                life.uses > 0 || life.phase == file::Phase::Opening
+            };
+            if !self.files.values().iter().any(in_use) {
+                break;
+            }
+            self.media.tick_passed().await;
+        }
         let left = self.files.len();
         self.refill_ended().await;
         self.give_up_reserve().await;

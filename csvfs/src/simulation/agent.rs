@@ -76,16 +76,19 @@ impl Agent {
         &self.lockd.schedule
     }
 
-    /// Opens a session, as soon as the node's last one has ended, and registers the mount. Waits.
-    pub fn open(self: &Arc<Self>, plane: &Arc<Plane>) {
+    /// Opens a session, as soon as the node's last one has ended, and registers the mount. Waits. False if the session
+    /// has ended meanwhile.
+    pub fn open(self: &Arc<Self>, plane: &Arc<Plane>) -> bool {
         let _ = self.plane.set(Arc::downgrade(plane));
         let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
         let draw = || Nonce(self.schedule().draw(|random| rand::Rng::random::<u128>(random)));
-        let nonce = draw();
+        let mut nonce = draw();
         let session = loop {
             match self.propose(&Command::OpenSession { node: name.clone(), nonce }) {
                 Ok(Reply::Session(session)) => break session,
                 Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
+                // L2: opened and ended before the reply came.
+                Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = draw(),
                 other => panic!("no session for {name}: {other:?}"),
             }
         };
@@ -94,15 +97,20 @@ impl Agent {
         self.beat();
         // Its first lease.
         while !self.lease.holds(&self.clock) {
+            if self.ended.load(SeqCst) {
+                return false;
+            }
             self.clock.sleep(Duration::from_millis(20));
         }
         self.fences();
         let kind = ClientKind::Csvfs { volume: VOLUME };
         let client = match self.propose(&Command::AddClient { session, nonce: draw(), kind, pid: 1 }) {
             Ok(Reply::Client(client)) => client,
+            Ok(Reply::Refused(Refusal::SessionEnded(_))) | Err(ClientError::SessionEnded(_)) => return false,
             other => panic!("{name} cannot be registered: {other:?}"),
         };
         let _ = self.client.set(client);
+        true
     }
 
     /// The session; only after [`Agent::open`].

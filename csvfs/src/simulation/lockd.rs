@@ -242,6 +242,16 @@ impl Lockd {
         }
     }
 
+    /// How many sessions live, and how many there are with those that are not fenced.
+    pub fn sessions(&self) -> (usize, usize) {
+        let cluster = self.cluster.lock();
+        let live = cluster.machine.live_sessions().count();
+        match cluster.machine.query(&Query::Sessions) {
+            Answer::Sessions(sessions) => (live, sessions.len()),
+            _ => (live, 0),
+        }
+    }
+
     /// A keep-alive reaches the leader: whether the session lives, if that is answered (L1, L4).
     pub fn keep_alive(&self, session: SessionId) -> Option<bool> {
         let now = self.clock.boot();

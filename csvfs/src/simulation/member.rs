@@ -108,7 +108,9 @@ impl Member {
         let agent = Agent::new(&world.lockd, party);
         let plane = Plane::new(VOLUME, Arc::clone(&clock) as _);
         plane.connect_simulated(Arc::clone(&agent) as _);
-        agent.open(&plane);
+        if !agent.open(&plane) {
+            return Err(Refusal::Stale("the session has ended".to_owned()));
+        }
         let (client, lease) = (agent.client(), Arc::clone(plane.lease()));
         let port = Port::new(&world.disk, party, client, lease);
         let is_home = party.node == 0;

@@ -59,7 +59,6 @@ impl Party {
     /// Nothing happens in it any more.
     pub fn kill(&self) {
         self.is_alive.store(false, SeqCst);
-        self.paused.lock().take();
     }
 
     /// What happens in it waits.
@@ -87,6 +86,8 @@ struct State {
     /// The running thread waits: an idle one is to go on.
     offered: bool,
     idle: usize,
+    /// What the dead would have done: not dropped before the end, as dropping it would be noticed.
+    graves: Vec<Act>,
     ended: bool,
     failure: Option<String>,
 }
@@ -120,6 +121,7 @@ impl Schedule {
                 next: None,
                 offered: false,
                 idle: 0,
+                graves: Vec::new(),
                 ended: false,
                 failure: None,
             }),
@@ -178,6 +180,9 @@ impl Schedule {
 
     /// A paused process goes on with what has waited.
     pub fn resume(&self, party: &Arc<Party>) {
+        if !party.is_alive() {
+            return;
+        }
         let deferred = party.paused.lock().take();
         // All at once, in their order.
         for (number, act) in deferred.unwrap_or_default().0.into_iter().enumerate() {
@@ -313,6 +318,7 @@ impl Schedule {
             };
             if let Some(party) = &party {
                 if !party.is_alive() {
+                    self.state.lock().graves.push(act);
                     continue;
                 }
                 if let Some(deferred) = party.paused.lock().as_mut() {
@@ -347,7 +353,7 @@ impl Schedule {
         let acts = {
             let mut state = self.state.lock();
             state.ended = true;
-            std::mem::take(&mut state.acts)
+            (std::mem::take(&mut state.acts), std::mem::take(&mut state.graves))
         };
         self.offers.notify_all();
         self.finished.notify_all();

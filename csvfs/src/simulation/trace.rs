@@ -19,6 +19,10 @@ impl Trace {
     /// Nothing has happened. `CSV_TRACE` asks for words.
     pub fn new() -> Self {
         let is_kept = std::env::var_os("CSV_TRACE").is_some();
+        if is_kept {
+            // What the code itself says, too.
+            let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
+        }
         Self { hash: 0xcbf2_9ce4_8422_2325, count: 0, last: VecDeque::new(), is_kept }
     }
 

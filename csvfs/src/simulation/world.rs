@@ -215,7 +215,10 @@ impl World {
         self.schedule.after_in(&party, Duration::ZERO, move || match Member::start(&world, &inside) {
             Ok(member) => world.started(&member),
             // Its session has ended meanwhile.
-            Err(_) if number > 0 => world.start(number),
+            Err(_) if number > 0 => {
+                inside.kill();
+                world.start(number);
+            }
             Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
         });
     }
@@ -245,12 +248,12 @@ impl World {
     /// A process is over: it was killed, or its session has ended.
     pub fn bury(self: &Arc<Self>, member: &Arc<Member>) {
         self.schedule.note("dies", &[member.number as u64]);
-        member.party.kill();
         let removed = self.nodes.lock().running.remove(&member.number);
         if removed.is_none() {
             return;
         }
         self.users.left(self, member);
+        member.party.kill();
         let world = Arc::clone(self);
         let (number, left) = (member.number, member.left.load(SeqCst));
         self.schedule.after(self.schedule.between(50_000, 600_000), move || {
@@ -281,13 +284,19 @@ impl World {
             let heals = if world.plan.faults { HEALED } else { Duration::ZERO };
             let time = world.schedule.time();
             let are_up = world.nodes.lock().running.len() == world.plan.nodes;
-            if time > heals && are_up && world.users.are_done() {
+            let attached = || world.door().coordinator.attached().len();
+            let nodes = world.plan.nodes;
+            let settled = world.lockd.sessions() == (nodes, nodes) && attached() == nodes;
+            if time > heals && are_up && settled && world.users.are_done() {
                 return world.finish();
             }
             if time > heals + PROGRESS {
                 let waits = world.users.under_way();
                 let up = world.nodes.lock().running.keys().copied().collect::<Vec<_>>();
-                return world.schedule.fail(format!("no progress; nodes up: {up:?}; under way: {waits}"));
+                let (sessions, attached) = (world.lockd.sessions(), attached());
+                return world.schedule.fail(format!(
+                    "no progress; nodes up: {up:?}, sessions: {sessions:?}, mounts: {attached}; under way: {waits}"
+                ));
             }
             world.watch_later();
         });
