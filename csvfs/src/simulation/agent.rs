@@ -89,7 +89,8 @@ impl Agent {
                 Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
                 // L2: opened and ended before the reply came.
                 Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = draw(),
-                other => panic!("no session for {name}: {other:?}"),
+                Err(_) => return false,
+                Ok(other) => panic!("no session for {name}: {other:?}"),
             }
         };
         let _ = self.session.set(session);
@@ -97,7 +98,7 @@ impl Agent {
         self.beat();
         // Its first lease.
         while !self.lease.holds(&self.clock) {
-            if self.ended.load(SeqCst) {
+            if self.has_ended() {
                 return false;
             }
             self.clock.sleep(Duration::from_millis(20));
@@ -177,7 +178,8 @@ impl Agent {
     }
 
     fn check_live(&self) -> Result<(), ClientError> {
-        if self.ended.load(SeqCst) { Err(ClientError::SessionEnded(self.session())) } else { Ok(()) }
+        let session = || self.session.get().copied().unwrap_or_default();
+        if self.has_ended() { Err(ClientError::SessionEnded(session())) } else { Ok(()) }
     }
 
     fn me(&self) -> Arc<Self> {
@@ -346,7 +348,9 @@ impl Authority for Agent {
     }
 
     fn end_client(&self, _client: ClientId) {
-        if let Err(error) = self.operate(Operation::Leave) {
+        if let Err(error) = self.operate(Operation::Leave)
+            && !self.schedule().is_over()
+        {
             panic!("the client cannot leave: {error}");
         }
     }
@@ -375,7 +379,7 @@ impl Authority for Agent {
 
 impl Control for Agent {
     fn has_ended(&self) -> bool {
-        self.ended.load(SeqCst)
+        self.ended.load(SeqCst) || self.schedule().is_over()
     }
 
     fn query(&self, query: Query) -> Result<lockd::machine::Answer, ClientError> {

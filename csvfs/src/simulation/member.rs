@@ -163,7 +163,14 @@ impl Member {
         let answer = Answer::default();
         let (told, schedule) = (answer.clone(), Arc::clone(&world.schedule));
         ask(&self.node, Box::new(move |result| told.fill(&schedule, result)));
-        world.schedule.wait(&self.party, &answer)
+        loop {
+            if let Some(result) = world.schedule.wait_for(&self.party, &answer, Duration::from_secs(10)) {
+                return result;
+            }
+            if world.schedule.is_over() {
+                return Err(Refusal::Stale("the simulation is over".to_owned()));
+            }
+        }
     }
 
     /// Its session.

@@ -1,13 +1,13 @@
 //! Virtual time, and who runs next: all that happens in a simulation is an act at a point of virtual time.
 //!
 //! One thread at a time runs acts, in the order of time and then of a number drawn from the seed. An act that has to wait
-//! ([`Schedule::wait`]: the production code under simulation asks the control plane and blocks) keeps its thread, and
+//! ([`Schedule::wait_for`]: the production code under simulation asks the control plane and blocks) keeps its thread, and
 //! another thread goes on with the acts; when what it waits for is there, the thread that runs hands over to it and
 //! rests. So exactly one thread is ever at work, and the run depends on the seed alone, while an act that never waits
 //! costs no hand-over.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -106,9 +106,6 @@ impl std::fmt::Debug for Schedule {
     }
 }
 
-/// Unwinds a thread that waits when the simulation is over.
-struct Over;
-
 impl Schedule {
     /// Everything that is drawn is drawn from `seed`.
     pub fn new(seed: u64, trace: Trace) -> Arc<Self> {
@@ -190,30 +187,27 @@ impl Schedule {
         }
     }
 
-    /// Lets the running act wait, in `party`, until `answer` is there.
-    pub fn wait<T>(self: &Arc<Self>, party: &Arc<Party>, answer: &Answer<T>) -> T {
-        loop {
-            if let Some(value) = self.rest(party, answer, None) {
-                return value;
-            }
-        }
-    }
-
-    /// The same, but not longer than `within`.
+    /// Lets the running act wait, in `party`, until `answer` is there, but not longer than `within`. Nothing is there any
+    /// more once the simulation is over: whoever waits in a loop asks [`Schedule::is_over`].
     pub fn wait_for<T>(
         self: &Arc<Self>,
         party: &Arc<Party>,
         answer: &Answer<T>,
         within: Duration,
     ) -> Option<T> {
-        self.rest(party, answer, Some(within))
+        self.rest(party, answer, within)
+    }
+
+    /// Whether the simulation has ended.
+    pub fn is_over(&self) -> bool {
+        self.state.lock().ended
     }
 
     fn rest<T>(
         self: &Arc<Self>,
         party: &Arc<Party>,
         answer: &Answer<T>,
-        within: Option<Duration>,
+        within: Duration,
     ) -> Option<T> {
         let parked = Arc::new(Parked {
             party: Arc::clone(party),
@@ -228,10 +222,8 @@ impl Schedule {
             }
             slot.waits = Some(Arc::clone(&parked));
         }
-        if let Some(within) = within {
-            let (schedule, parked) = (Arc::clone(self), Arc::clone(&parked));
-            self.after(within, move || schedule.call(&parked));
-        }
+        let (schedule, waits) = (Arc::clone(self), Arc::clone(&parked));
+        self.after(within, move || schedule.call(&waits));
         self.park(&parked);
         let mut slot = answer.0.lock();
         slot.waits = None;
@@ -266,8 +258,7 @@ impl Schedule {
             // A simulation that has ended calls nobody: looked at now and then.
             parked.turn.wait_for(&mut goes_on, Duration::from_millis(20));
             if !*goes_on && self.state.lock().ended {
-                drop(goes_on);
-                resume_unwind(Box::new(Over));
+                return;
             }
         }
     }
@@ -327,9 +318,6 @@ impl Schedule {
                 }
             }
             if let Err(panic) = catch_unwind(AssertUnwindSafe(act)) {
-                if panic.is::<Over>() {
-                    return;
-                }
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
                 return self.fail(text.unwrap_or_else(|| "a panic".to_owned()));
