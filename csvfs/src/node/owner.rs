@@ -236,6 +236,8 @@ impl Core {
 
     /// P9: what was written at a server that was lost before it handed over is told by the next sync of each handle.
     fn count_lost(&self, file: &File, term: &Term) {
+        // A sync that is on its way has taken it, and looks here.
+        file.since.store(term.since, SeqCst);
         let unsynced = file.unsynced.lock().take();
         if self.rules.keeps(Rule::P9) && unsynced.is_some_and(|unsynced| unsynced < term.since) {
             file.failures.fetch_add(1, SeqCst);
