@@ -15,6 +15,7 @@ use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::service::Done;
 use crate::types::Ino;
+use crate::volume::Reporter;
 
 /// How long one file may take to come here: longer than its server may need to drain and to commit.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,6 +28,8 @@ pub struct Holder {
     node: Mutex<Weak<Node>>,
     /// Files that are owned because somebody has asked for it.
     pinned: Mutex<BTreeSet<Ino>>,
+    /// Tells how the mount is.
+    reporter: Mutex<Weak<Reporter>>,
 }
 
 fn wait<T: Send + 'static>(start: impl FnOnce(Done<T>)) -> Result<T, Refusal> {
@@ -39,11 +42,21 @@ fn wait<T: Send + 'static>(start: impl FnOnce(Done<T>)) -> Result<T, Refusal> {
 
 impl Holder {
     pub(super) fn new(plane: Weak<Plane>, volume: VolumeId) -> Self {
-        Self { plane, volume, node: Mutex::default(), pinned: Mutex::default() }
+        Self { plane, volume, node: Mutex::default(), pinned: Mutex::default(), reporter: Mutex::default() }
     }
 
     pub(super) fn is_served_by(&self, node: &Arc<Node>) {
         *self.node.lock() = Arc::downgrade(node);
+    }
+
+    pub(super) fn is_told_by(&self, reporter: &Arc<Reporter>) {
+        *self.reporter.lock() = Arc::downgrade(reporter);
+    }
+
+    fn status(&self) -> Result<HolderReply, String> {
+        let reporter = self.reporter.lock().upgrade().ok_or_else(|| "the mount is not ready".to_owned())?;
+        let text = serde_json::to_string(&reporter.status()).map_err(|error| error.to_string())?;
+        Ok(HolderReply::Document(text))
     }
 
     /// The mount ends: what was acquired by hand goes back.
@@ -66,6 +79,7 @@ impl Holder {
             HolderRequest::Acquire(resources) => self.each(&resources, |ino| self.acquire(ino)),
             HolderRequest::Release(resources) => self.each(&resources, |ino| self.release(ino)),
             HolderRequest::Transfer { resources, to } => self.transfer(resources, &to),
+            HolderRequest::Status => self.status(),
         };
         let reply = reply.unwrap_or_else(HolderReply::Refused);
         reply.encode()
@@ -143,6 +157,7 @@ impl Holder {
                 Ok(HolderReply::Done { epoch, pause_ns })
             }
             HolderReply::Refused(why) => Ok(HolderReply::Refused(back(why))),
+            HolderReply::Document(_) => Err(back(format!("the mount on {to} gave an odd answer"))),
         }
     }
 }

@@ -96,6 +96,12 @@ impl Plane {
         known.nodes.get(&client).cloned()
     }
 
+    /// How many files this mount owns.
+    pub fn owned_files(&self) -> u64 {
+        let known = self.known.lock();
+        known.own.keys().filter(|resource| matches!(resource, ResourceId::File(..))).count() as u64
+    }
+
     fn ask_sessions(&self, session: SessionId) -> Standing {
         loop {
             let changes = self.known.lock().changes;

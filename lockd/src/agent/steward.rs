@@ -77,6 +77,7 @@ impl Steward {
             HolderRequest::Acquire(resources) => self.acquire(core, &resources).await,
             HolderRequest::Release(resources) => self.release(core, &resources).await,
             HolderRequest::Transfer { resources, to } => self.transfer(core, &resources, &to).await,
+            HolderRequest::Status => Err(format!("node {} has no such volume mounted", core.node)),
         };
         done.unwrap_or_else(HolderReply::Refused).encode()
     }

@@ -25,6 +25,8 @@ pub enum HolderRequest {
         /// The node.
         to: NodeName,
     },
+    /// Tell how you are ([`HolderReply::Document`]).
+    Status,
 }
 
 /// The answer to a [`HolderRequest`].
@@ -39,6 +41,8 @@ pub enum HolderReply {
     },
     /// It is not done, and nothing has changed; why, and what to do.
     Refused(String),
+    /// How the program is: a JSON document.
+    Document(String),
 }
 
 macro_rules! bytes {
@@ -91,6 +95,9 @@ mod tests {
         assert_eq!(HolderRequest::decode(&request.encode().expect("short")), Ok(request));
         let reply = HolderReply::Done { epoch: Some(Epoch(7)), pause_ns: 1_000 };
         assert_eq!(HolderReply::decode(&reply.encode().expect("short")), Ok(reply));
+        assert_eq!(HolderRequest::Status.encode().as_deref(), Ok(&b"\x01\x03"[..]));
+        let document = HolderReply::Document("{}".to_owned());
+        assert_eq!(document.encode().as_deref(), Ok(&b"\x01\x02\x02{}"[..]));
     }
 
     proptest! {
