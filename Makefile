@@ -12,7 +12,7 @@ PROGRAMS := csvfs csv-target lockd lockctl
 CARGO_TOOLS := cargo-nextest pjdfstest fsx
 NEXTEST := cargo nextest run --no-fail-fast
 
-.PHONY: help tools tools-lint build demo test mutants soak bench bench-full lint doc install clean
+.PHONY: help tools tools-lint build demo test mutants soak bench bench-build bench-full lint doc install clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,10 +39,13 @@ mutants: tools ## Switch each named rule off in turn: its tests must fail
 soak: tools ## The long runs: more seeds, more crash states
 	CSV_SOAK=1 $(NEXTEST) --workspace
 
-bench: tools build ## The figures of docs/PERFORMANCE.md
+bench-build: build
+	cargo build --release --package csvfs --example null_mount
+
+bench: tools bench-build ## The figures of docs/PERFORMANCE.md
 	target/release/bench run
 
-bench-full: tools build ## The same with a million files
+bench-full: tools bench-build ## The same with a million files
 	target/release/bench run --full
 
 lint: tools-lint ## Formatting, clippy, docs, licences
