@@ -88,6 +88,11 @@ impl Holder {
     fn inos(&self, resources: &[ResourceId]) -> Result<Vec<Ino>, String> {
         let ino = |resource: &ResourceId| match resource {
             ResourceId::File(volume, ino) if *volume == self.volume => Ok(Ino(*ino)),
+            ResourceId::Coordinator(_) => {
+                Err("the coordinator's role is not handed over while the volume is mounted: \
+                                               unmount everywhere, and mount first where it should be"
+                    .to_owned())
+            }
             other => Err(format!("{other} is not a file of the volume {}", self.volume)),
         };
         resources.iter().map(ino).collect()
