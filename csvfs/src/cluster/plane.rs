@@ -132,6 +132,12 @@ impl Plane {
         live.map(|info| info.session)
     }
 
+    /// How many files this mount owns.
+    pub fn owned_files(&self) -> u64 {
+        let known = self.known.lock();
+        known.own.keys().filter(|resource| matches!(resource, ResourceId::File(..))).count() as u64
+    }
+
     fn ask_sessions(&self, session: SessionId) -> Standing {
         loop {
             let changes = self.known.lock().changes;

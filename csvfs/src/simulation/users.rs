@@ -517,7 +517,8 @@ impl Users {
                     Err(refusal) => users.refused(world, "acquire", &refusal),
                 },
             );
-        let done = Box::new(move |result: Result<(), SetRefusal>| done(result.map_err(|refusal| refusal.why)));
+        let done =
+            Box::new(move |result: Result<(), SetRefusal>| done(result.map_err(|refusal| refusal.why)));
         member.node.acquire(vec![ino], done);
     }
 
