@@ -1,6 +1,6 @@
 # make help lists the targets. Everything that they need is installed by `make tools` (root, Debian), which the others call.
 SHELL := /bin/bash
-APT := fuse3 fio iproute2 nbdkit libnbd-bin nbdfuse nbd-server qemu-utils stress-ng acl attr python3 procps pkg-config gcc make
+APT := fuse3 fio iproute2 nbdkit libnbd-bin nbdfuse nbd-server qemu-utils stress-ng ctdb acl attr python3 procps pkg-config gcc make
 PREFIX := /usr/local
 CARGO_TOOLS := cargo-nextest pjdfstest fsx
 NEXTEST := cargo nextest run --no-fail-fast
@@ -12,6 +12,7 @@ help: ## What can be made
 
 tools: ## Install the packages and programs that the tests need
 	@scripts/tools $(APT) -- $(CARGO_TOOLS)
+	@scripts/emulator
 
 tools-lint:
 	@scripts/tools -- cargo-deny
