@@ -65,7 +65,7 @@ fn the_coordinators_node_owns_files_like_any_other() {
 }
 
 #[test]
-fn l6_a_set_moves_in_one_entry_with_its_pins() {
+fn a_set_moves_in_one_entry_with_its_pins() {
     let stage = Stage::new(3, 1, 0.0);
     let (files, inos) = files(&stage, 40);
     let first = stage.pin(1, &inos).unwrap().unwrap();
@@ -154,12 +154,12 @@ fn nothing_moves(spoil: impl FnOnce(&Stage), heal: impl FnOnce(&Stage)) {
 }
 
 #[test]
-fn l7_a_set_that_the_authority_refuses_stays() {
+fn a_set_that_the_authority_refuses_stays() {
     nothing_moves(|stage| stage.realm.refuse(true), |stage| stage.realm.refuse(false));
 }
 
 #[test]
-fn l7_a_set_whose_data_cannot_be_flushed_stays() {
+fn a_set_whose_data_cannot_be_flushed_stays() {
     // The node's own commits in the background fail as well.
     let spoil = |stage: &Stage| {
         (0..5).for_each(|_| stage.platter.fail_next_flush(Outcome::Failed(libc::EIO)));
@@ -168,7 +168,7 @@ fn l7_a_set_whose_data_cannot_be_flushed_stays() {
 }
 
 #[test]
-fn l7_a_set_whose_last_commit_fails_stays() {
+fn a_set_whose_last_commit_fails_stays() {
     let stage = Arc::new(Stage::new(3, 1, 0.0));
     let (files, inos) = files(&stage, 5);
     stage.pin(1, &inos).unwrap();
