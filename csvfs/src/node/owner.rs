@@ -159,8 +159,8 @@ impl Core {
                 };
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
-                file.serve(&attr, Some(here));
                 self.count_lost(file, &term);
+                file.serve(&attr, Some(here));
                 Ok(())
             }
             Answer::Opened { .. } | Answer::Elsewhere(..) => {
@@ -226,8 +226,8 @@ impl Core {
                 let here = self.service_here(file.ino, &term).await?;
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
-                file.serve(&attr, Some(here));
                 self.count_lost(file, &term);
+                file.serve(&attr, Some(here));
                 Ok(())
             }
             _ => Err(Refusal::Stale(format!("{} is served by another node", file.ino))),
