@@ -170,8 +170,8 @@ impl FileModel {
         for (place, spot) in &mut self.spots {
             let (floor, acked) = began.0[place];
             // Of what others wrote and lost they are told by their own syncs.
-            let safe = if place.node() == node { acked } else { floor.min(spot.floor) };
-            spot.synced = spot.synced.max(safe);
+            let told = if place.node() == node { acked } else { 0 };
+            spot.synced = spot.synced.max(told).max(floor.min(spot.floor));
             spot.floor = spot.floor.max(spot.synced);
         }
     }
@@ -179,7 +179,7 @@ impl FileModel {
     /// A sync of `node` has failed, or its handle is closed: it counts on nothing that may be lost.
     pub fn unsynced(&mut self, node: usize) {
         for spot in self.spots.iter_mut().filter(|(place, _)| place.node() == node).map(|(_, spot)| spot) {
-            spot.acked = spot.floor;
+            spot.acked = spot.synced;
         }
     }
 
