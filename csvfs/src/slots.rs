@@ -1,7 +1,7 @@
 //! Reply slots (L5, V4), of the coordinator and of the servers of files: a repeated command gets the reply of its first
 //! execution.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use lockd::ids::{ClientId, Sequence, SlotId};
@@ -44,9 +44,9 @@ pub fn decide(rules: Rules, last: Option<&Slot>, asked: Sequence) -> SlotDecisio
 /// [`lockd::slots::SLOTS_PER_CLIENT`].
 #[derive(Debug, Default)]
 pub struct Cache {
-    slots: HashMap<(ClientId, SlotId), Slot>,
+    slots: BTreeMap<(ClientId, SlotId), Slot>,
     /// Commands that change only memory and have not been answered.
-    under_way: HashMap<(ClientId, SlotId), Sequence>,
+    under_way: BTreeMap<(ClientId, SlotId), Sequence>,
 }
 
 impl Cache {

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::plane::Plane;
 use crate::node::{Node, Offer};
 use crate::types::Ino;
+use crate::volume::Reporter;
 
 /// How long files may take to come here: longer than their server may need to drain and to commit.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,6 +33,8 @@ pub struct Holder {
     pinned: Mutex<BTreeSet<Ino>>,
     /// Sets that came here with locks (L8).
     with_locks: Mutex<VecDeque<(Cookie, Vec<ResourceId>)>>,
+    /// Tells how the mount is.
+    reporter: Mutex<Weak<Reporter>>,
 }
 
 /// What is done with locks in escrow.
@@ -58,11 +61,22 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 impl Holder {
     pub(super) fn new(plane: Weak<Plane>, volume: VolumeId) -> Self {
-        Self { plane, volume, node: Mutex::default(), pinned: Mutex::default(), with_locks: Mutex::default() }
+        let (node, reporter) = (Mutex::default(), Mutex::default());
+        Self { plane, volume, node, pinned: Mutex::default(), with_locks: Mutex::default(), reporter }
     }
 
     pub(super) fn is_served_by(&self, node: &Arc<Node>) {
         *self.node.lock() = Arc::downgrade(node);
+    }
+
+    pub(super) fn is_told_by(&self, reporter: &Arc<Reporter>) {
+        *self.reporter.lock() = Arc::downgrade(reporter);
+    }
+
+    fn status(&self) -> Result<HolderReply, String> {
+        let reporter = self.reporter.lock().upgrade().ok_or_else(|| "the mount is not ready".to_owned())?;
+        let text = serde_json::to_string(&reporter.status()).map_err(|error| error.to_string())?;
+        Ok(HolderReply::Document(text))
     }
 
     /// The mount ends: what was acquired by hand goes back.
@@ -94,6 +108,7 @@ impl Holder {
             }
             HolderRequest::Adopt { cookie, owner } => self.escrow(cookie, Escrow::Adopt(owner)),
             HolderRequest::DropLocks { cookie } => self.escrow(cookie, Escrow::Drop),
+            HolderRequest::Status => self.status(),
         };
         reply.unwrap_or_else(HolderReply::Refused).encode()
     }
@@ -101,6 +116,11 @@ impl Holder {
     fn inos(&self, resources: &[ResourceId]) -> Result<BTreeSet<Ino>, String> {
         let ino = |resource: &ResourceId| match resource {
             ResourceId::File(volume, ino) if *volume == self.volume => Ok(Ino(*ino)),
+            ResourceId::Coordinator(_) => {
+                Err("the coordinator's role is not handed over while the volume is mounted: \
+                                               unmount everywhere, and mount first where it should be"
+                    .to_owned())
+            }
             other => Err(format!("{other} is not a file of the volume {}", self.volume)),
         };
         resources.iter().map(ino).collect()

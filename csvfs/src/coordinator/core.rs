@@ -143,6 +143,9 @@ pub struct Core {
     pub called: Condvar,
     /// When the coordinator started.
     pub started: BootTime,
+    /// Where there are no threads, the writer between its steps.
+    #[cfg(test)]
+    pub stepped: super::simulated::Stepped,
 }
 
 impl std::fmt::Debug for Core {
@@ -176,6 +179,8 @@ impl Core {
             watch: Watch::default(),
             unfenced: Mutex::default(),
             started,
+            #[cfg(test)]
+            stepped: super::simulated::Stepped::default(),
         }
     }
 
@@ -389,6 +394,10 @@ impl Core {
         });
         let stopped = || Refusal::Io("the coordinator has stopped".to_owned());
         self.queue.push(Work::Internal(work, done)).map_err(|_| stopped())?;
+        #[cfg(test)]
+        if self.stepped.is_on() {
+            return self.step_until(&receiver);
+        }
         receiver.recv().map_err(|_| stopped())?
     }
 }

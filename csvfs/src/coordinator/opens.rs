@@ -3,7 +3,7 @@
 //! An inode outlives its last name as long as anybody holds it open. Kept in memory only: opening costs no transaction.
 //! What was open when a coordinator ended is declared anew by the nodes (V10), or was open in a session that is over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use lockd::ids::{ClientId, Epoch, SessionId};
 
@@ -54,7 +54,8 @@ struct Entry {
 /// The table of opens.
 #[derive(Default)]
 pub struct Opens {
-    by_inode: HashMap<Ino, Entry>,
+    /// In order, so that what is done to all of a client's files has one order.
+    by_inode: BTreeMap<Ino, Entry>,
     /// Inodes that a transaction under way removes.
     dying: HashSet<Ino>,
     /// Inodes without a name that somebody holds open.
@@ -296,7 +297,7 @@ impl Opens {
     /// `client`, which has just attached, holds these open; what it held and does not declare is closed. Tells which
     /// inodes are being written from now on.
     pub fn declare(&mut self, client: ClientId, open: &[(Ino, bool)]) -> (Vec<Ino>, Vec<OnRest>) {
-        let declared: HashMap<Ino, bool> = open.iter().copied().collect();
+        let declared: BTreeMap<Ino, bool> = open.iter().copied().collect();
         let held: Vec<Ino> = self.by_inode.keys().copied().collect();
         let mut told = Vec::new();
         for ino in held {

@@ -84,6 +84,8 @@ pub(super) struct File {
     pub(super) slots: OnceLock<Slots>,
     /// The term in which the first write was acknowledged by another node that no sync has covered.
     pub(super) unsynced: Mutex<Option<u64>>,
+    /// The oldest term from which everything has been handed on to this node, which serves the file (P9).
+    pub(super) since: AtomicU64,
     /// The coordinator knows that the file is open for writing here.
     pub(super) declared: AtomicBool,
     /// Handles of this node that are open for writing.
@@ -139,6 +141,7 @@ impl File {
             guest_slots: Mutex::default(),
             slots: OnceLock::new(),
             unsynced: Mutex::default(),
+            since: AtomicU64::new(0),
             declared: AtomicBool::new(false),
             writers: AtomicU64::new(0),
             pinned: AtomicBool::new(false),

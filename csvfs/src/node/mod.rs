@@ -114,6 +114,9 @@ pub use owner::SetRefusal;
 use reserve::Reserve;
 use table::Table;
 
+/// How many ticks a node that ends waits for what other nodes still do to its files.
+const GUESTS_WAIT: usize = 200;
+
 /// What a node is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -247,6 +250,20 @@ impl Node {
     /// # Errors
     /// If its threads cannot be started.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
+        let asker = if parts.options.background { Some(Asker::start()?) } else { None };
+        Self::with(parts, asker)
+    }
+
+    /// Starts a node without threads: `run` runs, one after the other, the questions that may wait.
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        parts: Parts,
+        run: impl Fn(asker::Job) + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        Self::with(parts, Some(Asker::simulated(run)))
+    }
+
+    fn with(parts: Parts, asker: Option<Asker>) -> std::io::Result<Self> {
         let Parts {
             carrier,
             lun,
@@ -263,7 +280,6 @@ impl Node {
         } = parts;
         let lease = Arc::clone(authority.lease());
         let alarm = Arc::new(Alarm::default());
-        let asker = if options.background { Some(Asker::start()?) } else { None };
         let core = Arc::new(Core {
             channel: Channel::new(carrier, authority.session(), client, coordinator, asker),
             media: Arc::new(Media::new(
@@ -301,6 +317,19 @@ impl Node {
         });
         let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })
+    }
+
+    /// Whether something waits for [`Node::tick`].
+    #[cfg(test)]
+    pub(crate) fn awaits_tick(&self) -> bool {
+        self.core.media.is_awaited()
+    }
+
+    /// Lets those look again who wait for a lease, a ghost or another node, for those who start the node without its
+    /// thread.
+    #[cfg(test)]
+    pub(crate) fn tick(&self) {
+        self.core.media.tick();
     }
 
     /// One round of what the node does by itself, for those who start it without its thread.
@@ -408,7 +437,18 @@ impl Core {
         for file in pinned.into_iter().filter_map(|ino| self.files.get(ino)) {
             self.let_go(&file);
         }
-        self.close_idle(u64::MAX).await;
+        // Requests of other nodes that are under way keep files in use; new ones are sent elsewhere.
+        for _ in 0..GUESTS_WAIT {
+            self.close_idle(u64::MAX).await;
+            let in_use = |file: &Arc<File>| {
+                let life = file.life.lock();
+                life.uses > 0 || life.phase == file::Phase::Opening
+            };
+            if !self.files.values().iter().any(in_use) {
+                break;
+            }
+            self.media.tick_passed().await;
+        }
         let left = self.files.len();
         self.refill_ended().await;
         self.give_up_reserve().await;

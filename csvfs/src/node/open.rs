@@ -400,7 +400,9 @@ impl Core {
         file.gate.drain().await;
         let is_here = file.tenure().is_some();
         if is_here {
-            let drops = file.nameless.load(SeqCst) && self.has_no_name(file.ino).await;
+            // In a cluster other nodes may have it open, and go on with what they have written here.
+            let alone = !self.options.cluster && file.nameless.load(SeqCst);
+            let drops = alone && self.has_no_name(file.ino).await;
             if !drops && let Err(error) = self.commit_now(file, &turn).await {
                 tracing::error!(ino = file.ino.0, %error, "a closed file could not be committed; it is kept and tried again");
                 let waiting = {

@@ -137,8 +137,8 @@ impl Core {
             let _turn = file.turn.take().await;
             let _stop = file.gate.stop();
             file.gate.drain().await;
-            file.serve(&opened.attr, Some(here));
             self.count_lost(file, &term);
+            file.serve(&opened.attr, Some(here));
         }
         Ok(())
     }
@@ -275,8 +275,8 @@ impl Core {
                 let here = self.service_here(file.ino, &term);
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
-                file.serve(&attr, Some(here));
                 self.count_lost(file, &term);
+                file.serve(&attr, Some(here));
                 Ok(())
             }
             _ => Err(Refusal::Stale(format!("{} is served by another node", file.ino))),
@@ -285,6 +285,8 @@ impl Core {
 
     /// P9: what was written at a server that was lost before it handed over is told by the next sync of each handle.
     fn count_lost(&self, file: &File, term: &Term) {
+        // A sync that is on its way has taken it, and looks here.
+        file.since.store(term.since, SeqCst);
         let unsynced = file.unsynced.lock().take();
         if self.rules.keeps(Rule::P9) && unsynced.is_some_and(|unsynced| unsynced < term.since) {
             file.failures.fetch_add(1, SeqCst);

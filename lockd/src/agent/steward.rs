@@ -83,6 +83,7 @@ impl Steward {
             HolderRequest::Take { .. } | HolderRequest::Adopt { .. } | HolderRequest::DropLocks { .. } => {
                 Err("this volume is not mounted on that node".to_owned())
             }
+            HolderRequest::Status => Err(format!("node {} has no such volume mounted", core.node)),
         };
         done.unwrap_or_else(HolderReply::Refused).encode()
     }

@@ -52,6 +52,8 @@ pub enum HolderRequest {
         /// Of the transfer.
         cookie: Cookie,
     },
+    /// Tell how you are ([`HolderReply::Document`]).
+    Status,
 }
 
 /// The answer to a [`HolderRequest`].
@@ -70,6 +72,8 @@ pub enum HolderReply {
     Locks(u64),
     /// It is not done, and nothing has changed; why, and what to do.
     Refused(String),
+    /// How the program is: a JSON document.
+    Document(String),
 }
 
 macro_rules! bytes {
@@ -122,6 +126,9 @@ mod tests {
         assert_eq!(HolderRequest::decode(&request.encode().expect("short")), Ok(request));
         let reply = HolderReply::Done { epoch: Some(Epoch(7)), pause_ns: 1_000, cookie: None };
         assert_eq!(HolderReply::decode(&reply.encode().expect("short")), Ok(reply));
+        assert_eq!(HolderRequest::Status.encode().as_deref(), Ok(&b"\x01\x06"[..]));
+        let document = HolderReply::Document("{}".to_owned());
+        assert_eq!(document.encode().as_deref(), Ok(&b"\x01\x03\x02{}"[..]));
     }
 
     proptest! {

@@ -133,7 +133,8 @@ fn a_file_that_may_be_mapped_is_not_transferred_and_the_refusal_names_the_proces
         fs::write(path(1), b"x")?;
         let file = open_both(&path(2))?;
         let mapping = Mapping::shared(&file, 1)?;
-        let acquire = ["acquire", text(&path(3))?, "--node", "n3"];
+        let third = path(3);
+        let acquire = ["acquire", text(&third)?, "--node", "n3"];
         let refused = lockctl(cluster, "n3", &acquire)?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         let me = fs::read_to_string("/proc/self/comm")?;

@@ -10,7 +10,10 @@ use lockd::local::message::VotersChange;
 use lockd::machine::{Answer, BreakTarget, ClientKind, Operation, Query, Reply};
 use serde_json::{Value, json};
 
-use crate::{Command, Common, Voters, holdings, names, show};
+use crate::{Command, Common, Voters, fences, holdings, names, show};
+
+/// An answer that does not belong to the question.
+pub(crate) const OTHER_RELEASE: &str = "lockd's answer is of another release";
 
 pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
     match command {
@@ -26,6 +29,8 @@ pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
         Command::Adopt { cookie, owner, drop } => holdings::adopt(common, cookie, owner, drop),
         Command::Coordinator { volume, to } => coordinator(common, &volume, &to),
         Command::Voters { change } => voters(common, change),
+        Command::Fences => fences::list(common),
+        Command::Breaks => fences::breaks(common),
         Command::Break { path, confirm_node, operator } => break_one(common, &path, confirm_node, operator),
     }
 }
@@ -70,10 +75,10 @@ fn status(common: &Common) -> anyhow::Result<()> {
 }
 
 /// The time of the cluster, from which ages are counted.
-fn now_ns(connection: &Connection) -> anyhow::Result<u64> {
+pub(crate) fn now_ns(connection: &Connection) -> anyhow::Result<u64> {
     match connection.query(Query::Status)? {
         Answer::Status { time_ns, .. } => Ok(time_ns),
-        _ => bail!("lockd's answer is of another release"),
+        _ => bail!(OTHER_RELEASE),
     }
 }
 
@@ -90,10 +95,10 @@ fn show_one(common: &Common, path: &str) -> anyhow::Result<()> {
     let resource = names::resource(path)?;
     let connection = common.connect()?;
     let Answer::Resource(info) = connection.query(Query::Resource(resource.clone()))? else {
-        bail!("lockd's answer is of another release");
+        bail!(OTHER_RELEASE);
     };
     let Answer::Locks(locks) = connection.query(Query::Locks(resource))? else {
-        bail!("lockd's answer is of another release");
+        bail!(OTHER_RELEASE);
     };
     let now_ns = now_ns(&connection)?;
     let mut document = show::resource_json(&info, now_ns);
@@ -105,7 +110,7 @@ fn show_one(common: &Common, path: &str) -> anyhow::Result<()> {
 fn coordinator(common: &Common, volume: &str, to: &NodeName) -> anyhow::Result<()> {
     let connection = common.connect()?;
     let Answer::Volumes(volumes) = connection.query(Query::Volumes)? else {
-        bail!("lockd's answer is of another release");
+        bail!(OTHER_RELEASE);
     };
     let found = volumes.into_iter().find(|info| info.name == volume);
     let found = found.with_context(|| format!("no volume {volume} is registered; mount it first"))?;
@@ -116,7 +121,14 @@ fn voters(common: &Common, change: Option<Voters>) -> anyhow::Result<()> {
     let connection = common.connect()?;
     let change = match change {
         Some(Voters::Add { voter }) => VotersChange::Add(voter),
-        Some(Voters::Remove { voter }) => VotersChange::Remove(voter),
+        Some(Voters::Remove { voter }) => {
+            let there = known_voters(&serde_json::from_str(&connection.status()?)?);
+            let is_there = |voters: &Vec<Value>| voters.iter().any(|known| known["node"] == voter.as_str());
+            if there.as_array().is_some_and(|voters| !is_there(voters)) {
+                bail!("node {voter} has no vote; `lockctl voters` lists those that have");
+            }
+            VotersChange::Remove(voter)
+        }
         Some(Voters::Rejoin { voter }) => VotersChange::Rejoin(voter),
         None => return list_voters(common, &connection),
     };
@@ -124,12 +136,17 @@ fn voters(common: &Common, change: Option<Voters>) -> anyhow::Result<()> {
     list_voters(common, &connection)
 }
 
+/// The voters as the leader sees them, or any voter when nobody leads.
+fn known_voters(status: &Value) -> Value {
+    let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
+    let leader = nodes.iter().find(|node| node["node"] == status["leader"]);
+    let best = leader.or_else(|| nodes.iter().find(|node| node["voter"].is_object()));
+    best.map_or(Value::Null, |node| node["voter"]["voters"].clone())
+}
+
 fn list_voters(common: &Common, connection: &Connection) -> anyhow::Result<()> {
     let document: Value = serde_json::from_str(&connection.status()?)?;
-    let nodes = document["nodes"].as_array().map_or(&[][..], Vec::as_slice);
-    let leader = nodes.iter().find(|node| node["node"] == document["leader"]);
-    let best = leader.or_else(|| nodes.iter().find(|node| node["voter"].is_object()));
-    let voters = best.map_or(Value::Null, |node| node["voter"]["voters"].clone());
+    let voters = known_voters(&document);
     print(common, &voters, || show::print_voters(&voters));
     match document["problem"].as_str() {
         Some(problem) => bail!("no quorum: {problem}"),
@@ -152,7 +169,7 @@ fn break_one(common: &Common, path: &str, confirmed: Option<String>, operator: S
             patience,
             listener: std::sync::Arc::new(Deaf),
         };
-        Ok(LockClient::connect(config)?)
+        LockClient::connect(config)
     })?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let operation = Operation::Break {
@@ -166,7 +183,7 @@ fn break_one(common: &Common, path: &str, confirmed: Option<String>, operator: S
         // It goes with this process.
         eprintln!("lockctl: {error}");
     }
-    let Reply::Broken { freed } = reply? else { bail!("lockd's answer is of another release") };
+    let Reply::Broken { freed } = reply? else { bail!(OTHER_RELEASE) };
     let document = json!({ "target": target.to_string(), "freed": freed });
     print(common, &document, || println!("{target}: {freed} holdings are free"));
     Ok(())

@@ -10,7 +10,7 @@ use lockd::local::message::Recipient;
 use lockd::machine::{Answer, ClientKind, Cookie, HolderInfo, Query};
 use serde_json::{Value, json};
 
-use crate::commands::print;
+use crate::commands::{OTHER_RELEASE, print};
 use crate::{Common, names, show};
 
 /// How many resources are looked up one by one; more are looked up in the list of all.
@@ -28,7 +28,9 @@ fn done(reply: HolderReply) -> anyhow::Result<Done> {
         HolderReply::Done { epoch, pause_ns, cookie } => {
             Ok(Done { epoch, pause: Duration::from_nanos(pause_ns), cookie })
         }
-        HolderReply::Locks(_) => bail!("the holder's answer is of another release"),
+        HolderReply::Locks(_) | HolderReply::Document(_) => {
+            bail!("the holder's answer is of another release")
+        }
         HolderReply::Refused(why) => Err(anyhow!(why)),
     }
 }
@@ -128,7 +130,7 @@ fn holders(connection: &Connection, resources: &[ResourceId]) -> anyhow::Result<
     if resources.len() <= ONE_BY_ONE {
         let one = |resource: &ResourceId| match connection.query(Query::Resource(resource.clone()))? {
             Answer::Resource(info) => Ok(info.holders.into_iter().next()),
-            _ => bail!("lockd's answer is of another release"),
+            _ => bail!(OTHER_RELEASE),
         };
         return resources.iter().map(one).collect();
     }
@@ -191,7 +193,7 @@ pub(crate) fn adopt(common: &Common, cookie: Cookie, owner: Option<u64>, drop: b
     let connection = common.connect()?;
     let node = node(common, &connection)?;
     let Answer::Clients(clients) = connection.query(Query::Clients)? else {
-        bail!("lockd's answer is of another release");
+        bail!(OTHER_RELEASE);
     };
     let mounts = clients
         .into_iter()
@@ -209,7 +211,9 @@ pub(crate) fn adopt(common: &Common, cookie: Cookie, owner: Option<u64>, drop: b
                 return Ok(());
             }
             HolderReply::Refused(why) => refused = why,
-            HolderReply::Done { .. } => bail!("the holder's answer is of another release"),
+            HolderReply::Done { .. } | HolderReply::Document(_) => {
+                bail!("the holder's answer is of another release")
+            }
         }
     }
     Err(anyhow!(refused))
