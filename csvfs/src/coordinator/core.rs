@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lockd::authority::{Authority, Standing};
 use lockd::clock::{BootTime, Clock};
-use lockd::ids::{ClientId, Epoch, ResourceId, SessionId, VolumeId};
+use lockd::ids::{ClientId, Epoch, ResourceId, Sequence, SessionId, SlotId, VolumeId};
 use lockd::network::OnReply;
 use lockd::rules::{Rule, Rules};
 use parking_lot::{Condvar, Mutex};
@@ -71,6 +71,8 @@ const TENURE_BITS: u32 = 32;
 
 /// Answers by client and slot: the first is that of the request that was executed.
 pub type Held = HashMap<(ClientId, u32), Vec<(OnReply, Vec<u8>)>>;
+/// Late copies by client and slot: the sequence, and who waits.
+pub type Copies = HashMap<(ClientId, SlotId), Vec<(Sequence, OnReply)>>;
 type OpenBeside = dyn Fn() -> Result<Database, Box<dyn Error + Send + Sync>> + Send + Sync;
 
 /// How to open the store once more, for reading.
@@ -117,6 +119,8 @@ pub struct Core {
     pub clients: Arc<Clients>,
     /// Who may keep what (V9).
     pub leases: Mutex<Leases>,
+    /// Late copies of commands of memory that are being executed.
+    pub copies: Mutex<Copies>,
     /// Reply slots that are in memory.
     pub slots: Mutex<Cache>,
     /// Answers that wait for others' caches, and late copies of their requests: by client and slot.
@@ -168,6 +172,7 @@ impl Core {
             leases: Mutex::default(),
             slots: Mutex::default(),
             held: Mutex::default(),
+            copies: Mutex::default(),
             snapshot: Mutex::default(),
             reader: Mutex::default(),
             scrub: Mutex::default(),

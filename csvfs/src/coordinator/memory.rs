@@ -4,10 +4,9 @@
 //! has its slot like any other change, kept in memory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lockd::ids::ClientId;
-use lockd::network::{CarrierError, OnReply};
+use lockd::network::OnReply;
 use lockd::slots::{SLOTS_PER_CLIENT, SlotRefusal};
 
 use super::core::Core;
@@ -24,6 +23,8 @@ use crate::store::pair;
 use crate::store::record::SlotRecord;
 use crate::types::{Attr, Ino};
 
+/// Copies of a command that wait for the answer of the first; the oldest have long been given up by who sent them.
+const COPIES_MAX: usize = 4;
 /// Bytes of an answer to many openings, about, and of one of them without its slots: well below
 /// [`FRAME_MAX`](crate::proto::codec::FRAME_MAX).
 const SET_BYTES: usize = 512 << 10;
@@ -54,10 +55,15 @@ pub struct Finish {
 impl Finish {
     fn with(self, answer: &Answered) {
         let bytes = answered(answer);
+        let mut copies = Vec::new();
         if let Some((slot, sequence)) = self.head.slot {
-            self.core.slots.lock().put(self.head.client, slot, sequence, bytes.clone());
+            let client = self.head.client;
+            self.core.slots.lock().put(client, slot, sequence, bytes.clone());
+            copies = self.core.copies.lock().remove(&(client, slot)).unwrap_or_default();
+            copies.retain(|(of, _)| *of == sequence);
         }
-        (self.on_reply)(Ok(bytes));
+        (self.on_reply)(Ok(bytes.clone()));
+        copies.into_iter().for_each(|(_, on_reply)| on_reply(Ok(bytes.clone())));
     }
 
     /// With this reply.
@@ -77,8 +83,16 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
         Begun::Execute => {}
         Begun::Repeated(reply) => return on_reply(Ok(reply)),
         Begun::Refused(refusal) => return on_reply(Ok(frame(&Err(Refusal::Stale(refusal.to_string()))))),
-        // The asker asks again.
-        Begun::UnderWay => return on_reply(Err(CarrierError::TimedOut(Duration::ZERO))),
+        // The first copy may take its time: this one is answered with it, or asked for again.
+        Begun::UnderWay => {
+            if let Some((slot, sequence)) = head.slot {
+                let mut copies = core.copies.lock();
+                let copies = copies.entry((head.client, slot)).or_default();
+                copies.truncate(COPIES_MAX - 1);
+                copies.insert(0, (sequence, on_reply));
+            }
+            return;
+        }
     }
     let finish = Finish { core: Arc::clone(core), head, on_reply };
     match request.operation {

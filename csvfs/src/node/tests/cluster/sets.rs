@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockd::authority::{Authority, Standing};
-use lockd::ids::ClientId;
+use lockd::ids::{ClientId, ResourceId, Sequence, SlotId};
+use lockd::network::Service;
 use redirector::lun::Outcome;
 
 use super::super::platter::What;
-use super::super::world::{start, until, wait};
+use super::super::world::{VOLUME, slice, start, until, wait};
 use super::stage::Stage;
 use crate::node::SetRefusal;
+use crate::proto::codec::{decode, encode};
+use crate::proto::{Answer, Answered, Claim, Head, Operation, Request};
 use crate::refusal::Refusal;
-use crate::service::{FileService, HandleId, Opened};
+use crate::service::{FileService, HandleId, Opened, WriteMode};
 use crate::types::Ino;
 
 /// Files of node 1, each with its number as data.
@@ -348,4 +351,43 @@ fn l5_sets_move_under_writers_on_a_network_that_loses_and_repeats() {
         files.iter().for_each(|file| stage.node(1).release(file.handle));
         Arc::into_inner(stage).unwrap().finish();
     }
+}
+
+/// Over a real network a question that takes long is asked again; it must not be refused for that.
+#[test]
+fn a_copy_of_an_acquisition_under_way_gets_the_same_answer() {
+    let stage = Stage::new(2, 1, 0.0);
+    let file = stage.create(0, "a");
+    let ino = file.attr.ino;
+    stage.open(1, ino);
+    let role = stage.members[0].seat.holder(&ResourceId::Coordinator(VOLUME)).unwrap();
+    let head = Head {
+        session: stage.session(1),
+        client: stage.members[1].client,
+        coordinator: role.epoch,
+        // One that the node does not come to use here.
+        slot: Some((SlotId(60), Sequence(1))),
+    };
+    let claim = Claim { automatic: false, pinned: false, offer: None };
+    let request = Request { head, operation: Operation::Acquire { files: vec![ino], claim } };
+    let frame = encode(&request).unwrap();
+    stage.platter.hold(What::Writes);
+    let write = start(|done| {
+        stage.node(0).write(file.handle, 0, slice(&[2; 4096]), WriteMode::default(), done);
+    });
+    until("the write", || stage.platter.held() > 0);
+    let (sender, answers) = std::sync::mpsc::channel();
+    for _ in 0..3 {
+        let sender = sender.clone();
+        stage.coordinator.serve(frame.clone(), Box::new(move |reply| drop(sender.send(reply))));
+    }
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(answers.try_recv().is_err(), "answered while a write to the file is in flight");
+    stage.platter.let_go();
+    write.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    let answer = |_| answers.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    let all: Vec<Vec<u8>> = (0..3).map(answer).collect();
+    assert!(all[1] == all[0] && all[2] == all[0]);
+    assert_eq!(decode::<Answered>(&all[0]).unwrap().reply, Ok(Answer::Moved(vec![ino])));
+    assert_eq!(stage.realm.entries(), 1);
 }
