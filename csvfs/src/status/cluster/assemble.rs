@@ -73,6 +73,7 @@ pub(super) fn assemble(
         quorum: document.quorum,
         leader: document.leader.clone(),
         problem: document.problem.as_ref().map_or_else(String::new, |why| {
+            let why = why.trim_start_matches("no quorum: ");
             format!(
                 "no quorum ({why}): nothing changes hands, and leases run out; start lockd on more of the voters, or mend the \
                  network between them"
