@@ -56,7 +56,7 @@ fn refused_until_mended(says: &str, broken: &str, mended: &str) -> Result<()> {
         let data = folder.display().to_string();
         for number in [1, 2] {
             let node = cluster.node(number);
-            cluster.launch(&node.name(), node.lockd()?)?;
+            cluster.start(&node.name(), node.lockd()?)?;
         }
         let said = refused(cluster, "n3", &["lockd", "--data", &data], 1, &["/n3/data", says])?;
         ensure!(said.lines().count() <= 2, "{said}");
