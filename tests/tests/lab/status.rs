@@ -51,7 +51,8 @@ fn each_node_tells_the_state_of_all() -> Result<()> {
                 let node = said(cluster, asked, node)?;
                 ensure!(node["state"] == "direct" && node["since_s"].is_number(), "{node}");
                 ensure!(
-                    node["mount"]["coordinator"] == "n1" && node["mount"]["cluster"] == cluster.name(),
+                    node["mount"]["coordinator"] == "n1"
+                        && node["mount"]["cluster"] == cluster.cluster_name(),
                     "{node}"
                 );
             }
@@ -98,22 +99,31 @@ fn each_node_tells_the_state_of_all() -> Result<()> {
 
 #[test]
 fn a_lease_that_has_run_out_is_a_pause_and_an_ended_session_a_failure() -> Result<()> {
-    running(Plan { lease_ms: Some(2000), grace_ms: Some(1000), ..Plan::new(3) }, |cluster| {
-        cluster.cut(2, Network::Lan, Cut::Silent)?;
-        let paused = wait_state(cluster, 2, "n2", "paused")?;
-        ensure!(paused["problem"].as_str().is_some_and(|why| why.contains("lease")), "{paused}");
-        ensure!(paused["since_s"].as_f64().is_some_and(|since| since < 30.0), "{paused}");
-        let seen = wait_state(cluster, 1, "n2", "unreachable")?;
-        ensure!(seen["since_s"].as_f64().is_some_and(|since| since > 0.0), "{seen}");
-        until("the session has ended", LIMIT, || {
-            let node = said(cluster, 3, "n2").ok()?;
-            node["problem"].as_str()?.contains(" ended ").then_some(())
-        })?;
-        cluster.heal(2, Network::Lan)?;
-        let failed = wait_state(cluster, 2, "n2", "failed")?;
-        ensure!(failed["problem"].as_str().is_some_and(|why| why.contains("session has ended")), "{failed}");
-        Ok(())
-    })
+    running(
+        Plan { lease_ms: Some(2000), grace_ms: Some(1000), target_quiesce_ms: Some(500), ..Plan::new(3) },
+        |cluster| {
+            cluster.cut(2, Network::Lan, Cut::Silent)?;
+            let paused = until("n2 says that it has no lease", LIMIT, || {
+                let node = said(cluster, 2, "n2").ok()?;
+                node["problem"].as_str()?.contains("lease").then_some(node)
+            })?;
+            ensure!(paused["state"] == "paused", "{paused}");
+            ensure!(paused["since_s"].as_f64().is_some_and(|since| since < 30.0), "{paused}");
+            let seen = wait_state(cluster, 1, "n2", "unreachable")?;
+            ensure!(seen["since_s"].as_f64().is_some_and(|since| since > 0.0), "{seen}");
+            until("the session has ended and is fenced", LIMIT, || {
+                let node = said(cluster, 3, "n2").ok()?;
+                node["problem"].as_str()?.contains("it has no session").then_some(())
+            })?;
+            cluster.heal(2, Network::Lan)?;
+            let failed = wait_state(cluster, 2, "n2", "failed")?;
+            ensure!(
+                failed["problem"].as_str().is_some_and(|why| why.contains("session has ended")),
+                "{failed}"
+            );
+            Ok(())
+        },
+    )
 }
 
 #[test]

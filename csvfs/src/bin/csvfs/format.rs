@@ -41,7 +41,8 @@ impl Format {
             (None, Some(file), Some(volume)) => {
                 let cluster = Cluster::read(&file)?;
                 let Some((_, found)) = cluster.volume(&volume) else {
-                    bail!("{} has no volume {volume:?}", file.display())
+                    let names: Vec<_> = cluster.volumes.iter().map(|volume| volume.name.as_str()).collect();
+                    bail!("{} has no volume {volume:?}; it has {}", file.display(), names.join(", "))
                 };
                 let lun = found.lun.first().with_context(|| format!("the volume {volume:?} has no LUN"))?;
                 (lun.clone(), volume)

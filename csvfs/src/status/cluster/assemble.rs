@@ -73,6 +73,7 @@ pub(super) fn assemble(
         quorum: document.quorum,
         leader: document.leader.clone(),
         problem: document.problem.as_ref().map_or_else(String::new, |why| {
+            let why = why.trim_start_matches("no quorum: ");
             format!(
                 "no quorum ({why}): nothing changes hands, and leases run out; start lockd on more of the voters, or mend the \
                  network between them"
@@ -188,18 +189,18 @@ fn why_unreachable(document: &Document, node: &Node) -> String {
     };
     let sessions = document.state.as_ref().map_or(&[][..], |state| &state.sessions);
     let mine = || sessions.iter().filter(|session| session.node == node.node);
-    let session = if mine().any(|session| session.ended.is_none()) {
-        "; its session lives still, so that its files stay its own".to_owned()
-    } else {
-        mine()
-            .filter_map(|session| session.ended.as_ref().map(|ended| (session.session, ended.ago_s)))
-            .map(|(session, ago_s)| {
-                format!(
-                    "; its session {session} ended {ago_s:.0} s ago, and what it held is free when its fence is complete"
-                )
-            })
-            .next_back()
-            .unwrap_or_default()
+    let last_ended =
+        mine().filter_map(|session| Some((session.session, session.ended.as_ref()?.ago_s))).next_back();
+    let session = match last_ended {
+        _ if mine().any(|session| session.ended.is_none()) => {
+            "; its session lives still, so that its files stay its own".to_owned()
+        }
+        Some((session, ago_s)) => format!(
+            "; its session {session} ended {ago_s:.0} s ago, and what it held is free when its fence is complete"
+        ),
+        // Ended and fenced, or never opened.
+        None if document.state.is_some() => "; it has no session, and holds nothing".to_owned(),
+        None => String::new(),
     };
     let why = node.trouble.as_deref().unwrap_or("no answer");
     format!(

@@ -87,6 +87,25 @@ fn every_node_is_in_the_table_whether_it_answers_or_not() {
 }
 
 #[test]
+fn what_is_known_of_the_session_of_a_node_that_is_away_is_said() {
+    let problem = |change: fn(&mut Document)| {
+        let mut document = document(true);
+        change(&mut document);
+        let volumes = [registered(Some("n1"))];
+        let status = assemble(&document, Some((&volumes, 5_000_000_000)), &[], &[]);
+        node(&status.volumes[0], "n4").problem.clone()
+    };
+    let ended = problem(|_| ());
+    assert!(ended.contains("session 3 ended 12 s ago"), "{ended}");
+    let lives = problem(|document| document.state.as_mut().unwrap().sessions[0].ended = None);
+    assert!(lives.contains("lives still"), "{lives}");
+    let fenced = problem(|document| document.state.as_mut().unwrap().sessions.clear());
+    assert!(fenced.contains("it has no session"), "{fenced}");
+    let unknown = problem(|document| document.state = None);
+    assert!(!unknown.contains("session"), "{unknown}");
+}
+
+#[test]
 fn a_coordinator_that_is_away_is_a_problem_of_the_volume() {
     let asked = [answered("n1", Err("no answer in time".to_owned()))];
     let away = [registered(Some("n4"))];

@@ -69,7 +69,7 @@ fn status(common: &Common) -> anyhow::Result<()> {
     let document: Value = serde_json::from_str(&text).context("lockd's status is not readable")?;
     print(common, &document, || show::print_status(&document));
     match document["problem"].as_str() {
-        Some(problem) => bail!("no quorum: {problem}"),
+        Some(problem) => bail!("no quorum: {}", show::without_heading(problem)),
         None => Ok(()),
     }
 }
@@ -149,7 +149,7 @@ fn list_voters(common: &Common, connection: &Connection) -> anyhow::Result<()> {
     let voters = known_voters(&document);
     print(common, &voters, || show::print_voters(&voters));
     match document["problem"].as_str() {
-        Some(problem) => bail!("no quorum: {problem}"),
+        Some(problem) => bail!("no quorum: {}", show::without_heading(problem)),
         None => Ok(()),
     }
 }

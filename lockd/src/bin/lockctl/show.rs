@@ -133,11 +133,16 @@ fn ago(value: &Value, key: &str) -> String {
     value[key].as_f64().map_or_else(|| "-".to_owned(), span)
 }
 
+/// Why there is no quorum, without saying twice that there is none.
+pub(crate) fn without_heading(problem: &str) -> &str {
+    problem.trim_start_matches("no quorum: ")
+}
+
 /// The text of `lockctl status`.
 pub(crate) fn print_status(status: &Value) {
     println!("cluster {}, asked at node {}", text(status, "cluster"), text(status, "asked"));
     match status["problem"].as_str() {
-        Some(problem) => println!("NO QUORUM: {problem}"),
+        Some(problem) => println!("NO QUORUM: {}", without_heading(problem)),
         None => match status["leader"].as_str() {
             Some(leader) => println!("quorum: yes, node {leader} leads"),
             None => println!("quorum: yes; the leader has just changed"),

@@ -19,9 +19,9 @@ fn a_mount_without_lockd_says_so_waits_and_is_there_when_lockd_is() -> Result<()
         cluster.format()?;
         let node = cluster.node(1);
         cluster.launch("n1", node.mount()?)?;
-        wait_said(cluster, "n1", "csvfs", "start lockd on this node")?;
+        wait_said(cluster, "n1", "csvfs", "waiting for lockd")?;
         // A voter alone is no majority: it waits for that, too, and says it.
-        cluster.launch("n1", node.lockd()?)?;
+        cluster.start("n1", node.lockd()?)?;
         let file = cluster.cluster_file().display().to_string();
         refused(cluster, "n1", &["lockctl", "status", "--timeout", "2"], 1, &["no quorum"])?;
         refused(cluster, "n1", &["lockctl", "ls", "--timeout", "1"], 1, &["no quorum"])?;

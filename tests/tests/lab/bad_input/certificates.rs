@@ -1,18 +1,18 @@
 //! Who a machine says that it is, and who it is.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::Cluster;
-use lab::cluster::is_mounted;
+use lab::cluster::{DaemonSpec, Ready, is_mounted};
+use lab::{Cluster, programs};
 
-use super::{done, log, prepared, refused, wait_node};
+use super::{done, log, output, prepared, refused, wait_node};
 
 /// A copy of the cluster file in a folder of its own, with other certificates: those that `change` makes there.
-fn elsewhere(cluster: &Cluster, change: impl FnOnce(&std::path::Path) -> Result<()>) -> Result<PathBuf> {
+fn elsewhere(cluster: &Cluster, change: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = cluster.folder().join("elsewhere");
     fs::create_dir(&folder)?;
     fs::create_dir(folder.join("tls"))?;
@@ -26,7 +26,7 @@ fn elsewhere(cluster: &Cluster, change: impl FnOnce(&std::path::Path) -> Result<
 }
 
 /// Starts lockd on a node with another cluster file than the others'.
-fn launch_with(cluster: &Cluster, number: u8, file: &std::path::Path) -> Result<()> {
+fn launch_with(cluster: &Cluster, number: u8, file: &Path) -> Result<()> {
     let mut spec = cluster.node(number).lockd()?;
     spec.arguments[1] = file.into();
     cluster.launch(&format!("n{number}"), spec).map(drop)
@@ -92,26 +92,30 @@ fn certificates_that_are_missing_swapped_or_of_another_node_are_named_at_the_sta
 #[test]
 fn of_two_machines_with_one_name_the_second_is_refused_and_status_says_so() -> Result<()> {
     super::running(2, |cluster| {
-        // A fourth machine, on node 3's network, calls itself n2.
+        // A machine on node 3's network calls itself n2, with a cluster file in which that address is n2's.
         cluster.stop("n3", "lockd")?;
-        let folder = cluster.folder().join("impostor");
-        let mut spec = cluster.node(2).lockd()?;
-        spec.name = "impostor".to_owned();
-        for (index, value) in [(5, folder.join("data")), (7, folder.join("run"))] {
-            spec.arguments[index] = value.into();
-        }
-        spec.ready = lab::cluster::Ready::Started;
-        cluster.launch("n3", spec)?;
-        let seen = wait_node(cluster, "the impostor is seen", "n1", "n1", |node| {
-            node["conflicts"].as_array().is_some_and(|found| !found.is_empty())
-        })
-        .or_else(|_| {
-            wait_node(cluster, "the impostor has ended", "n1", "n2", |_| {
-                cluster.daemon("n3", "impostor").is_ok_and(|daemon| !daemon.is_alive())
-            })
+        let other = elsewhere(cluster, |folder| {
+            let file = folder.join("cluster.toml");
+            let text = fs::read_to_string(&file)?;
+            let text = text
+                .replace("10.77.0.2", "ten")
+                .replace("10.77.0.3", "10.77.0.2")
+                .replace("ten", "10.77.0.3");
+            Ok(fs::write(file, text)?)
+        })?;
+        let own = |name: &str| cluster.folder().join("elsewhere").join(name).display().to_string();
+        let spec = DaemonSpec::new("impostor", programs::ours("lockd")?)
+            .args([Path::new("--cluster"), &other])
+            .args(["--node", "n2", "--data", &own("data"), "--run-dir", &own("run")])
+            .ready(Ready::Line("is ready".to_owned()));
+        cluster.start("n3", spec)?;
+        wait_node(cluster, "the impostor is seen", "n1", "n1", |node| {
+            node["conflicts"].to_string().contains("10.77.0.3")
         })
         .with_context(|| log(cluster, "n3", "impostor"))?;
-        ensure!(seen["reachable"] == true, "{seen}");
+        let text = output(cluster, "n1", "lockctl", &["status"])?;
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        ensure!(text.contains("a second machine, at 10.77.0.3"), "{text}");
         // The real one is not disturbed.
         fs::write(cluster.node(2).mount_point().join("file"), b"still n2")?;
         ensure!(fs::read(cluster.node(1).mount_point().join("file"))? == b"still n2");
@@ -150,7 +154,7 @@ fn an_expired_certificate_is_told_before_anything_is_started_with_it() -> Result
         cluster.init()?;
         cluster.restart("n3", "lockd")?;
         super::wait_well(cluster, "n1")?;
-        ensure!(!is_mounted(std::path::Path::new(&mount)));
+        ensure!(!is_mounted(Path::new(&mount)));
         cluster.mount(3).map(drop)
     })
 }
