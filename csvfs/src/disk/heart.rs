@@ -249,9 +249,7 @@ pub(super) fn verdict(claims: &[ClaimBlock], block: usize, own: &Claim) -> Optio
     }
     let cluster = own.cluster.as_ref();
     // A member follows whoever opens the volume for its cluster; that one has no member to fear.
-    let is_fellow = |claim: &Claim| {
-        claim.is_fellow_of(cluster) || (own.is_member && claim.is_of(cluster))
-    };
+    let is_fellow = |claim: &Claim| claim.is_fellow_of(cluster) || (own.is_member && claim.is_of(cluster));
     let newer = open_claims(claims).find(|(at, claim)| {
         *at != block
             && claim.state == ClaimState::Writing

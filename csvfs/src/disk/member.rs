@@ -69,10 +69,11 @@ impl MemberClaim {
         let mut other = None;
         for _ in 0..TRIES {
             let survey = Survey::read(lun.as_ref())?;
-            let block = match former_block(&survey.claims, &options.who).or(contest.free_block(&survey.claims)) {
-                Some(block) => block,
-                None => contest.dead_block(&survey, false)?,
-            };
+            let block =
+                match former_block(&survey.claims, &options.who).or(contest.free_block(&survey.claims)) {
+                    Some(block) => block,
+                    None => contest.dead_block(&survey, false)?,
+                };
             let mut claim = Claim {
                 client: options.who.client,
                 epoch: survey.superblock.epoch,
@@ -100,7 +101,8 @@ impl MemberClaim {
                 return Err(ContestError::Taken(newer));
             }
             // L3: what a path holds back is sent while the claim beats.
-            let claims = layout::byte(layout::CLAIMS_AT)..layout::byte(layout::CLAIMS_AT + layout::CLAIMS as u64);
+            let claims =
+                layout::byte(layout::CLAIMS_AT)..layout::byte(layout::CLAIMS_AT + layout::CLAIMS as u64);
             lun.under(Arc::clone(lease), claims);
             let heart = Arc::new(Heart::new(Chest {
                 lun: Arc::clone(lun),

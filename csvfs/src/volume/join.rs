@@ -129,11 +129,7 @@ impl Volume {
 }
 
 /// The claim of a mount that does not open the store.
-fn claim(
-    lun: &Arc<dyn Lun>,
-    settings: &Settings,
-    beat: &Arc<Lease>,
-) -> Result<MemberClaim, VolumeError> {
+fn claim(lun: &Arc<dyn Lun>, settings: &Settings, beat: &Arc<Lease>) -> Result<MemberClaim, VolumeError> {
     let mut claim = MemberClaim::claim(lun, &settings.member_options(), beat).map_err(OpenError::from)?;
     claim.start().map_err(VolumeError::Thread)?;
     Ok(claim)

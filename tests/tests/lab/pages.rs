@@ -63,7 +63,11 @@ impl Drop for Mapping {
 }
 
 fn open_both(path: &Path) -> Result<File> {
-    OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("opening {}", path.display()))
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 fn read_at(path: &Path, at: u64, len: usize) -> Result<Vec<u8>> {
@@ -93,7 +97,10 @@ fn a_shared_mapping_and_the_writes_of_other_nodes_see_each_other() -> Result<()>
                 // Stored in a page, not yet written back, while the other node writes to the same page.
                 mapping.put(at, &[b'a' + round % 26; 100]);
                 elsewhere.write_all_at(&[b'A' + round % 26; 100], at as u64 + 100)?;
-                ensure!(mapping.get(at + 100..at + 200) == [b'A' + round % 26; 100], "n{server}, round {round}");
+                ensure!(
+                    mapping.get(at + 100..at + 200) == [b'A' + round % 26; 100],
+                    "n{server}, round {round}"
+                );
                 let mut both = [0; 200];
                 file.read_exact_at(&mut both, at as u64)?;
                 ensure!(both[..100] == [b'a' + round % 26; 100] && both[100..] == [b'A' + round % 26; 100]);
@@ -134,7 +141,9 @@ fn a_file_that_may_be_mapped_is_not_transferred_and_the_refusal_names_the_proces
         ensure!(!refused.status.success() && said.contains(&named), "{said}");
         drop((mapping, file));
         // RELEASE comes a little after close(2).
-        until("the file to be let go", Duration::from_secs(20), || lockctl_done(cluster, "n3", &acquire).ok())?;
+        until("the file to be let go", Duration::from_secs(20), || {
+            lockctl_done(cluster, "n3", &acquire).ok()
+        })?;
         let direct = OpenOptions::new().append(true).open(path(3))?;
         lockctl_done(cluster, "n3", &["release", text(&path(3))?])?;
         drop(direct);
@@ -157,7 +166,10 @@ fn programs_are_built_on_one_node_run_on_another_and_built_again() -> Result<()>
         for (builder, runner) in [(1, 2), (2, 1), (3, 2)] {
             for version in 1..=3 {
                 fs::write(at(builder, "part.c"), format!("int version(void) {{ return {version}; }}\n"))?;
-                fs::write(at(builder, "main.c"), "int version(void);\nint main(void) { return version(); }\n")?;
+                fs::write(
+                    at(builder, "main.c"),
+                    "int version(void);\nint main(void) { return version(); }\n",
+                )?;
                 let cc = |arguments: &[&str], inputs: &[&str], output: &str| {
                     let mut command = Command::new("gcc");
                     command.args(arguments).args(inputs.iter().map(|name| at(builder, name)));
@@ -212,7 +224,14 @@ fn a_database_with_mapped_pages_and_a_repository_work_on_every_node() -> Result<
         let git = |node: u8, arguments: &[&str]| {
             let mut command = Command::new("git");
             command.arg("-C").arg(at(node, "repository"));
-            command.args(["-c", "user.name=lab", "-c", "user.email=lab@example.org", "-c", "safe.directory=*"]);
+            command.args([
+                "-c",
+                "user.name=lab",
+                "-c",
+                "user.email=lab@example.org",
+                "-c",
+                "safe.directory=*",
+            ]);
             run(command.args(arguments))
         };
         fs::create_dir(at(1, "repository"))?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockd::clock::Clock;
 use lockd::lease::Lease;
 use redirector::lun::Lun;
 
@@ -39,7 +38,8 @@ fn join(
     let who = Identity { client: ClientId(client), host: host.to_owned(), pid: 77, cluster: mark("one") };
     let rules = Rules::from_test_environment();
     let clock = Arc::new(clock.clone());
-    let options = MemberOptions { who, window: None, clock, rules, pool: redirector::buffer::Pool::default() };
+    let options =
+        MemberOptions { who, window: None, clock, rules, pool: redirector::buffer::Pool::default() };
     let lease = Arc::new(Lease::lapsed());
     (MemberClaim::claim(&(lun.wire() as Arc<dyn Lun>), &options, &lease), lease)
 }
