@@ -21,6 +21,7 @@ use super::leases::Leases;
 use super::opens::{OnRest, Opens};
 use super::queue::{Internal, Queue, Work};
 use super::scrub::Scrub;
+use super::unseal::Unsealings;
 use super::watch::Watch;
 use crate::disk::MetadataSpace;
 use crate::peers::Peers;
@@ -119,6 +120,8 @@ pub struct Core {
     pub leases: Mutex<Leases>,
     /// Reply slots that are in memory.
     pub slots: Mutex<Cache>,
+    /// Files that are being unsealed.
+    pub unsealing: Unsealings,
     /// Answers that wait for others' caches, and late copies of their requests: by client and slot.
     pub held: Mutex<Held>,
     /// The last committed state, once somebody has asked for it.
@@ -164,6 +167,7 @@ impl Core {
             clients,
             leases: Mutex::default(),
             slots: Mutex::default(),
+            unsealing: Unsealings::default(),
             held: Mutex::default(),
             snapshot: Mutex::default(),
             reader: Mutex::default(),
@@ -331,7 +335,7 @@ impl Core {
     /// Checks the file epochs that an operation names (V3, and V8 where the owner must have stopped the file).
     pub fn check_owned(&self, head: &Head, operation: &Operation) -> Result<(), Refusal> {
         let (rule, files): (Rule, [Option<&Owned>; 2]) = match operation {
-            Operation::Commit { file, .. } => (Rule::V3, [Some(file), None]),
+            Operation::Commit { file, .. } | Operation::Seal { file, .. } => (Rule::V3, [Some(file), None]),
             Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => {
                 (Rule::V8, [Some(file), None])
             }

@@ -22,12 +22,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(
-        service: Arc<dyn FileService>,
-        locks: Locks,
-        validity: Validity,
-        shared: bool,
-    ) -> Self {
+    pub(super) fn new(service: Arc<dyn FileService>, locks: Locks, validity: Validity, shared: bool) -> Self {
         let extended_setxattr = AtomicBool::new(false);
         Self { service, locks: Arc::new(locks), validity, extended_setxattr, shared }
     }

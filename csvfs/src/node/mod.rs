@@ -11,6 +11,7 @@
 //! | `read`, `write` | the data path |
 //! | `commit` | flush, then tell the coordinator (V5) |
 //! | `resize`, `copy` | what the owner holds still for (V8) |
+//! | `seal` | sealed files, which every node reads directly (V8) |
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
 //! | `cache` | names and attributes under leases (V9) |
 //! | `pages` | what the kernel keeps of a file that other nodes use |
@@ -64,6 +65,7 @@ mod read;
 mod remote;
 mod reserve;
 mod resize;
+mod seal;
 mod service;
 mod slots;
 mod stock;
@@ -76,8 +78,8 @@ mod write;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockd::authority::Authority;

@@ -124,9 +124,11 @@ impl Core {
         attr: Option<Attr>,
         write: bool,
     ) -> Result<(Arc<File>, Attr), Refusal> {
+        let recalls = file.recalls.load(SeqCst);
         let result = match self.begin_service(&file, attr, write).await {
             Ok((attr, service)) => {
                 file.begin(&attr, service);
+                self.borrow(&file, &attr, recalls);
                 Ok((Arc::clone(&file), attr))
             }
             Err(error) => {
@@ -395,7 +397,8 @@ impl Core {
         let failures = AtomicU64::new(file.failures.load(SeqCst));
         let may_keep = self.has_page_cache() && file.is_regular();
         let kept = if may_keep { file.enter_pages(number, mode) } else { Kept::Past };
-        self.handles.insert(number, Arc::new(Handle { file: Arc::clone(file), failures, write, number, kept }));
+        self.handles
+            .insert(number, Arc::new(Handle { file: Arc::clone(file), failures, write, number, kept }));
         (HandleId(number), kept)
     }
 
@@ -411,6 +414,11 @@ impl Core {
         mode: OpenMode,
     ) -> Result<Opened, Refusal> {
         let (file, asked) = self.hold_with(ino, attr, mode.write || mode.truncate).await?;
+        if (mode.write || mode.truncate) && (file.is_sealed() || asked.is_some_and(|attr| attr.sealed)) {
+            tracing::warn!(ino = ino.0, pid = mode.pid, "a sealed file is not opened for writing");
+            self.let_go(&file);
+            return Err(Refusal::NotPermitted);
+        }
         match self.opened(&file, asked, mode).await {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it

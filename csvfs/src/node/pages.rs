@@ -163,6 +163,11 @@ impl File {
         )))
     }
 
+    /// Refuses, naming the process, while an open keeps pages of the file.
+    pub(super) fn check_no_pages(&self) -> Result<(), Refusal> {
+        self.leave_with_pages().map(drop)
+    }
+
     /// A change of another node begins.
     pub(super) fn cover(self: &Arc<Self>) -> Cover {
         let mut pages = self.pages.lock();

@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::types::Ino;
 
 /// The version of the messages; the first byte of each frame.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Who asks, and in which slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]

@@ -159,6 +159,7 @@ impl Tree {
             mtime: time,
             ctime: time,
             btime: time,
+            sealed: false,
         };
         self.inodes.insert(
             ino,
@@ -364,6 +365,7 @@ impl Memory {
             mtime: now(),
             ctime: now(),
             btime: now(),
+            sealed: false,
         };
         let above = Inode {
             attr,

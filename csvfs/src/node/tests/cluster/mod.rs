@@ -5,5 +5,6 @@ mod files;
 mod network;
 mod pages;
 mod realm;
+mod sealed;
 mod simulation;
 mod stage;
