@@ -26,6 +26,7 @@ use super::ways::Ways;
 use crate::coordinator::Coordinator;
 use crate::disk::claim::ClusterMark;
 use crate::node::Node;
+use crate::volume::Reporter;
 
 /// How long the cluster is asked for an answer before it is asked again, and its absence said.
 const RETRY: Duration = Duration::from_millis(500);
@@ -221,6 +222,11 @@ impl Member {
         self.ways.is_here(self.client, node);
         self.plane.holder.is_served_by(node);
         self.switchboard.connect(Channel::File, Arc::new(ServedBy(Weakly(Arc::downgrade(node)))));
+    }
+
+    /// `csvfs status` on other nodes is told by `reporter` how this mount is.
+    pub fn tell_status(&self, reporter: &Arc<Reporter>) {
+        self.plane.holder.is_told_by(reporter);
     }
 
     /// Files that were acquired by hand are let go: the mount ends.

@@ -21,6 +21,7 @@ mod mount;
 mod mountpoint;
 mod options;
 mod pages;
+mod relief;
 mod reply;
 mod sys;
 

@@ -19,6 +19,7 @@ use redirector::buffer::{Pool, Slice};
 use super::Core;
 use super::file::File;
 use super::task::promise;
+use crate::proto::Claim;
 use crate::refusal::Refusal;
 use crate::service::OpenMode;
 
@@ -239,7 +240,8 @@ impl Core {
         }
         file.tried.store(true, SeqCst);
         // Also from a server that has a use for it: a program that needs its pages fails without them.
-        if let Err(refusal) = self.acquire(file, false).await {
+        let claim = Claim { automatic: false, pinned: false, offer: None };
+        if let Err(refusal) = self.acquire(std::slice::from_ref(file), claim).await {
             tracing::debug!(ino = file.ino.0, %refusal, "the file stays where it is, and is opened without pages");
         }
     }

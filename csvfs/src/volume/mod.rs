@@ -2,8 +2,10 @@
 //!
 //! LUN (redirector) -> label, claim, metadata area (`disk`) -> authority (lockd) -> coordinator -> node -> a front end.
 
+mod condition;
 mod error;
 mod format;
+mod inquiry;
 mod join;
 mod reporter;
 mod settings;
@@ -319,8 +321,12 @@ impl Volume {
 
     /// Tells the state of the volume, for as long as it is open.
     #[must_use]
-    pub fn reporter(&self, lun: String, mountpoint: String) -> Reporter {
-        Reporter::new(self, lun, mountpoint)
+    pub fn reporter(&self, lun: String, mountpoint: String) -> Arc<Reporter> {
+        let reporter = Arc::new(Reporter::new(self, lun, mountpoint));
+        if let Control::Cluster(member) = &self.control {
+            member.tell_status(&reporter);
+        }
+        reporter
     }
 
     /// Closes the volume: everything is committed, the reserve returns, the claim is released. The next opening needs no

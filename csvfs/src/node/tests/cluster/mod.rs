@@ -6,5 +6,6 @@ mod network;
 mod pages;
 mod realm;
 mod sealed;
+mod sets;
 mod simulation;
 mod stage;
