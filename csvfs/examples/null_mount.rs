@@ -48,6 +48,7 @@ impl Null {
             mtime: now,
             ctime: now,
             btime: now,
+            sealed: false,
         })
     }
 

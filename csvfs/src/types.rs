@@ -206,6 +206,8 @@ pub struct Attr {
     pub ctime: Timestamp,
     /// Creation.
     pub btime: Timestamp,
+    /// Its data is not changed by anybody (V8).
+    pub sealed: bool,
 }
 
 /// One entry of a directory.

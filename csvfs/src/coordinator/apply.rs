@@ -36,6 +36,7 @@ pub fn apply(change: &mut Change<'_, '_>, request: &Request, mark: u64) -> Resul
             let beside = Written { size: *size, mtime: *mtime, atime: *atime, clear_set_id: *clear_set_id };
             change.commit(client, file.ino, written, beside, *now)?
         }
+        Operation::Seal { file, seal, now } => change.seal(file.ino, *seal, *now)?,
         Operation::Truncate { file, size, clear_set_id, now } => {
             return change.truncate(file.ino, *size, *clear_set_id, *now);
         }

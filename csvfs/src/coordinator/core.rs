@@ -21,6 +21,7 @@ use super::leases::Leases;
 use super::opens::{OnRest, Opens};
 use super::queue::{Internal, Queue, Work};
 use super::scrub::Scrub;
+use super::unseal::Unsealings;
 use super::watch::Watch;
 use crate::disk::MetadataSpace;
 use crate::peers::Peers;
@@ -123,6 +124,8 @@ pub struct Core {
     pub copies: Mutex<Copies>,
     /// Reply slots that are in memory.
     pub slots: Mutex<Cache>,
+    /// Files that are being unsealed.
+    pub unsealing: Unsealings,
     /// Answers that wait for others' caches, and late copies of their requests: by client and slot.
     pub held: Mutex<Held>,
     /// The last committed state, once somebody has asked for it.
@@ -171,6 +174,7 @@ impl Core {
             clients,
             leases: Mutex::default(),
             slots: Mutex::default(),
+            unsealing: Unsealings::default(),
             held: Mutex::default(),
             copies: Mutex::default(),
             snapshot: Mutex::default(),
@@ -341,7 +345,7 @@ impl Core {
     /// Checks the file epochs that an operation names (V3, and V8 where the owner must have stopped the file).
     pub fn check_owned(&self, head: &Head, operation: &Operation) -> Result<(), Refusal> {
         let (rule, files): (Rule, Vec<&Owned>) = match operation {
-            Operation::Commit { file, .. } => (Rule::V3, vec![file]),
+            Operation::Commit { file, .. } | Operation::Seal { file, .. } => (Rule::V3, vec![file]),
             Operation::CommitSet { parts } => (Rule::V3, parts.iter().map(|part| &part.file).collect()),
             Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => (Rule::V8, vec![file]),
             Operation::Clone { source, target, .. } => (Rule::V8, vec![source, target]),

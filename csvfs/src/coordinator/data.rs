@@ -11,7 +11,7 @@ use super::stop::Stop;
 use crate::proto::{Allocation, Answer, CommitPart, WrittenRun};
 use crate::refusal::Refusal;
 use crate::store::pair;
-use crate::store::record::{ExtentRecord, InodeRecord};
+use crate::store::record::{ExtentRecord, InodeRecord, SEALED};
 use crate::types::{
     BLOCK, Extent, ExtentState, FILE_SIZE_MAX, FileBlock, Ino, Kind, LunBlock, Run, Timestamp,
 };
@@ -70,6 +70,11 @@ fn check_size(size: Option<u64>) -> Result<(), Stop> {
     if size.is_some_and(|size| size > FILE_SIZE_MAX) { Err(Refusal::FileTooLarge.into()) } else { Ok(()) }
 }
 
+/// Refuses to change the data of a sealed file (V8).
+fn check_unsealed(record: &InodeRecord) -> Result<(), Stop> {
+    if record.has(SEALED) { Err(Refusal::NotPermitted.into()) } else { Ok(()) }
+}
+
 fn grow(record: &mut InodeRecord, size: Option<u64>) {
     record.size = U64::new(record.size.get().max(size.unwrap_or(0)));
 }
@@ -117,6 +122,9 @@ impl Change<'_, '_> {
             return Err(invalid("only regular files have blocks"));
         }
         check_size(written.size)?;
+        if !runs.is_empty() || written.size.is_some() {
+            check_unsealed(&record)?;
+        }
         self.segments(ino, runs)
     }
 
@@ -225,10 +233,22 @@ impl Change<'_, '_> {
         Ok(())
     }
 
+    /// [`crate::proto::Operation::Seal`].
+    pub fn seal(&mut self, ino: Ino, seal: bool, now: Timestamp) -> Result<Answer, Stop> {
+        let mut record = self.file(ino)?;
+        if record.has(SEALED) != seal {
+            record.set(SEALED, seal);
+            record.ctime.set(now.0);
+            self.put(ino, &record)?;
+        }
+        Ok(Answer::Entry(record.attr(ino)))
+    }
+
     /// [`crate::proto::Operation::Truncate`]. A layout of many extents shrinks in steps, each a truncation by itself.
     pub fn truncate(&mut self, ino: Ino, size: u64, clear: bool, now: Timestamp) -> Result<Verdict, Stop> {
         check_size(Some(size))?;
         let mut record = self.file(ino)?;
+        check_unsealed(&record)?;
         let first = FileBlock::at_or_after(size);
         let rest = self.cut_tail(ino, &mut record, first, STEP_EXTENTS)?;
         let end = rest.map_or(size, |end| end.byte().clamp(size, record.size.get().max(size)));
@@ -297,6 +317,7 @@ impl Change<'_, '_> {
         mark: u64,
     ) -> Result<Verdict, Stop> {
         let mut record = self.file(ino)?;
+        check_unsealed(&record)?;
         check_size(size)?;
         let whole = from < to;
         if whole {
@@ -414,6 +435,7 @@ impl Change<'_, '_> {
         let CloneRange { source, from, target, to, len, size } = *clone;
         self.file(source)?;
         let mut record = self.file(target)?;
+        check_unsealed(&record)?;
         check_size(size)?;
         let from_end = check_range(from, len)?;
         let to_end = check_range(to, len)?;

@@ -15,6 +15,7 @@ use super::opens::Opening;
 use super::question;
 use super::queue::{Internal, Way, Work};
 use super::stop::Stop;
+use super::unseal;
 use super::writer::{answered, frame};
 use crate::proto::{Answer, Answered, Declared, Head, Key, OpenedFile, Operation, Reply, Request};
 use crate::refusal::Refusal;
@@ -180,7 +181,16 @@ fn open(core: &Arc<Core>, ino: Ino, write: bool, finish: Finish) {
     let owner = Arc::clone(core);
     // V9: size and times of a file that is being written are in nobody's cache.
     let then = move || {
-        let reply = opened(&owner, ino, Some(client));
+        let is_sealed = attr(&owner, ino).is_ok_and(|attr| attr.sealed);
+        let is_lent = is_sealed && unseal::lend(&owner, ino, client);
+        let mut reply = opened(&owner, ino, Some(client));
+        match &mut reply {
+            // Its server is told how it is; the others, whether it is lent to them. Read after the grant: what has been
+            // unsealed since is not sealed here.
+            Ok(Answer::Opened { term, .. }) if term.client == client => {}
+            Ok(Answer::Opened { attr, .. } | Answer::Elsewhere(attr, _)) => attr.sealed &= is_lent,
+            _ => {}
+        }
         if reply.is_err() {
             let closed = owner.opens.lock().close(ino, client, Vec::new());
             owner.rested(closed.told);

@@ -31,6 +31,7 @@ mod scrub;
 mod simulated;
 mod space;
 mod stop;
+mod unseal;
 mod watch;
 mod writer;
 
@@ -224,8 +225,18 @@ impl Service for Coordinator {
         if let Err(refusal) = self.core.may_change() {
             return on_reply(Ok(frame(&Err(refusal))));
         }
+        if let Operation::Seal { file, seal: false, .. } = request.operation {
+            return unseal::begin(&self.core, file.ino, request, on_reply);
+        }
+        Self::change(&self.core, request, on_reply);
+    }
+}
+
+impl Coordinator {
+    /// Gives a change to the writer.
+    fn change(core: &Core, request: Request, on_reply: OnReply) {
         let work = Work::Request(Pending { request: Box::new(request), on_reply, mark: 0, last_try: false });
-        match self.core.queue.push(work) {
+        match core.queue.push(work) {
             Ok(()) => {}
             Err(NotTaken::Full(Work::Request(pending))) => {
                 let full = Refusal::Busy("the coordinator's queue is full; try again".to_owned());

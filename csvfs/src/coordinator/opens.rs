@@ -155,13 +155,10 @@ impl Opens {
         self.by_inode.get(&ino).is_some_and(|entry| entry.holders.iter().any(|(_, write)| *write))
     }
 
-    /// Whether somebody else than `client` has `ino` open for writing, its server not counted: that says itself whether it
-    /// has a use for it.
+    /// Whether somebody else than `client` has `ino` open for writing, `home` (who serves it) not counted.
     pub fn is_written_by_others(&self, ino: Ino, client: ClientId, home: ClientId) -> bool {
         self.by_inode.get(&ino).is_some_and(|entry| {
-            let server = entry.owner.map(|owner| owner.client);
-            let is_other = |holder: ClientId| ![Some(client), Some(home), server].contains(&Some(holder));
-            entry.holders.iter().any(|(holder, write)| *write && is_other(*holder))
+            entry.holders.iter().any(|(holder, write)| *write && *holder != client && *holder != home)
         })
     }
 

@@ -56,10 +56,10 @@ pub enum ContestError {
     Survey(#[from] SurveyError),
     /// Somebody else writes.
     #[error("the volume is in use by {0}: unmount it there first")]
-    Writing(Claim),
+    Writing(Box<Claim>),
     /// Somebody else is opening it.
     #[error("the volume is being opened by {0} at the same time: try again when that has ended")]
-    Opening(Claim),
+    Opening(Box<Claim>),
     /// The LUN knows that somebody else has it open.
     #[error("the LUN is in use: {0}")]
     InUse(String),
@@ -168,7 +168,7 @@ impl Contest {
     /// Names the writer of the claims when the LUN says that somebody has it.
     fn named(&self, who: String) -> ContestError {
         match Survey::read(self.lun.as_ref()).ok().and_then(|survey| survey.writer().cloned()) {
-            Some(claim) => ContestError::Writing(claim),
+            Some(claim) => ContestError::Writing(Box::new(claim)),
             None => ContestError::InUse(who),
         }
     }
@@ -211,8 +211,10 @@ impl Contest {
     pub(super) fn own_claim(&self, claims: &[ClaimBlock], block: usize) -> Result<(), ContestError> {
         match &claims[block] {
             Ok(claim) if claim.client == self.who.client => Ok(()),
-            Ok(other) if other.state == ClaimState::Writing => Err(ContestError::Writing(other.clone())),
-            Ok(other) => Err(ContestError::Opening(other.clone())),
+            Ok(other) if other.state == ClaimState::Writing => {
+                Err(ContestError::Writing(Box::new(other.clone())))
+            }
+            Ok(other) => Err(ContestError::Opening(Box::new(other.clone()))),
             Err(_) => Err(ContestError::Lun(libc::EIO)),
         }
     }
@@ -230,9 +232,9 @@ impl Contest {
         for (block, claim) in now.iter().filter(|(block, claim)| !is_still(before, *block, claim)) {
             tracing::debug!(block, %claim, "a claim has moved");
             match claim.state {
-                ClaimState::Writing => return Err(ContestError::Writing(claim.clone())),
+                ClaimState::Writing => return Err(ContestError::Writing(Box::new(claim.clone()))),
                 ClaimState::Claiming if claim.client < self.who.client => {
-                    return Err(ContestError::Opening(claim.clone()));
+                    return Err(ContestError::Opening(Box::new(claim.clone())));
                 }
                 _ => contested = true,
             }
@@ -272,7 +274,7 @@ impl Contest {
         }
         let other =
             seen.into_iter().map(|(_, claim)| claim).find(|claim| claim.state == ClaimState::Claiming);
-        Err(other.map_or(ContestError::Crowded, ContestError::Opening))
+        Err(other.map(Box::new).map_or(ContestError::Crowded, ContestError::Opening))
     }
 
     pub(super) fn beat(
@@ -314,8 +316,8 @@ impl Contest {
             let now = self.foreign(&claims, usize::MAX);
             if let Some((_, claim)) = now.into_iter().find(|(block, claim)| !is_still(&seen, *block, claim)) {
                 return Err(match claim.state {
-                    ClaimState::Writing => ContestError::Writing(claim),
-                    _ => ContestError::Opening(claim),
+                    ClaimState::Writing => ContestError::Writing(Box::new(claim)),
+                    _ => ContestError::Opening(Box::new(claim)),
                 });
             }
         }

@@ -139,6 +139,7 @@ mod tests {
             mtime: now,
             ctime: now,
             btime: now,
+            sealed: false,
         }
     }
 

@@ -50,6 +50,8 @@ impl State {
             Key::Attr(ino) => {
                 self.attrs.remove(ino);
             }
+            // Kept with the file.
+            Key::Layout(_) => {}
             Key::Name { parent, name } => {
                 if let Some(names) = self.names.get_mut(parent) {
                     if names.remove(name).is_some() {
@@ -199,7 +201,8 @@ mod tests {
         let now = Timestamp(1);
         let (ino, kind, mode, nlink, uid, gid, rdev, blocks) = (Ino(7), Kind::File, 0o644, 1, 0, 0, 0, 0);
         let (atime, mtime, ctime, btime) = (now, now, now, now);
-        Attr { ino, kind, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime }
+        let sealed = false;
+        Attr { ino, kind, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, sealed }
     }
 
     fn answer(size: u64) -> Answered {

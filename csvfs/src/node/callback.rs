@@ -9,7 +9,7 @@ use super::task::run;
 use super::yielding::Demand;
 use super::{Core, Node};
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Call, CallAnswer, Callback, Declared, Operation};
+use crate::proto::{Call, CallAnswer, Callback, Declared, Key, Operation};
 use crate::refusal::Refusal;
 
 impl Service for Node {
@@ -40,6 +40,11 @@ impl Core {
         match call.what {
             Callback::Invalidate { keys } => {
                 self.channel.cache.invalidate(&keys);
+                for key in keys {
+                    if let Key::Layout(ino) = key {
+                        self.return_layout(ino).await;
+                    }
+                }
                 CallAnswer::Done
             }
             Callback::Yield { journey, files, soft, next } => {
@@ -56,6 +61,9 @@ impl Core {
         loop {
             let mut open = Vec::new();
             for file in self.files.values() {
+                if file.lent.load(std::sync::atomic::Ordering::SeqCst) {
+                    self.return_layout(file.ino).await;
+                }
                 let write = file.declared.load(std::sync::atomic::Ordering::SeqCst);
                 open.push(Declared { ino: file.ino, write });
             }

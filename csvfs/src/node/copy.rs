@@ -71,6 +71,7 @@ impl Core {
         let one_still = self.hold_still(one).await;
         let other_still = if Arc::ptr_eq(one, other) { None } else { Some(self.hold_still(other).await) };
         let (source_owned, target_owned) = (source.owned()?, target.owned()?);
+        target.check_unsealed()?;
         self.load(source).await?;
         self.load(target).await?;
         let (source_size, target_size) = (source.size.load(SeqCst), target.size.load(SeqCst));

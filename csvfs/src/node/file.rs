@@ -94,6 +94,12 @@ pub(super) struct File {
     pub(super) pinned: AtomicBool,
     /// This node has tried to own the file since it was opened.
     pub(super) tried: AtomicBool,
+    /// Its data is not changed (V8): known by its server, and by who reads it directly.
+    pub(super) sealed: AtomicBool,
+    /// Another node serves it, and this one reads it directly: it is sealed, and the layout is lent (V8).
+    pub(super) lent: AtomicBool,
+    /// How often the layout was called back.
+    pub(super) recalls: AtomicU64,
     /// How the kernel of this node uses it.
     pub(super) pages: Mutex<PageUse>,
     /// Counts data requests; stopped and drained before the layout is changed under them (V8).
@@ -146,6 +152,9 @@ impl File {
             writers: AtomicU64::new(0),
             pinned: AtomicBool::new(false),
             tried: AtomicBool::new(false),
+            sealed: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
+            recalls: AtomicU64::new(0),
             pages: Mutex::default(),
             gate: Gate::default(),
             locks: BlockLocks::default(),
@@ -179,6 +188,8 @@ impl File {
 
     /// This node serves the file from now on. The caller lets nothing through the gate.
     pub(super) fn serve(&self, attr: &Attr, service: Option<Service>) {
+        self.lent.store(false, SeqCst);
+        self.sealed.store(attr.sealed, SeqCst);
         self.size.store(attr.size, SeqCst);
         self.known_size.store(attr.size, SeqCst);
         self.tail_is_zero.store(attr.blocks == 0, SeqCst);
@@ -191,6 +202,8 @@ impl File {
 
     /// Another node serves the file from now on. The caller has drained and committed it, and keeps the gate stopped.
     pub(super) fn leave(&self) {
+        self.sealed.store(false, SeqCst);
+        self.lent.store(false, SeqCst);
         self.loaded.store(false, SeqCst);
         *self.layout.write() = Layout::default();
         self.marks.forget(true, true, true);

@@ -11,6 +11,7 @@
 //! | `read`, `write` | the data path |
 //! | `commit`, `commit_set` | flush, then tell the coordinator (V5): of one file, of several |
 //! | `resize`, `copy` | what the owner holds still for (V8) |
+//! | `seal` | sealed files, which every node reads directly (V8) |
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
 //! | `cache` | names and attributes under leases (V9) |
 //! | `owner`, `yielding`, `journeys`, `offer` | files that come here, and that go, once; sets that only go where they are meant to |
@@ -68,6 +69,7 @@ mod read;
 mod remote;
 mod reserve;
 mod resize;
+mod seal;
 mod service;
 mod slots;
 mod stock;

@@ -128,8 +128,9 @@ impl Core {
         attr: Option<Attr>,
         write: bool,
     ) -> Result<(Arc<File>, Attr), Refusal> {
+        let recalls = file.recalls.load(SeqCst);
         let begun = self.begin_service(&file, attr, write).await;
-        self.begun(&file, begun).map(|attr| (file, attr))
+        self.begun(&file, begun, Some(recalls)).map(|attr| (file, attr))
     }
 
     /// The opening of a file that is new here has gone so: those who wait for it are told.
@@ -137,9 +138,13 @@ impl Core {
         &self,
         file: &Arc<File>,
         begun: Result<(Attr, Option<Service>), Refusal>,
+        recalls: Option<u64>,
     ) -> Result<Attr, Refusal> {
         let result = begun.map(|(attr, service)| {
             file.begin(&attr, service);
+            if let Some(recalls) = recalls {
+                self.borrow(file, &attr, recalls);
+            }
             attr
         });
         if result.is_err() {
@@ -238,7 +243,7 @@ impl Core {
                 file.declared.store(true, SeqCst);
                 (opened.attr, self.service_of(&file, &opened))
             });
-            match self.begun(&file, begun) {
+            match self.begun(&file, begun, None) {
                 Ok(_) => {
                     opened_here.insert(file.ino);
                     held.push(file);
@@ -469,6 +474,11 @@ impl Core {
         mode: OpenMode,
     ) -> Result<Opened, Refusal> {
         let (file, asked) = self.hold_with(ino, attr, mode.write || mode.truncate).await?;
+        if (mode.write || mode.truncate) && (file.is_sealed() || asked.is_some_and(|attr| attr.sealed)) {
+            tracing::warn!(ino = ino.0, pid = mode.pid, "a sealed file is not opened for writing");
+            self.let_go(&file);
+            return Err(Refusal::NotPermitted);
+        }
         match self.opened(&file, asked, mode).await {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it

@@ -84,11 +84,14 @@ impl PageUse {
     }
 }
 
-/// The name of a process's program, as long as it runs.
-fn command_of(pid: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+/// The process of a thread, and the name of its program, as long as it runs: the kernel names the thread that opens.
+fn process_of(thread: u32) -> (u32, String) {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    let process = process.unwrap_or(thread);
+    let name = std::fs::read_to_string(format!("/proc/{process}/comm"));
     let name = name.ok().map(|name| name.trim_end().to_owned());
-    name.unwrap_or_else(|| "which has ended; its file is still open elsewhere".to_owned())
+    (process, name.unwrap_or_else(|| "which has ended; its file is still open elsewhere".to_owned()))
 }
 
 /// Keeps a file from being opened with pages while it goes to another node.
@@ -147,7 +150,7 @@ impl File {
 
     /// The file is to go to another node: refused, naming the process, while an open keeps pages of it.
     pub(super) fn leave_with_pages(&self) -> Result<Leaving<'_>, Refusal> {
-        let (pid, more) = {
+        let (thread, more) = {
             let mut pages = self.pages.lock();
             let Some(keeper) = pages.keepers.first() else {
                 pages.leaving = true;
@@ -156,12 +159,17 @@ impl File {
             (keeper.pid, pages.keepers.len() - 1)
         };
         let others = if more == 0 { String::new() } else { format!(", and {more} more opens") };
+        let (pid, name) = process_of(thread);
         Err(Refusal::Busy(format!(
-            "{} stays on the node that serves it: process {pid} ({}){others} has it open there such that it may map \
+            "{} stays on the node that serves it: process {pid} ({name}){others} has it open there such that it may map \
              its pages; end it, or have it open the file with O_DIRECT or for writing only",
-            self.ino,
-            command_of(pid)
+            self.ino
         )))
+    }
+
+    /// Refuses, naming the process, while an open keeps pages of the file.
+    pub(super) fn check_no_pages(&self) -> Result<(), Refusal> {
+        self.leave_with_pages().map(drop)
     }
 
     /// A change of another node begins.
@@ -231,7 +239,8 @@ impl Core {
             return;
         }
         file.tried.store(true, SeqCst);
-        let claim = Claim { automatic: true, pinned: false, offer: None };
+        // Also from a server that has a use for it: a program that needs its pages fails without them.
+        let claim = Claim { automatic: false, pinned: false, offer: None };
         if let Err(refusal) = self.acquire(std::slice::from_ref(file), claim).await {
             tracing::debug!(ino = file.ino.0, %refusal, "the file stays where it is, and is opened without pages");
         }

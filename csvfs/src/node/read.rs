@@ -59,7 +59,7 @@ impl Core {
         let (core, file) = (Arc::clone(self), Arc::clone(file));
         run(async move {
             loop {
-                if file.is_elsewhere() {
+                if file.is_elsewhere() && !file.lent.load(SeqCst) {
                     match core.read_there(&file, offset, len).await {
                         Ok(None) => continue,
                         Ok(Some(data)) => return done(Ok(data)),
@@ -67,9 +67,10 @@ impl Core {
                     }
                 }
                 let pass = file.gate.enter().await;
-                let ready = match file.owned() {
-                    Ok(_) => core.load(&file).await,
-                    Err(error) => Err(error),
+                let ready = if file.lent.load(SeqCst) { Ok(()) } else { file.owned().map(drop) };
+                let ready = match ready {
+                    Ok(()) => core.load(&file).await,
+                    error => error,
                 };
                 match ready {
                     Ok(()) => return core.read_now(&file, pass, offset, len, done),
@@ -86,7 +87,7 @@ impl Core {
         if offset >= end {
             return self.answer(pass, done, Ok(ReadData::default()));
         }
-        if self.options.atime && file.marks.wants_atime() {
+        if self.options.atime && file.marks.wants_atime() && !file.lent.load(Ordering::Relaxed) {
             file.marks.read(self.now());
             self.noted(file);
         }

@@ -70,6 +70,7 @@ impl Core {
         }
         let still = self.hold_still(file).await;
         let owned = file.owned()?;
+        file.check_unsealed()?;
         let old = file.size.load(SeqCst);
         let cut = FileBlock::at_or_after(size);
         if size > old {
@@ -144,6 +145,7 @@ impl Core {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Refusal::FileTooLarge)?;
         let still = self.hold_still(file).await;
         let owned = file.owned()?;
+        file.check_unsealed()?;
         self.load(file).await?;
         let size = file.size.load(SeqCst);
         let grows = (how != Allocation::Punch && !keep_size && end > size).then_some(end);

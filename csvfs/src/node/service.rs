@@ -17,6 +17,10 @@ use crate::types::{Attr, DirEntry, Ino, SpaceReport, Timestamp};
 
 /// The virtual attribute by which a mount tells the resource of a file; not listed.
 const RESOURCE_ATTRIBUTE: &[u8] = b"user.csvfs.resource";
+/// The virtual attribute that a sealed file has; not listed, and not to be set.
+const SEALED_ATTRIBUTE: &[u8] = b"user.csvfs.sealed";
+/// The one by which `csvfs seal` and `unseal` ask: only root may set attributes of this kind.
+const SEAL_ATTRIBUTE: &[u8] = b"trusted.csvfs.sealed";
 
 impl Node {
     /// Runs a request of several steps and answers it.
@@ -142,6 +146,11 @@ impl FileService for Node {
             let resource = ResourceId::File(self.core.volume, ino.0);
             return done(Ok(resource.to_string().into_bytes()));
         }
+        if name == SEALED_ATTRIBUTE {
+            return self.answer(done, |core| async move {
+                if core.get_attr(ino).await?.sealed { Ok(b"1".to_vec()) } else { Err(Refusal::NoData) }
+            });
+        }
         self.bytes(Operation::GetXattr { ino, name: name.to_vec() }, done);
     }
 
@@ -158,6 +167,17 @@ impl FileService for Node {
         clear_sgid: bool,
         done: Done<()>,
     ) {
+        if name == SEAL_ATTRIBUTE {
+            let seal = match value {
+                b"1" => true,
+                b"0" => false,
+                _ => return done(Err(Refusal::Invalid("a seal is 1, or 0 to take it off".to_owned()))),
+            };
+            return self.answer(done, |core| async move { core.seal(ino, seal).await });
+        }
+        if name == SEALED_ATTRIBUTE {
+            return done(Err(Refusal::NotPermitted));
+        }
         let (name, value, now) = (name.to_vec(), value.to_vec(), self.now());
         let operation = Operation::SetXattr { ino, name, value, mode, clear_sgid, now };
         self.answer(done, |core| async move { core.done(operation).await });

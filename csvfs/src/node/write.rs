@@ -107,7 +107,8 @@ impl Core {
             return Some((data, done));
         }
         let blocks = FileBlock::holding(offset)..FileBlock::holding(offset.saturating_add(len));
-        if offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.may_write() {
+        if file.is_sealed() || offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.may_write()
+        {
             return Some((data, done));
         }
         let Some(hold) = file.locks.try_hold(Claim::new(&blocks, &[])) else { return Some((data, done)) };
@@ -171,6 +172,7 @@ impl Core {
     ) -> Result<u64, Refusal> {
         let pass = file.gate.enter().await;
         file.owned()?;
+        file.check_unsealed()?;
         let turn = if mode.append { Some(file.append.take().await) } else { None };
         let offset = if mode.append { file.size.load(SeqCst) } else { offset };
         if mode.from_cache && self.options.cluster {

@@ -23,6 +23,8 @@ pub enum Key {
     },
     /// The attributes of an inode.
     Attr(Ino),
+    /// The layout of a sealed file, by which its data is read directly (V8).
+    Layout(Ino),
 }
 
 /// A call of a client's node.

@@ -234,6 +234,9 @@ pub enum Operation {
         clear_set_id: bool,
         now: Timestamp,
     },
+    /// Seals a file, or unseals it. Its server has stopped, drained and committed it. It is unsealed when every node that
+    /// reads it directly has returned its layout (V8). Answer: `Entry`.
+    Seal { file: Owned, seal: bool, now: Timestamp },
     /// Several commits, of different files: all or none of them. Answer: `Versions`.
     CommitSet { parts: Vec<CommitPart> },
     /// Sets the size; blocks wholly beyond it are freed. The owner has stopped and drained the file (V8), and zeroed

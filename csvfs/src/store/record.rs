@@ -26,6 +26,8 @@ pub const DEFAULT_ACL: u32 = 2;
 pub const XATTRS: u32 = 4;
 /// The inode was made without a name and may still be given one.
 pub const LINKABLE: u32 = 8;
+/// The file is sealed: its data is not changed by anybody, until it is unsealed (V8).
+pub const SEALED: u32 = 16;
 
 /// An inode: the fixed part. A symbolic link's target follows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -45,7 +47,7 @@ pub struct InodeRecord {
     pub gid: U32,
     /// A device node's device.
     pub rdev: U32,
-    /// [`ACCESS_ACL`], [`DEFAULT_ACL`], [`XATTRS`], [`LINKABLE`].
+    /// [`ACCESS_ACL`], [`DEFAULT_ACL`], [`XATTRS`], [`LINKABLE`], [`SEALED`].
     pub flags: U32,
     /// Length in bytes (not kept for directories).
     pub size: U64,
@@ -154,6 +156,7 @@ impl InodeRecord {
             mtime: Timestamp(self.mtime.get()),
             ctime: Timestamp(self.ctime.get()),
             btime: Timestamp(self.btime.get()),
+            sealed: self.has(SEALED),
         }
     }
 }

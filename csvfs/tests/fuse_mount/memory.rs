@@ -162,6 +162,7 @@ impl Tree {
             mtime: time,
             ctime: time,
             btime: time,
+            sealed: false,
         };
         self.inodes.insert(
             ino,
@@ -367,6 +368,7 @@ impl Memory {
             mtime: now(),
             ctime: now(),
             btime: now(),
+            sealed: false,
         };
         let above = Inode {
             attr,

@@ -7,6 +7,7 @@ mod format;
 mod fsck;
 mod mount;
 mod options;
+mod seal;
 mod status;
 
 use std::ffi::OsString;
@@ -50,6 +51,10 @@ enum Command {
     Fsck(fsck::Fsck),
     /// Copy a file within a volume by sharing its blocks.
     Clone(clone::Clone),
+    /// Seal files: nobody changes their data any more, and every node reads them directly (golden images).
+    Seal(seal::Seal),
+    /// Take the seal off files, when every node has stopped to read them directly.
+    Unseal(seal::Seal),
 }
 
 /// Where sockets are kept.
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Fsck(command) => command.run(),
         Command::Clone(command) => command.run(),
+        Command::Seal(command) => command.run(true),
+        Command::Unseal(command) => command.run(false),
     };
     match done {
         Ok(code) => code,

@@ -13,7 +13,8 @@ use super::super::file::{File, Service};
 use super::super::slots::Slots;
 use super::super::task::promise;
 use super::wire::{
-    APPEND, Ask, CLEAR_SET_ID, DATA_MAX, DATA_ONLY, HOLE, KEEP_SIZE, Kind, PUNCH, SYNC, Status, Told, ZERO,
+    APPEND, Ask, CLEAR_SET_ID, DATA_MAX, DATA_ONLY, HOLE, KEEP_SIZE, Kind, PUNCH, SYNC, Status, Told, UNSEAL,
+    ZERO,
 };
 use crate::proto::codec::{decode, encode};
 use crate::proto::{Allocation, Answer, Operation, SetAttr, Term};
@@ -293,6 +294,18 @@ impl Core {
         };
         let flags = how | if keep_size { KEEP_SIZE } else { 0 };
         let what = What { kind: Kind::Allocate, flags, offset, len };
+        let Some((told, _)) = self.redirect(file, what, &[]).await? else { return Ok(None) };
+        done_or_refused(told).map(|_| Some(()))
+    }
+
+    /// Seals or unseals a file that another node serves.
+    pub(in super::super) async fn seal_there(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        seal: bool,
+    ) -> Result<Option<()>, Refusal> {
+        let flags = if seal { 0 } else { UNSEAL };
+        let what = What { kind: Kind::Seal, flags, offset: 0, len: 0 };
         let Some((told, _)) = self.redirect(file, what, &[]).await? else { return Ok(None) };
         done_or_refused(told).map(|_| Some(()))
     }

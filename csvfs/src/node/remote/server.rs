@@ -12,7 +12,8 @@ use super::super::file::File;
 use super::super::pages::Cover;
 use super::super::task::promise;
 use super::wire::{
-    APPEND, Ask, CLEAR_SET_ID, DATA_MAX, DATA_ONLY, HOLE, KEEP_SIZE, Kind, PUNCH, SYNC, Status, Told, ZERO,
+    APPEND, Ask, CLEAR_SET_ID, DATA_MAX, DATA_ONLY, HOLE, KEEP_SIZE, Kind, PUNCH, SYNC, Status, Told, UNSEAL,
+    ZERO,
 };
 use crate::proto::codec::{decode, encode};
 use crate::proto::{Allocation, Answer, Operation, SetAttr};
@@ -60,7 +61,7 @@ impl Core {
         if ask.kind == Kind::GetAttr {
             return Some(self.remote_attr(ask).await);
         }
-        let writes = ask.kind.changes() && ask.kind != Kind::SetAttr;
+        let writes = ask.kind.changes() && !matches!(ask.kind, Kind::SetAttr | Kind::Seal);
         let file = match self.hold(ask.ino, writes).await {
             Ok(file) => file,
             // The asker has it open; here it may be on its way out.
@@ -179,6 +180,7 @@ impl Core {
                 let what = if has(HOLE) { Seek::Hole } else { Seek::Data };
                 told(self.seek_here(file, ask.offset, what).await, |at| Told::done(at, Vec::new()))
             }
+            Kind::Seal => told(self.seal_here(file, !has(UNSEAL)).await, |()| Told::done(0, Vec::new())),
             Kind::SetAttr => match decode::<SetAttr>(data) {
                 Ok(set) => told(self.set_attr(file.ino, set).await, attributes),
                 Err(error) => refused(&Refusal::Invalid(error.to_string())),

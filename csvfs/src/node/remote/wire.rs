@@ -51,24 +51,27 @@ pub(in super::super) enum Kind {
     Seek = 6,
     GetAttr = 7,
     SetAttr = 8,
+    Seal = 9,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        use Kind::{Allocate, GetAttr, Read, Resize, Seek, SetAttr, Sync, Write};
-        [Read, Write, Sync, Resize, Allocate, Seek, GetAttr, SetAttr]
+        use Kind::{Allocate, GetAttr, Read, Resize, Seal, Seek, SetAttr, Sync, Write};
+        [Read, Write, Sync, Resize, Allocate, Seek, GetAttr, SetAttr, Seal]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
 
     /// Whether it changes the file: it then comes in a slot.
     pub(in super::super) fn changes(self) -> bool {
-        matches!(self, Self::Write | Self::Resize | Self::Allocate | Self::SetAttr)
+        matches!(self, Self::Write | Self::Resize | Self::Allocate | Self::SetAttr | Self::Seal)
     }
 }
 
 /// [`Kind::Write`]: at the end of the file.
 pub(in super::super) const APPEND: u8 = 1;
+/// [`Kind::Seal`]: the seal is taken off.
+pub(in super::super) const UNSEAL: u8 = 1;
 /// [`Kind::Write`]: durable when done.
 pub(in super::super) const SYNC: u8 = 2;
 /// [`Kind::Write`], [`Kind::Resize`]: set-id bits are cleared.

@@ -5,6 +5,7 @@ mod files;
 mod network;
 mod pages;
 mod realm;
+mod sealed;
 mod sets;
 mod simulation;
 mod stage;

@@ -13,12 +13,14 @@ use crate::refusal::Refusal;
 use crate::service::{FileService, HandleId, OpenMode, Opened, Pages, WriteMode};
 use crate::types::Ino;
 
+type Dropped = Vec<(Ino, Range<u64>)>;
+
 /// A kernel with one page that a program has changed.
 #[derive(Debug, Default)]
 struct Kernel {
     node: Weak<Node>,
     dirty: Mutex<Option<(HandleId, u64, Vec<u8>)>>,
-    dropped: Arc<Mutex<Vec<(Ino, Range<u64>)>>>,
+    dropped: Arc<Mutex<Dropped>>,
 }
 
 impl Kernel {
