@@ -20,6 +20,8 @@ pub mod peers;
 pub mod proto;
 pub mod refusal;
 pub mod service;
+#[cfg(test)]
+mod simulation;
 mod slots;
 pub mod status;
 pub mod store;

@@ -1,7 +1,7 @@
 //! Reply slots (L5, V4), of the coordinator and of the servers of files: a repeated command gets the reply of its first
 //! execution.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use lockd::ids::{ClientId, Sequence, SlotId};
@@ -44,9 +44,9 @@ pub fn decide(rules: Rules, last: Option<&Slot>, asked: Sequence) -> SlotDecisio
 /// [`lockd::slots::SLOTS_PER_CLIENT`].
 #[derive(Debug, Default)]
 pub struct Cache {
-    slots: HashMap<(ClientId, SlotId), Slot>,
+    slots: BTreeMap<(ClientId, SlotId), Slot>,
     /// Commands that change only memory and have not been answered.
-    under_way: HashMap<(ClientId, SlotId), Sequence>,
+    under_way: BTreeMap<(ClientId, SlotId), Sequence>,
 }
 
 impl Cache {
@@ -87,9 +87,14 @@ impl Cache {
         self.slots.iter().map(|((client, slot), kept)| (*client, *slot, kept.clone())).collect()
     }
 
-    /// What another has executed.
+    /// What another has executed; what is here and newer stays.
     pub fn import(&mut self, slots: Vec<(ClientId, SlotId, Slot)>) {
-        self.slots.extend(slots.into_iter().map(|(client, slot, kept)| ((client, slot), kept)));
+        for (client, slot, kept) in slots {
+            let here = self.slots.get(&(client, slot));
+            if here.is_none_or(|here| here.sequence < kept.sequence) {
+                self.slots.insert((client, slot), kept);
+            }
+        }
     }
 
     /// Forgets a client's slots.

@@ -13,5 +13,7 @@ mod ways;
 pub use error::ClusterError;
 pub use locks::ClusterLocks;
 pub use member::{Member, Place, Role};
+#[cfg(test)]
+pub(crate) use plane::Control;
 pub use plane::Plane;
 pub use ways::Ways;

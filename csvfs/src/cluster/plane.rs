@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use lockd::authority::{Authority, AuthorityError, Holding, Standing};
-use lockd::client::{ClientError, Listener, LockClient, Transferred};
+use lockd::authority::{Authority, AuthorityError, Handover, Holding, Standing};
+use lockd::client::{ClientError, Listener, LockClient};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::machine::{Answer, ClientKind, Event, EventKind, Move, Query, SessionState, Victim};
+use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
 use parking_lot::Mutex;
 
 use super::holder::Holder;
@@ -34,10 +34,29 @@ struct Known {
     changes: u64,
 }
 
+/// What the plane asks of lockd: [`LockClient`], or in a simulation one that speaks to a simulated cluster.
+pub(crate) trait Control: Authority {
+    /// Whether the session has ended.
+    fn has_ended(&self) -> bool;
+    /// Asks for a part of the cluster's state.
+    fn query(&self, query: Query) -> Result<Answer, ClientError>;
+}
+
+impl Control for LockClient {
+    fn has_ended(&self) -> bool {
+        self.has_ended()
+    }
+
+    fn query(&self, query: Query) -> Result<Answer, ClientError> {
+        self.query(query)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Plane {
     client: OnceLock<Arc<LockClient>>,
+    control: OnceLock<Arc<dyn Control>>,
     clock: Arc<dyn Clock>,
     volume: VolumeId,
     known: Mutex<Known>,
@@ -45,8 +64,6 @@ pub struct Plane {
     pub(super) holder: Holder,
 }
 
-/// How long a transfer may take before it is aborted (L7).
-const TRANSFER_WITHIN: Duration = Duration::from_secs(5);
 /// Most other holdings that are kept.
 const OTHERS_MAX: usize = 65_536;
 
@@ -56,6 +73,7 @@ impl Plane {
     pub fn new(volume: VolumeId, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             client: OnceLock::new(),
+            control: OnceLock::new(),
             clock,
             volume,
             known: Mutex::default(),
@@ -67,7 +85,18 @@ impl Plane {
     /// From now on it asks `client`, whose listener it is.
     pub fn connect(&self, client: Arc<LockClient>) {
         // It is connected once.
+        let _ = self.control.set(Arc::clone(&client) as _);
         let _ = self.client.set(client);
+    }
+
+    /// From now on it asks `control`.
+    #[cfg(test)]
+    pub(crate) fn connect_simulated(&self, control: Arc<dyn Control>) {
+        let _ = self.control.set(control);
+    }
+
+    fn control(&self) -> &dyn Control {
+        &**self.control.get().expect("the plane is connected before it is asked")
     }
 
     /// The connection to lockd.
@@ -96,10 +125,23 @@ impl Plane {
         known.nodes.get(&client).cloned()
     }
 
+    /// The live session of a node, if it has one.
+    pub(super) fn session_of(&self, node: &NodeName) -> Option<SessionId> {
+        let Ok(Answer::Sessions(sessions)) = self.control().query(Query::Sessions) else { return None };
+        let live = sessions.into_iter().find(|info| info.node == *node && info.state == SessionState::Live);
+        live.map(|info| info.session)
+    }
+
+    /// How many files this mount owns.
+    pub fn owned_files(&self) -> u64 {
+        let known = self.known.lock();
+        known.own.keys().filter(|resource| matches!(resource, ResourceId::File(..))).count() as u64
+    }
+
     fn ask_sessions(&self, session: SessionId) -> Standing {
         loop {
             let changes = self.known.lock().changes;
-            match self.client().query(Query::Sessions) {
+            match self.control().query(Query::Sessions) {
                 Ok(Answer::Sessions(sessions)) => {
                     let mut known = self.known.lock();
                     let stands = |state| match state {
@@ -116,8 +158,8 @@ impl Plane {
                     }
                 }
                 // Without lockd nothing new can be learnt, and nothing is given away either.
-                _ if self.client().has_ended() => return Standing::Live,
-                _ => std::thread::sleep(Duration::from_millis(100)),
+                _ if self.control().has_ended() => return Standing::Live,
+                _ => self.clock.sleep(Duration::from_millis(100)),
             }
         }
     }
@@ -141,6 +183,50 @@ impl Plane {
         self.look();
     }
 
+    /// The reserves and opens of those of `clients` go that lockd has freed: they have left drained, or are proved dead
+    /// and fenced (L10). One that has only ended stays in lockd's list until its fence, or its session's, is complete:
+    /// what it has sent may still reach the LUN (invariant 4). Clients of other volumes, and every lockctl, leave nothing
+    /// in this one's store.
+    fn end_freed(&self, clients: &[ClientId]) {
+        let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) else { return };
+        let known: Vec<ClientId> =
+            clients.iter().copied().filter(|client| coordinator.knows(*client)).collect();
+        if known.is_empty() {
+            return;
+        }
+        let listed = match self.control().query(Query::Clients) {
+            Ok(Answer::Clients(listed)) => listed,
+            // Their sessions' ends are looked at all the same.
+            other => return tracing::warn!(?other, "which clients are fenced cannot be asked"),
+        };
+        for client in known.into_iter().filter(|client| !listed.iter().any(|info| info.client == *client)) {
+            if let Err(refusal) = coordinator.end_client(client) {
+                tracing::warn!(%client, %refusal, "a client that has ended is not forgotten yet");
+            }
+        }
+    }
+
+    /// A set has got `epoch`; what is known of it may be newer.
+    fn forget_older(&self, resources: &[ResourceId], epoch: Epoch) {
+        let mut known = self.known.lock();
+        known.changes += 1;
+        for resource in resources {
+            let is_newer = |holding: &Option<Holding>| holding.is_some_and(|known| known.epoch >= epoch);
+            if !known.others.get(resource).is_some_and(is_newer) {
+                known.others.remove(resource);
+            }
+        }
+    }
+
+    /// The same, of a set that is too long to be told: it was of the session `from`, or nobody's.
+    fn forget_all_of(&self, from: SessionId, epoch: Epoch) {
+        let mut known = self.known.lock();
+        known.changes += 1;
+        known.others.retain(|_, holding| {
+            holding.is_some_and(|holding| holding.session != from || holding.epoch >= epoch)
+        });
+    }
+
     fn forget_others(&self, resources: &[ResourceId]) {
         let mut known = self.known.lock();
         known.changes += 1;
@@ -152,68 +238,106 @@ impl Plane {
 
 impl Authority for Plane {
     fn session(&self) -> SessionId {
-        self.client().session_id()
+        self.control().session()
     }
 
     fn lease(&self) -> &Arc<Lease> {
-        self.client().shared_lease()
+        self.control().lease()
     }
 
     fn add_client(&self) -> Result<ClientId, AuthorityError> {
-        self.client().add_client()
+        self.control().add_client()
     }
 
     fn end_client(&self, client: ClientId) {
         self.known.lock().own.clear();
-        self.client().end_client(client);
+        self.control().end_client(client);
     }
 
     fn acquire(&self, resource: &ResourceId, client: ClientId) -> Result<Holding, AuthorityError> {
-        let holding = self.client().acquire(resource, client)?;
+        let holding = self.control().acquire(resource, client)?;
         self.known.lock().own.insert(resource.clone(), holding);
         Ok(holding)
     }
 
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
         self.known.lock().own.remove(resource);
-        self.client().release(resource, client, epoch)
+        self.control().release(resource, client, epoch)
     }
 
-    fn transfer(
+    fn release_all(
         &self,
-        holdings: &[(ResourceId, Epoch)],
+        holdings: Vec<(ResourceId, Epoch)>,
         client: ClientId,
-        to: (SessionId, ClientId),
     ) -> Result<(), AuthorityError> {
-        let Some((first, _)) = holdings.first() else { return Ok(()) };
+        {
+            let mut known = self.known.lock();
+            for (resource, _) in &holdings {
+                known.own.remove(resource);
+            }
+        }
+        self.control().release_all(holdings, client)
+    }
+
+    fn pin(&self, resources: &[ResourceId], client: ClientId) -> Result<(), AuthorityError> {
+        self.control().pin(resources, client)
+    }
+
+    fn transfer(&self, handover: &Handover) -> Result<Epoch, AuthorityError> {
+        // From now on this mount does not know for certain that it holds them.
         let own: Vec<_> = {
             let mut known = self.known.lock();
-            holdings.iter().filter_map(|(resource, _)| known.own.remove_entry(resource)).collect()
+            let resources = handover.holdings.iter().map(|(resource, _)| resource);
+            resources.filter_map(|resource| known.own.remove_entry(resource)).collect()
         };
-        let one = |(resource, epoch): &(ResourceId, Epoch)| Move {
-            resource: resource.clone(),
-            epoch: *epoch,
-            from: client,
-            to: to.1,
-        };
-        let moves = holdings.iter().map(one).collect();
-        let lock_client = self.client();
-        // The locks stay with the programs that hold them: none of these has moved.
-        let why = match lock_client.transfer(client, lock_client.cookie(), moves, false, TRANSFER_WITHIN) {
-            Ok(Transferred::Done(_)) => return Ok(()),
-            Ok(Transferred::Aborted) => "it took too long and was aborted".to_owned(),
-            Err(ClientError::SessionEnded(session)) => return Err(AuthorityError::SessionEnded(session)),
-            Err(error) => error.to_string(),
-        };
-        self.known.lock().own.extend(own);
-        Err(AuthorityError::Unavailable { resource: first.clone(), why })
+        match self.control().transfer(handover) {
+            Ok(epoch) => {
+                if handover.to.1 == handover.from {
+                    let resources: Vec<_> =
+                        handover.holdings.iter().map(|(resource, _)| resource.clone()).collect();
+                    self.arrived(&resources, handover.from, epoch);
+                }
+                Ok(epoch)
+            }
+            Err(error @ AuthorityError::SessionEnded(_)) => Err(error),
+            Err(error) => {
+                self.known.lock().own.extend(own);
+                Err(error)
+            }
+        }
+    }
+
+    fn arrived(&self, resources: &[ResourceId], client: ClientId, epoch: Epoch) {
+        let holding = Holding { session: self.session(), client, epoch };
+        let mut known = self.known.lock();
+        for resource in resources {
+            known.others.remove(resource);
+            known.own.insert(resource.clone(), holding);
+        }
+    }
+
+    fn learn(&self, resources: &[ResourceId], holding: Holding) {
+        if holding.session == self.session() {
+            return;
+        }
+        let mut known = self.known.lock();
+        if known.others.len() + resources.len() > OTHERS_MAX {
+            known.others.clear();
+        }
+        for resource in resources {
+            known.others.insert(resource.clone(), Some(holding));
+        }
+    }
+
+    fn holders(&self, resources: &[ResourceId]) -> Vec<Option<Holding>> {
+        self.control().holders(resources)
     }
 
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
         {
             let known = self.known.lock();
             if let Some(holding) = known.own.get(resource)
-                && !self.client().has_ended()
+                && !self.control().has_ended()
                 && self.lease().holds(&*self.clock)
             {
                 return Some(*holding);
@@ -227,7 +351,7 @@ impl Authority for Plane {
 
     fn confirmed_holder(&self, resource: &ResourceId) -> Option<Holding> {
         let changes = self.known.lock().changes;
-        let holding = self.client().holder(resource);
+        let holding = self.control().holder(resource);
         let mut known = self.known.lock();
         if known.changes == changes && !known.own.contains_key(resource) {
             if known.others.len() >= OTHERS_MAX {
@@ -240,7 +364,7 @@ impl Authority for Plane {
 
     fn standing(&self, session: SessionId) -> Standing {
         if session == self.session() {
-            return if self.client().has_ended() { Standing::Ended } else { Standing::Live };
+            return if self.control().has_ended() { Standing::Ended } else { Standing::Live };
         }
         let known = self.known.lock().sessions.get(&session).copied();
         known.unwrap_or_else(|| self.ask_sessions(session))
@@ -255,7 +379,14 @@ impl Listener for Plane {
     fn event(&self, event: &Event) {
         match &event.kind {
             EventKind::HolderChanged { resource, .. } => self.forget_others(std::slice::from_ref(resource)),
-            EventKind::Moved { resources, count, .. } | EventKind::Freed { resources, count, .. } => {
+            EventKind::Moved { from, epoch, resources, count, .. } => {
+                if *count > resources.len() as u64 {
+                    self.forget_all_of(*from, *epoch);
+                } else {
+                    self.forget_older(resources, *epoch);
+                }
+            }
+            EventKind::Freed { resources, count, .. } => {
                 if *count > resources.len() as u64 {
                     self.missed();
                 } else {
@@ -269,14 +400,10 @@ impl Listener for Plane {
             EventKind::ClientAdded { .. } => self.known.lock().nodes.clear(),
             EventKind::ClientEnded { client, .. } => {
                 self.known.lock().nodes.clear();
-                // It has drained, or is proved dead and drained (L10): its reserve and its opens go. Clients of other
-                // volumes, and every lockctl, end too: they leave nothing in this one's store.
-                if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade)
-                    && coordinator.knows(*client)
-                    && let Err(refusal) = coordinator.end_client(*client)
-                {
-                    tracing::warn!(%client, %refusal, "a client that has ended is not forgotten yet");
-                }
+                self.end_freed(&[*client]);
+            }
+            EventKind::Fenced { volume, victim: Victim::Client(client) } if *volume == self.volume => {
+                self.end_freed(&[*client]);
             }
             _ => {}
         }
@@ -291,6 +418,9 @@ impl Listener for Plane {
             known.nodes.clear();
         }
         self.look();
+        if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) {
+            self.end_freed(&coordinator.attached());
+        }
     }
 
     fn drain(&self, volume: VolumeId, victim: Victim) {

@@ -4,7 +4,7 @@
 //! repeated until it is answered, or until the client's session has ended: then nothing that it has cached is answered
 //! any more (V9), and it is not waited for. No lock is held while something is sent or called.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -88,7 +88,7 @@ struct Member {
 pub struct Clients {
     authority: Arc<dyn Authority>,
     epoch: Epoch,
-    members: Mutex<HashMap<ClientId, Member>>,
+    members: Mutex<BTreeMap<ClientId, Member>>,
     /// Whether anybody has ever attached.
     any: AtomicBool,
     numbers: AtomicUsize,

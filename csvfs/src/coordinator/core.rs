@@ -143,6 +143,9 @@ pub struct Core {
     pub called: Condvar,
     /// When the coordinator started.
     pub started: BootTime,
+    /// Where there are no threads, the writer between its steps.
+    #[cfg(test)]
+    pub stepped: super::simulated::Stepped,
 }
 
 impl std::fmt::Debug for Core {
@@ -176,6 +179,8 @@ impl Core {
             watch: Watch::default(),
             unfenced: Mutex::default(),
             started,
+            #[cfg(test)]
+            stepped: super::simulated::Stepped::default(),
         }
     }
 
@@ -330,21 +335,17 @@ impl Core {
 
     /// Checks the file epochs that an operation names (V3, and V8 where the owner must have stopped the file).
     pub fn check_owned(&self, head: &Head, operation: &Operation) -> Result<(), Refusal> {
-        let (rule, files): (Rule, [Option<&Owned>; 2]) = match operation {
-            Operation::Commit { file, .. } => (Rule::V3, [Some(file), None]),
-            Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => {
-                (Rule::V8, [Some(file), None])
-            }
-            Operation::Clone { source, target, .. } => (Rule::V8, [Some(source), Some(target)]),
+        let (rule, files): (Rule, Vec<&Owned>) = match operation {
+            Operation::Commit { file, .. } => (Rule::V3, vec![file]),
+            Operation::CommitSet { parts } => (Rule::V3, parts.iter().map(|part| &part.file).collect()),
+            Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => (Rule::V8, vec![file]),
+            Operation::Clone { source, target, .. } => (Rule::V8, vec![source, target]),
             _ => return Ok(()),
         };
         if !self.parts.rules.keeps(rule) {
             return Ok(());
         }
-        for file in files.into_iter().flatten() {
-            self.check_owner(head, file)?;
-        }
-        Ok(())
+        files.into_iter().try_for_each(|file| self.check_owner(head, file))
     }
 
     /// A file is its owner's, in the ownership's epoch; one that nobody owns is the coordinator's, in its epoch.
@@ -393,6 +394,10 @@ impl Core {
         });
         let stopped = || Refusal::Io("the coordinator has stopped".to_owned());
         self.queue.push(Work::Internal(work, done)).map_err(|_| stopped())?;
+        #[cfg(test)]
+        if self.stepped.is_on() {
+            return self.step_until(&receiver);
+        }
         receiver.recv().map_err(|_| stopped())?
     }
 }

@@ -18,6 +18,7 @@ mod leased;
 mod leases;
 mod mapping;
 mod memory;
+mod moving;
 mod names;
 mod opens;
 mod question;
@@ -26,6 +27,8 @@ mod reclaim;
 mod rename;
 mod reserve;
 mod scrub;
+#[cfg(test)]
+mod simulated;
 mod space;
 mod stop;
 mod watch;
@@ -81,15 +84,7 @@ impl Coordinator {
         let mut threads = Vec::new();
         core.snapshot()?;
         if !core.parts.read_only {
-            writer::end_earlier_clients(&core)?;
-            let mut chunks = Vec::new();
-            for row in core.snapshot()?.chunks.range::<u64>(..).map_err(StoreError::from)? {
-                let (start, len) = row.map_err(StoreError::from)?;
-                chunks.push(Run { start: crate::types::LunBlock(start.value()), len: len.value() });
-            }
-            if !chunks.is_empty() {
-                core.parts.space.offer(&chunks)?;
-            }
+            take_over(&core)?;
             let writer = Writer::new(Arc::clone(&core))?;
             threads.push(spawn("csvfs-writer", move || writer.serve())?);
             let reclaimer = Arc::clone(&core);
@@ -122,6 +117,12 @@ impl Coordinator {
         self.core.clients.knows(client)
     }
 
+    /// The mounts that have attached and are not forgotten.
+    #[must_use]
+    pub fn attached(&self) -> Vec<ClientId> {
+        self.core.clients.attached().into_iter().map(|(_, client)| client).collect()
+    }
+
     /// Looks now how sessions stand, for those who know that something has changed.
     pub fn look(&self) {
         self.core.watch.wake();
@@ -149,6 +150,8 @@ impl Coordinator {
                 let _ = thread.join();
             }
         }
+        #[cfg(test)]
+        self.core.stepped.end();
     }
 
     /// Why nothing is changed any more, if so.
@@ -174,6 +177,20 @@ impl Coordinator {
     fn ask(&self, head: &Head, operation: &Operation) -> Answered {
         leased::answer(&self.core, head, operation)
     }
+}
+
+/// Ends the clients of earlier sessions, and gives the metadata area again what is recorded as given.
+fn take_over(core: &Core) -> Result<(), StartError> {
+    writer::end_earlier_clients(core)?;
+    let mut chunks = Vec::new();
+    for row in core.snapshot()?.chunks.range::<u64>(..).map_err(StoreError::from)? {
+        let (start, len) = row.map_err(StoreError::from)?;
+        chunks.push(Run { start: crate::types::LunBlock(start.value()), len: len.value() });
+    }
+    if !chunks.is_empty() {
+        core.parts.space.offer(&chunks)?;
+    }
+    Ok(())
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

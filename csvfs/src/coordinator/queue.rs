@@ -151,6 +151,20 @@ impl Queue {
         Some(state.work.drain(..count).collect())
     }
 
+    /// What waits now, up to a group; `None` if nothing does and there is no `more` at hand.
+    #[cfg(test)]
+    pub fn take_now(&self, more: bool) -> Option<Vec<Work>> {
+        let mut state = self.state.lock();
+        let count = state.work.len().min(GROUP_MAX);
+        (more || count > 0).then(|| state.work.drain(..count).collect())
+    }
+
+    /// Whether nothing waits.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.state.lock().work.is_empty()
+    }
+
     /// Takes no more work; what is queued is still done.
     pub fn stop(&self) {
         self.state.lock().stopped = true;

@@ -29,26 +29,7 @@ const GHOST_LOOK: Duration = Duration::from_millis(500);
 pub fn serve(core: &Core) {
     let mut quarantined = false;
     while let Some(told) = wait(core, quarantined) {
-        let result = pass(core);
-        let progress = match &result {
-            Ok(passed) => {
-                quarantined = passed.quarantined;
-                if let Some(left) = passed.unsettled {
-                    again_after(core, left, told);
-                    continue;
-                }
-                passed.freed > 0
-            }
-            Err(refusal) => {
-                tracing::warn!(%refusal, "freed blocks stay held back");
-                false
-            }
-        };
-        let passed = core.run(Internal::Passed { progress });
-        for sender in told {
-            let _ = sender.send(result.as_ref().map(|passed| passed.freed).map_err(Clone::clone));
-        }
-        if passed.is_err() {
+        if !step(core, told, &mut quarantined) {
             break;
         }
     }
@@ -56,6 +37,40 @@ pub fn serve(core: &Core) {
     let mut call = core.call.lock();
     call.stop = true;
     call.told.clear();
+}
+
+/// Does a pass, and tells `told` of it. Whether to go on.
+fn step(core: &Core, told: Vec<Sender<Result<u64, Refusal>>>, quarantined: &mut bool) -> bool {
+    let result = pass(core);
+    let progress = match &result {
+        Ok(passed) => {
+            *quarantined = passed.quarantined;
+            if let Some(left) = passed.unsettled {
+                again_after(core, left, told);
+                return true;
+            }
+            passed.freed > 0
+        }
+        Err(refusal) => {
+            tracing::warn!(%refusal, "freed blocks stay held back");
+            false
+        }
+    };
+    let passed = core.run(Internal::Passed { progress });
+    for sender in told {
+        let _ = sender.send(result.as_ref().map(|passed| passed.freed).map_err(Clone::clone));
+    }
+    passed.is_ok()
+}
+
+/// A pass if one is wanted, for those who start the coordinator without its threads.
+#[cfg(test)]
+pub fn round(core: &Core) {
+    let wanted = std::mem::take(&mut core.call.lock().wanted);
+    if wanted {
+        let told = std::mem::take(&mut core.call.lock().told);
+        step(core, told, &mut false);
+    }
 }
 
 /// Waits until a pass is wanted. Returns who wants to hear of it, or nothing when the coordinator stops.

@@ -62,23 +62,28 @@ pub fn serve(core: &Arc<Core>) {
         if !core.watch.rest(idle, core.clients.is_waiting()) {
             return;
         }
-        for (client, standing) in core.clients.look() {
-            core.end_leases(client.1);
-            core.unfenced.lock().push(client);
-            if standing == Standing::Ended {
-                tracing::warn!(
-                    session = client.0.0,
-                    client = client.1.0,
-                    "a session has ended; waiting for its fence"
-                );
-            }
+        look(core);
+    }
+}
+
+/// Sends again what got no answer, and looks how sessions stand.
+pub fn look(core: &Arc<Core>) {
+    for (client, standing) in core.clients.look() {
+        core.end_leases(client.1);
+        core.unfenced.lock().push(client);
+        if standing == Standing::Ended {
+            tracing::warn!(
+                session = client.0.0,
+                client = client.1.0,
+                "a session has ended; waiting for its fence"
+            );
         }
-        for client in fenced(core) {
-            if let Err(refusal) = core.run(Internal::EndClient(client)) {
-                tracing::warn!(client = client.0, %refusal, "a client that is over could not be ended");
-            }
-            core.call_reclaimer(false);
+    }
+    for client in fenced(core) {
+        if let Err(refusal) = core.run(Internal::EndClient(client)) {
+            tracing::warn!(client = client.0, %refusal, "a client that is over could not be ended");
         }
+        core.call_reclaimer(false);
     }
 }
 

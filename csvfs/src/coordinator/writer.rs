@@ -138,15 +138,34 @@ impl Writer {
         let mut answered = 0;
         while let Some(arrived) = self.core.queue.take(!self.continued.is_empty(), answered) {
             answered = arrived.len();
-            let mut group = std::mem::take(&mut self.continued);
-            group.extend(arrived);
-            self.core.changes.fetch_add(group.len() as u64, Ordering::Relaxed);
-            self.group(group);
+            self.serve_group(arrived);
             if self.core.queue.is_stopped() {
                 self.close();
             }
         }
         self.close();
+    }
+
+    /// What goes on, and what has arrived.
+    fn serve_group(&mut self, arrived: Vec<Work>) {
+        let mut group = std::mem::take(&mut self.continued);
+        group.extend(arrived);
+        self.core.changes.fetch_add(group.len() as u64, Ordering::Relaxed);
+        self.group(group);
+    }
+
+    /// Serves what waits now, for those who start it without its thread.
+    #[cfg(test)]
+    pub fn step(&mut self) {
+        if let Some(arrived) = self.core.queue.take_now(!self.continued.is_empty()) {
+            self.serve_group(arrived);
+        }
+    }
+
+    /// Whether there is something to do.
+    #[cfg(test)]
+    pub fn has_work(&self) -> bool {
+        !self.continued.is_empty()
     }
 
     fn close(&mut self) {

@@ -7,7 +7,8 @@
 use std::cell::Cell;
 use std::sync::mpsc::{Sender, channel};
 
-type Job = Box<dyn FnOnce() + Send>;
+/// A question, and what follows its answer.
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
     static COMPLETING: Cell<bool> = const { Cell::new(false) };
@@ -31,7 +32,16 @@ pub(super) fn is_completing() -> bool {
 }
 
 /// See the module. Its thread ends when it is dropped and all jobs are done.
-pub(super) struct Asker(Sender<Job>);
+pub(super) struct Asker(Runs);
+
+/// Who runs the jobs.
+enum Runs {
+    /// A thread of this node's own.
+    Thread(Sender<Job>),
+    /// A simulation, one job after the other and in virtual time.
+    #[cfg(test)]
+    Simulated(Box<dyn Fn(Job) + Send + Sync>),
+}
 
 impl Asker {
     pub(super) fn start() -> std::io::Result<Self> {
@@ -39,14 +49,26 @@ impl Asker {
         std::thread::Builder::new()
             .name("csvfs-ask".to_owned())
             .spawn(move || jobs.into_iter().for_each(|job| job()))?;
-        Ok(Self(sender))
+        Ok(Self(Runs::Thread(sender)))
+    }
+
+    /// One whose jobs go to `run`.
+    #[cfg(test)]
+    pub(super) fn simulated(run: impl Fn(Job) + Send + Sync + 'static) -> Self {
+        Self(Runs::Simulated(Box::new(run)))
     }
 
     /// Runs `job` on the thread. As many wait at most as there are requests of the front end.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        if let Err(unsent) = self.0.send(Box::new(job)) {
-            // The thread is gone only when a job has panicked.
-            (unsent.0)();
+        match &self.0 {
+            Runs::Thread(thread) => {
+                if let Err(unsent) = thread.send(Box::new(job)) {
+                    // The thread is gone only when a job has panicked.
+                    (unsent.0)();
+                }
+            }
+            #[cfg(test)]
+            Runs::Simulated(run) => run(Box::new(job)),
         }
     }
 }

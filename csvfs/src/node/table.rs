@@ -8,7 +8,7 @@ use dashmap::mapref::entry::Entry;
 /// Values are handed out as clones (`Arc`s), so that nobody holds a shard's lock over a second access.
 pub(super) struct Table<K, V>(DashMap<K, V>);
 
-impl<K: Eq + Hash + Copy, V: Clone> Table<K, V> {
+impl<K: Ord + Hash + Copy, V: Clone> Table<K, V> {
     pub(super) fn new() -> Self {
         Self(DashMap::new())
     }
@@ -33,8 +33,11 @@ impl<K: Eq + Hash + Copy, V: Clone> Table<K, V> {
         self.0.remove(&key).map(|(_, value)| value)
     }
 
+    /// All values, in the order of their keys: what a node does to all of its files it does in one order, everywhere.
     pub(super) fn values(&self) -> Vec<V> {
-        self.0.iter().map(|entry| entry.value().clone()).collect()
+        let mut all: Vec<(K, V)> = self.0.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
+        all.into_iter().map(|(_, value)| value).collect()
     }
 
     /// Takes every value out.

@@ -130,9 +130,20 @@ impl Cluster {
         let run = node.run_folder().display().to_string();
         let output = self.exec_ours(&node.name(), "csvfs", &["status", "--json", "--run-dir", &run])?;
         let all: Value = serde_json::from_slice(&output.stdout).context("the status is not JSON")?;
-        let mine = |volume: &&Value| volume["node"] == node.name().as_str();
-        let volume = all["volumes"].as_array().and_then(|volumes| volumes.iter().find(mine));
-        volume.cloned().with_context(|| format!("{} has no mount: {all}", node.name()))
+        let volumes = all["volumes"].as_array().map_or(&[][..], Vec::as_slice);
+        // A mount alone is a volume by itself; a cluster's volume has one on each node.
+        let of_cluster = volumes.iter().filter_map(|volume| volume["nodes"].as_array()).flatten();
+        let mounts = volumes.iter().chain(of_cluster.map(|node| &node["mount"]));
+        let mine = |mount: &&Value| mount["node"] == node.name().as_str();
+        mounts.into_iter().find(mine).cloned().with_context(|| format!("{} has no mount: {all}", node.name()))
+    }
+
+    /// What `csvfs status --json` says on a node of the cluster.
+    pub fn cluster_status(&self, number: u8) -> Result<Value> {
+        let node = self.node(number);
+        let run = node.run_folder().display().to_string();
+        let output = self.exec_ours(&node.name(), "csvfs", &["status", "--json", "--run-dir", &run])?;
+        serde_json::from_slice(&output.stdout).context("the status is not JSON")
     }
 
     /// The blocks of a file of the volume, as each of these nodes sees them through its mount.

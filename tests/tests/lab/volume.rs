@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Output;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -23,11 +24,15 @@ pub(crate) fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Re
     Cluster::run_mounted(Plan { window_ms: 500, fence, lun_folder, ..Plan::new(3) }, test)
 }
 
-fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn lockctl(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Output> {
+    Ok(cluster.exec(node, programs::ours("lockctl")?)?.args(arguments).output()?)
+}
+
+pub(crate) fn lockctl_done(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
     cluster.lockctl(node, arguments)
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path of the lab is text")
 }
 
@@ -105,20 +110,8 @@ fn a_file_that_is_handed_over_under_its_writers_keeps_every_block() -> Result<()
         while fio.try_wait()?.is_none() {
             let next = owner % 3 + 1;
             let node = format!("n{owner}");
-            // On the coordinator's node a file is nobody's: it is acquired where it goes next.
-            if owner == 1 {
-                lockctl_done(
-                    cluster,
-                    &node,
-                    &["acquire", text(&path(owner))?, "--node", &format!("n{next}")],
-                )?;
-            } else {
-                lockctl_done(
-                    cluster,
-                    &node,
-                    &["transfer", text(&path(owner))?, "--to", &format!("n{next}")],
-                )?;
-            }
+            let to = format!("n{next}");
+            lockctl_done(cluster, &node, &["transfer", text(&path(owner))?, "--to", &to])?;
             owner = next;
             moved += 1;
         }

@@ -91,8 +91,8 @@ impl Core {
             let (session, client) = self.channel.client();
             let term = match (here, term) {
                 // What was sent before this node came to serve may have been executed: its slot is here now.
-                (Some(tenure), term) => {
-                    Term { session, client, tenure, since: term.map_or(0, |term| term.since) }
+                (Some(tenure), _) => {
+                    Term { session, client, tenure, since: file.since.load(SeqCst), owned: None }
                 }
                 (None, Some(term)) if term.client == client => {
                     if !self.is_home() || self.serve_again(file).await.is_err() {
@@ -243,16 +243,17 @@ impl Core {
             let mut unsynced = file.unsynced.lock();
             *unsynced = unsynced.or(before).min(before.or(*unsynced));
         };
+        let is_lost = |since: u64| self.rules.keeps(Rule::P9) && before.is_some_and(|before| before < since);
+        let lost = "what was written was lost with the node that served the file";
         match self.redirect(file, what, &[]).await {
+            Ok(None) if is_lost(file.since.load(SeqCst)) => Err(Refusal::Io(lost.to_owned())),
             Ok(None) => {
                 restore();
                 Ok(None)
             }
             Ok(Some((told, term))) => {
-                if self.rules.keeps(Rule::P9) && before.is_some_and(|before| before < term.since) {
-                    return Err(Refusal::Io(
-                        "what was written was lost with the node that served the file".to_owned(),
-                    ));
+                if is_lost(term.since) {
+                    return Err(Refusal::Io(lost.to_owned()));
                 }
                 done_or_refused(told).map(|_| Some(())).inspect_err(|_| restore())
             }

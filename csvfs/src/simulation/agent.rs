@@ -1,0 +1,464 @@
+//! A node's side of the control plane: its session kept alive, its client's commands in slots, transfers with their
+//! abort (L1, L2, L5, L7, F1). What [`lockd::client::LockClient`] and the agent behind it do with threads and sockets is
+//! done here in virtual time.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use lockd::authority::{Authority, AuthorityError, Handover, Holding};
+use lockd::client::{ClientError, Listener, Transferred};
+use lockd::clock::Clock;
+use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId};
+use lockd::lease::Lease;
+use lockd::machine::{
+    AbortOutcome, ClientKind, Command, Cookie, Event, HoldMode, Move, Nonce, Operation, Query, Refusal,
+    Reply, Report, decode_reply,
+};
+use lockd::slots::SlotAllocator;
+use parking_lot::Mutex;
+
+use super::VOLUME;
+use super::lockd::{LEASE, Lockd};
+use super::schedule::{Answer, Party, Schedule, VirtualClock};
+use crate::cluster::{Control, Plane};
+
+/// How long an answer is waited for before the question is sent again.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How often the session is kept alive.
+const KEEP_ALIVE: Duration = Duration::from_millis(300);
+/// How often fences are looked at.
+const STEP: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Agent {
+    lockd: Arc<Lockd>,
+    pub party: Arc<Party>,
+    clock: VirtualClock,
+    session: OnceLock<SessionId>,
+    client: OnceLock<ClientId>,
+    lease: Arc<Lease>,
+    slots: Arc<SlotAllocator>,
+    ended: AtomicBool,
+    /// Events were lost while the node was cut off.
+    missed: AtomicBool,
+    /// When the last event comes: the next one comes later.
+    last_event: AtomicU64,
+    /// Victims that the mount has been told of.
+    told: Mutex<Vec<SessionId>>,
+    plane: OnceLock<Weak<Plane>>,
+    me: Weak<Self>,
+}
+
+impl Agent {
+    /// The agent of a process that has no session yet.
+    pub fn new(lockd: &Arc<Lockd>, party: &Arc<Party>) -> Arc<Self> {
+        let clock = VirtualClock { schedule: Arc::clone(&lockd.schedule), party: Arc::clone(party) };
+        Arc::new_cyclic(|me| Self {
+            lockd: Arc::clone(lockd),
+            party: Arc::clone(party),
+            clock,
+            session: OnceLock::new(),
+            client: OnceLock::new(),
+            lease: Arc::new(Lease::lapsed()),
+            slots: SlotAllocator::new(),
+            ended: AtomicBool::new(false),
+            missed: AtomicBool::new(false),
+            last_event: AtomicU64::new(0),
+            told: Mutex::default(),
+            plane: OnceLock::new(),
+            me: Weak::clone(me),
+        })
+    }
+
+    fn schedule(&self) -> &Arc<Schedule> {
+        &self.lockd.schedule
+    }
+
+    /// Opens a session, as soon as the node's last one has ended, and registers the mount. Waits. False if the session
+    /// has ended meanwhile.
+    pub fn open(self: &Arc<Self>, plane: &Arc<Plane>) -> bool {
+        let _ = self.plane.set(Arc::downgrade(plane));
+        let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
+        let draw = || Nonce(self.schedule().draw(|random| rand::Rng::random::<u128>(random)));
+        let mut nonce = draw();
+        let session = loop {
+            match self.propose(&Command::OpenSession { node: name.clone(), nonce }) {
+                Ok(Reply::Session(session)) => break session,
+                Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
+                // L2: opened and ended before the reply came.
+                Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = draw(),
+                Err(_) => return false,
+                Ok(other) => panic!("no session for {name}: {other:?}"),
+            }
+        };
+        let _ = self.session.set(session);
+        self.lockd.follow(self);
+        self.beat();
+        // Its first lease.
+        while !self.lease.holds(&self.clock) {
+            if self.has_ended() {
+                return false;
+            }
+            self.clock.sleep(Duration::from_millis(20));
+        }
+        self.fences();
+        let kind = ClientKind::Csvfs { volume: VOLUME };
+        let client = match self.propose(&Command::AddClient { session, nonce: draw(), kind, pid: 1 }) {
+            Ok(Reply::Client(client)) => client,
+            Ok(Reply::Refused(Refusal::SessionEnded(_))) | Err(ClientError::SessionEnded(_)) => return false,
+            other => panic!("{name} cannot be registered: {other:?}"),
+        };
+        let _ = self.client.set(client);
+        true
+    }
+
+    /// The session; only after [`Agent::open`].
+    pub fn session(&self) -> SessionId {
+        *self.session.get().expect("opened first")
+    }
+
+    /// The mount; only after [`Agent::open`].
+    pub fn client(&self) -> ClientId {
+        *self.client.get().expect("opened first")
+    }
+
+    /// A message to the leader, and what comes back.
+    fn exchange<R: Send + 'static>(
+        self: &Arc<Self>,
+        ask: impl FnOnce(&Arc<Lockd>, Box<dyn FnOnce(R) + Send>) + Send + 'static,
+        told: impl FnOnce(R) + Send + 'static,
+    ) {
+        if self.lockd.mishap() {
+            return;
+        }
+        let (agent, lockd) = (Arc::clone(self), Arc::clone(&self.lockd));
+        self.schedule().after(lockd.delay(), move || {
+            if lockd.is_cut(agent.party.node) {
+                return;
+            }
+            let back = Arc::clone(&lockd);
+            let reply = move |reply: R| {
+                if !back.mishap() && !back.is_cut(agent.party.node) {
+                    back.schedule.after_in(&agent.party, back.delay(), move || told(reply));
+                }
+            };
+            ask(&lockd, Box::new(reply));
+        });
+    }
+
+    /// Has a command applied, sent again until there is a reply. It may be applied more than once: slots and nonces are
+    /// for that.
+    fn propose(self: &Arc<Self>, command: &Command) -> Result<Reply, ClientError> {
+        let answer = Answer::default();
+        self.propose_into(command, &answer)
+    }
+
+    fn propose_into(
+        self: &Arc<Self>,
+        command: &Command,
+        answer: &Answer<Reply>,
+    ) -> Result<Reply, ClientError> {
+        loop {
+            self.send(command.clone(), answer);
+            if let Some(reply) = self.schedule().wait_for(&self.party, answer, PATIENCE) {
+                return Ok(reply);
+            }
+            self.check_live()?;
+        }
+    }
+
+    fn send(self: &Arc<Self>, command: Command, answer: &Answer<Reply>) {
+        let (answer, schedule) = (answer.clone(), Arc::clone(self.schedule()));
+        let copies = 1 + usize::from(self.lockd.mishap());
+        for _ in 0..copies {
+            let (answer, schedule, command) = (answer.clone(), Arc::clone(&schedule), command.clone());
+            self.exchange(
+                move |lockd, reply| lockd.append(command, Some(reply)),
+                move |reply| answer.fill(&schedule, reply),
+            );
+        }
+    }
+
+    fn check_live(&self) -> Result<(), ClientError> {
+        let session = || self.session.get().copied().unwrap_or_default();
+        if self.has_ended() { Err(ClientError::SessionEnded(session())) } else { Ok(()) }
+    }
+
+    fn me(&self) -> Arc<Self> {
+        self.me.upgrade().expect("somebody is calling it")
+    }
+
+    /// An operation of the mount, once (L5).
+    fn operate(&self, operation: Operation) -> Result<Reply, ClientError> {
+        self.check_live()?;
+        let slot = self.slots.try_acquire()?.ok_or(ClientError::Unexpected)?;
+        let (client, of, sequence) = (self.client(), slot.slot(), slot.sequence());
+        let command = Command::Client { client, slot: of, sequence, operation };
+        let reply = self.me().propose(&command)?;
+        slot.answered();
+        match reply {
+            Reply::Refused(refusal) => Err(ClientError::Refused(Box::new(refusal))),
+            reply => Ok(reply),
+        }
+    }
+
+    /// A keep-alive, and the next one later (L1).
+    fn beat(self: &Arc<Self>) {
+        if self.ended.load(SeqCst) {
+            return;
+        }
+        let (session, sent) = (self.session(), self.clock.boot());
+        let agent = Arc::clone(self);
+        self.exchange(
+            move |lockd, reply| {
+                if let Some(lives) = lockd.keep_alive(session) {
+                    reply(lives);
+                }
+            },
+            move |lives: bool| agent.alive(sent, lives),
+        );
+        let agent = Arc::clone(self);
+        self.schedule().after_in(&self.party, KEEP_ALIVE, move || agent.beat());
+    }
+
+    fn alive(&self, sent: lockd::clock::BootTime, lives: bool) {
+        if lives {
+            let from = if self.lockd.counts_from_sending() { sent } else { self.clock.boot() };
+            self.lease.extend(from.after(LEASE));
+            if self.missed.swap(false, SeqCst)
+                && let Some(plane) = self.plane.get().and_then(Weak::upgrade)
+            {
+                plane.missed();
+            }
+            return;
+        }
+        self.schedule().note("session over", &[self.session().0]);
+        self.lease.end();
+        if !self.ended.swap(true, SeqCst)
+            && let Some(plane) = self.plane.get().and_then(Weak::upgrade)
+        {
+            plane.session_ended(self.session());
+        }
+    }
+
+    /// Looks at the fences, and again later: who is asked to report has the mount refuse the victim first (F1).
+    fn fences(self: &Arc<Self>) {
+        if self.ended.load(SeqCst) {
+            return;
+        }
+        let agent = Arc::clone(self);
+        self.exchange(
+            |lockd, reply| {
+                if let Some(lockd::machine::Answer::Fences(fences)) = lockd.query(&Query::Fences) {
+                    reply(fences);
+                }
+            },
+            move |fences: Vec<lockd::machine::FenceInfo>| {
+                for fence in fences {
+                    let lockd::machine::Victim::Session(victim) = fence.victim else { continue };
+                    if fence.waiting.contains(&agent.session()) {
+                        agent.drain(victim);
+                    }
+                }
+            },
+        );
+        let agent = Arc::clone(self);
+        self.schedule().after_in(&self.party, STEP, move || agent.fences());
+    }
+
+    fn drain(self: &Arc<Self>, victim: SessionId) {
+        let is_told = self.told.lock().contains(&victim);
+        if !is_told {
+            self.told.lock().push(victim);
+            let agent = Arc::clone(self);
+            // The mount reads it as late as its events.
+            self.schedule().after_in(&self.party, self.lockd.event_delay(self.party.node), move || {
+                if let Some(plane) = agent.plane.get().and_then(Weak::upgrade) {
+                    plane.drain(VOLUME, lockd::machine::Victim::Session(victim));
+                }
+                agent.report(victim);
+            });
+            return;
+        }
+        self.report_again(victim);
+    }
+
+    fn report_again(self: &Arc<Self>, victim: SessionId) {
+        let drained = self.told.lock().iter().filter(|told| **told == victim).count() > 1;
+        if drained {
+            self.report(victim);
+        }
+    }
+
+    fn report(self: &Arc<Self>, victim: SessionId) {
+        {
+            // Twice in the list: told, and drained.
+            let mut told = self.told.lock();
+            if told.iter().filter(|told| **told == victim).count() < 2 {
+                told.push(victim);
+            }
+        }
+        let (volume, reporter, report) = (VOLUME, self.session(), Report::Drained);
+        let victim = lockd::machine::Victim::Session(victim);
+        self.send(Command::FenceReport { volume, victim, reporter, report }, &Answer::default());
+    }
+
+    /// An event comes after a while, not before those that came before it.
+    pub fn hear_later(self: &Arc<Self>, delay: Duration, event: Event) {
+        let nanos = |span: Duration| u64::try_from(span.as_nanos()).expect("a few minutes");
+        let now = nanos(self.schedule().time());
+        let at = (now + nanos(delay)).max(self.last_event.load(SeqCst) + 1);
+        self.last_event.store(at, SeqCst);
+        let agent = Arc::clone(self);
+        self.schedule().after_in(&self.party, Duration::from_nanos(at - now), move || {
+            if agent.lockd.is_cut(agent.party.node) {
+                agent.missed.store(true, SeqCst);
+            } else if let Some(plane) = agent.plane.get().and_then(Weak::upgrade) {
+                plane.event(&event);
+            }
+        });
+    }
+
+    fn error(&self, resource: &ResourceId, error: ClientError) -> AuthorityError {
+        match error {
+            ClientError::SessionEnded(session) => AuthorityError::SessionEnded(session),
+            ClientError::Refused(refusal) => match *refusal {
+                Refusal::Held { resource, holder } => {
+                    AuthorityError::Held { resource, holding: Holding::from(&holder) }
+                }
+                Refusal::NotHeld { resource, epoch, .. } => AuthorityError::Stale { resource, epoch },
+                Refusal::ClientEnded(client) => AuthorityError::ClientEnded(client),
+                Refusal::SessionEnded(session) => AuthorityError::SessionEnded(session),
+                other => AuthorityError::Unavailable { resource: resource.clone(), why: other.to_string() },
+            },
+            other => AuthorityError::Unavailable { resource: resource.clone(), why: other.to_string() },
+        }
+    }
+}
+
+impl Authority for Agent {
+    fn session(&self) -> SessionId {
+        self.session()
+    }
+
+    fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    fn add_client(&self) -> Result<ClientId, AuthorityError> {
+        Ok(self.client())
+    }
+
+    fn end_client(&self, _client: ClientId) {
+        if let Err(error) = self.operate(Operation::Leave)
+            && !self.schedule().is_over()
+        {
+            panic!("the client cannot leave: {error}");
+        }
+    }
+
+    fn acquire(&self, resource: &ResourceId, _client: ClientId) -> Result<Holding, AuthorityError> {
+        let mode = HoldMode::Exclusive;
+        match self.operate(Operation::Acquire { resource: resource.clone(), mode, pinned: false }) {
+            Ok(Reply::Acquired(info)) => Ok(Holding::from(&info)),
+            Ok(_) => Err(self.error(resource, ClientError::Unexpected)),
+            Err(error) => Err(self.error(resource, error)),
+        }
+    }
+
+    fn release(&self, resource: &ResourceId, _client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
+        let released = self.operate(Operation::Release { resource: resource.clone(), epoch });
+        released.map(drop).map_err(|error| self.error(resource, error))
+    }
+
+    fn transfer(&self, handover: &Handover) -> Result<Epoch, AuthorityError> {
+        let Some((first, _)) = handover.holdings.first() else { return Ok(Epoch::NOBODY) };
+        match self.transfer_set(handover) {
+            Ok(Transferred::Done(epoch)) => Ok(epoch),
+            Ok(Transferred::Aborted) => {
+                Err(AuthorityError::Unavailable { resource: first.clone(), why: "called off".to_owned() })
+            }
+            Err(error) => Err(self.error(first, error)),
+        }
+    }
+
+    fn holder(&self, resource: &ResourceId) -> Option<Holding> {
+        match self.query(Query::Resource(resource.clone())) {
+            Ok(lockd::machine::Answer::Resource(info)) => info.holders.first().map(Holding::from),
+            _ => None,
+        }
+    }
+}
+
+impl Control for Agent {
+    fn has_ended(&self) -> bool {
+        self.ended.load(SeqCst) || self.schedule().is_over()
+    }
+
+    fn query(&self, query: Query) -> Result<lockd::machine::Answer, ClientError> {
+        let answer = Answer::default();
+        loop {
+            self.check_live()?;
+            let (told, schedule, query) = (answer.clone(), Arc::clone(self.schedule()), query.clone());
+            self.me().exchange(
+                move |lockd, reply| {
+                    if let Some(answer) = lockd.query(&query) {
+                        reply(answer);
+                    }
+                },
+                move |reply| told.fill(&schedule, reply),
+            );
+            if let Some(answer) = self.schedule().wait_for(&self.party, &answer, PATIENCE) {
+                return Ok(answer);
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Hands a set over, or aborts that after a while (L7).
+    fn transfer_set(&self, handover: &Handover) -> Result<Transferred, ClientError> {
+        let one = |(resource, epoch): &(ResourceId, Epoch)| Move {
+            resource: resource.clone(),
+            epoch: *epoch,
+            from: handover.from,
+            to: handover.to.1,
+        };
+        let (client, moves) = (handover.from, handover.holdings.iter().map(one).collect());
+        let cookie = Cookie(self.schedule().draw(|random| rand::Rng::random::<u128>(random)));
+        self.check_live()?;
+        let me = self.me();
+        let slot = self.slots.try_acquire()?.ok_or(ClientError::Unexpected)?;
+        let (of, sequence) = (slot.slot(), slot.sequence());
+        let operation = Operation::Transfer { cookie, moves, escrow: false, pinned: handover.pinned };
+        let answer = Answer::default();
+        let command = Command::Client { client, slot: of, sequence, operation };
+        me.send(command.clone(), &answer);
+        // Short, so that many are aborted.
+        let within = self.schedule().between(1_000, 40_000);
+        let reply = match self.schedule().wait_for(&self.party, &answer, within) {
+            Some(reply) => reply,
+            None => {
+                // L7: it may be applied all the same, or later.
+                self.schedule().note("abort", &[client.0]);
+                match self.operate(Operation::Abort { slot: of, sequence })? {
+                    Reply::Abort(AbortOutcome::Aborted) => {
+                        slot.answered();
+                        return Ok(Transferred::Aborted);
+                    }
+                    Reply::Abort(AbortOutcome::Applied(reply)) => decode_reply(&reply)?,
+                    _ => return Err(ClientError::Unexpected),
+                }
+            }
+        };
+        slot.answered();
+        match reply {
+            Reply::Transferred { epoch } => Ok(Transferred::Done(epoch)),
+            Reply::Refused(Refusal::Aborted) => Ok(Transferred::Aborted),
+            Reply::Refused(refusal) => Err(ClientError::Refused(Box::new(refusal))),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+}

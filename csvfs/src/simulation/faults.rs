@@ -1,0 +1,68 @@
+//! What goes wrong, drawn from the seed: all of it before everything is healed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::world::World;
+
+/// Draws what goes wrong in the first seconds.
+pub fn plan(world: &Arc<World>) {
+    let nodes = world.plan.nodes;
+    let count = world.schedule.draw(|random| random.random_range(2..7));
+    for _ in 0..count {
+        let at = world.schedule.between(300_000, 5_500_000);
+        // The first node is the coordinator's: there is no takeover yet, so it keeps its session.
+        let node = world.schedule.draw(|random| random.random_range(1..nodes.max(2)));
+        let other = world.schedule.draw(|random| random.random_range(0..nodes));
+        let (short, long) =
+            (world.schedule.between(50_000, 700_000), world.schedule.between(500_000, 6_000_000));
+        let world_then = Arc::clone(world);
+        let kind = world.schedule.draw(|random| random.random_range(0..9));
+        world.schedule.after(at, move || happen(&world_then, kind, node, other, short, long));
+    }
+}
+
+fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Duration, long: Duration) {
+    world.schedule.note("fault", &[u64::from(kind), node as u64, other as u64]);
+    let then = Arc::clone(world);
+    match kind {
+        0 | 1 => {
+            if let Some(member) = world.member(node) {
+                world.bury(&member);
+            }
+        }
+        // Long enough to lose the session, or not.
+        2 | 3 => pause(world, node, if kind == 2 { long } else { short }),
+        4 => {
+            world.network.cut(node, other);
+            world.network.cut(other, node);
+            world.schedule.after(long, move || {
+                then.network.join(node, other);
+                then.network.join(other, node);
+            });
+        }
+        5 => {
+            world.network.cut(other, node);
+            world.schedule.after(short, move || then.network.join(other, node));
+        }
+        6 => {
+            world.lockd.cut(node, true);
+            world.schedule.after(long, move || then.lockd.cut(node, false));
+        }
+        7 => {
+            // Longer than lease and grace.
+            world.lockd.deafen(node, 12_000_000);
+            world.disk.slow(node, 1_500_000);
+        }
+        _ => world.lockd.change_leader(),
+    }
+}
+
+fn pause(world: &Arc<World>, node: usize, span: Duration) {
+    let Some(member) = world.member(node) else { return };
+    member.party.pause();
+    let then = Arc::clone(world);
+    world.schedule.after(span, move || then.schedule.resume(&member.party));
+}

@@ -1,0 +1,376 @@
+//! The control plane: the production state machine under a log that loses, repeats and reorders, and whose leader changes.
+//!
+//! What the voters agree on is one list of entries. A command may be lost on its way to the leader, be appended and not
+//! be committed before the leader changes, be applied and its reply lost; whoever asked sends it again, so it may be in
+//! the log twice. The leader's memory of the sessions is production's ([`Lapse`]), and lost with its office (L1).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockd::clock::Clock;
+use lockd::ids::{ClientId, ResourceId, SessionId};
+use lockd::machine::{
+    Answer, Command, EndCause, Event, EventKind, FenceMethod, Lapse, Operation, Query, Reply, Report,
+    SessionState, Settings, State, Victim,
+};
+use lockd::rules::{Rule, Rules};
+use parking_lot::Mutex;
+
+use super::VOLUME;
+use super::agent::Agent;
+use super::schedule::{Party, Schedule, VirtualClock};
+
+/// The lease of a session, and what is waited beyond it.
+pub const LEASE: Duration = Duration::from_secs(2);
+/// See [`LEASE`]. Longer than any request to the LUN takes.
+pub const GRACE: Duration = Duration::from_secs(3);
+/// How often the leader looks at sessions and fences.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What is called with a reply, at the leader.
+pub type OnReply = Box<dyn FnOnce(Reply) + Send>;
+/// What is called when a session has ended or a fence is complete.
+pub type OnEnd = Box<dyn Fn(SessionId, bool) + Send + Sync>;
+
+struct Entry {
+    command: Command,
+    on_reply: Option<OnReply>,
+}
+
+struct Cluster {
+    machine: State,
+    lapse: Lapse,
+    leads: bool,
+    /// Sessions whose end is proposed: their keep-alives are not answered (L1).
+    ending: BTreeSet<SessionId>,
+    log: VecDeque<Entry>,
+    agents: Vec<Arc<Agent>>,
+    /// Nodes that do not reach the voters.
+    cut: BTreeSet<usize>,
+    /// Nodes to which events come late: by how many microseconds at most.
+    deaf: BTreeMap<usize, u64>,
+    trouble: f64,
+}
+
+/// See the module.
+pub struct Lockd {
+    pub schedule: Arc<Schedule>,
+    pub rules: Rules,
+    clock: VirtualClock,
+    cluster: Mutex<Cluster>,
+    on_end: OnceLock<OnEnd>,
+}
+
+impl std::fmt::Debug for Lockd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lockd")
+    }
+}
+
+impl Lockd {
+    /// Voters with one volume, whose fence is waiting.
+    pub fn new(schedule: &Arc<Schedule>, rules: Rules, trouble: f64) -> Arc<Self> {
+        let nobody = Party::new(usize::MAX);
+        let clock = VirtualClock { schedule: Arc::clone(schedule), party: nobody };
+        let mut machine = State::new();
+        let nanos = |span: Duration| u64::try_from(span.as_nanos()).expect("a few seconds");
+        let settings = Settings { lease_ns: nanos(LEASE), grace_ns: nanos(GRACE) };
+        machine.apply(rules, 0, &Command::Configure(settings));
+        let (name, fence) = ("volume".to_owned(), FenceMethod::Lease);
+        let register =
+            Command::RegisterVolume { volume: VOLUME, name, fence, epoch_floor: Default::default() };
+        machine.apply(rules, 0, &register);
+        let lockd = Arc::new(Self {
+            cluster: Mutex::new(Cluster {
+                machine,
+                lapse: Lapse::new(LEASE, Duration::from_secs(2), clock.boot()),
+                leads: true,
+                ending: BTreeSet::new(),
+                log: VecDeque::new(),
+                agents: Vec::new(),
+                cut: BTreeSet::new(),
+                deaf: BTreeMap::new(),
+                trouble,
+            }),
+            schedule: Arc::clone(schedule),
+            rules,
+            clock,
+            on_end: OnceLock::new(),
+        });
+        lockd.look_later();
+        lockd
+    }
+
+    /// Whom to tell when sessions have ended, and when they are fenced.
+    pub fn tell(&self, on_end: OnEnd) {
+        let _ = self.on_end.set(on_end);
+    }
+
+    /// Events come to `agent` from now on.
+    pub fn follow(&self, agent: &Arc<Agent>) {
+        self.cluster.lock().agents.push(Arc::clone(agent));
+    }
+
+    /// `node` reaches the voters no more, or again.
+    pub fn cut(&self, node: usize, is_cut: bool) {
+        let mut cluster = self.cluster.lock();
+        if is_cut {
+            cluster.cut.insert(node)
+        } else {
+            cluster.cut.remove(&node)
+        };
+    }
+
+    /// Whether `node` does not reach the voters.
+    pub fn is_cut(&self, node: usize) -> bool {
+        self.cluster.lock().cut.contains(&node)
+    }
+
+    /// Events come late to `node`.
+    pub fn deafen(&self, node: usize, most_us: u64) {
+        self.cluster.lock().deaf.insert(node, most_us);
+    }
+
+    /// How long a message to the mount of `node` takes.
+    pub fn event_delay(&self, node: usize) -> Duration {
+        let most = self.cluster.lock().deaf.get(&node).copied().unwrap_or(4_000);
+        self.schedule.between(most / 2, most)
+    }
+
+    /// Nothing is lost any more.
+    pub fn heal(&self) {
+        let mut cluster = self.cluster.lock();
+        cluster.cut.clear();
+        cluster.deaf.clear();
+        cluster.trouble = 0.0;
+    }
+
+    /// Drops what it leads to.
+    pub fn end(&self) {
+        let mut cluster = self.cluster.lock();
+        let agents = std::mem::take(&mut cluster.agents);
+        let log = std::mem::take(&mut cluster.log);
+        drop(cluster);
+        drop((agents, log));
+    }
+
+    /// Whether a message between a node and the leader is lost.
+    pub fn mishap(&self) -> bool {
+        let trouble = self.cluster.lock().trouble;
+        self.schedule.happens(trouble)
+    }
+
+    /// How long one takes.
+    pub fn delay(&self) -> Duration {
+        if self.mishap() { self.schedule.between(500, 60_000) } else { self.schedule.between(50, 400) }
+    }
+
+    /// A command reaches the leader, if there is one.
+    pub fn append(self: &Arc<Self>, command: Command, on_reply: Option<OnReply>) {
+        let mut cluster = self.cluster.lock();
+        if !cluster.leads {
+            return;
+        }
+        cluster.log.push_back(Entry { command, on_reply });
+        drop(cluster);
+        self.commit_later();
+    }
+
+    fn commit_later(self: &Arc<Self>) {
+        let lockd = Arc::clone(self);
+        self.schedule.after(self.schedule.between(200, 2_500), move || lockd.commit());
+    }
+
+    /// The oldest entry is committed and applied.
+    fn commit(self: &Arc<Self>) {
+        let time_ns = u64::try_from(self.schedule.time().as_nanos()).expect("a few minutes");
+        let (entry, reply, events) = {
+            let mut cluster = self.cluster.lock();
+            if !cluster.leads {
+                return;
+            }
+            let Some(entry) = cluster.log.pop_front() else { return };
+            let (reply, events) = cluster.machine.apply(self.rules, time_ns, &entry.command);
+            self.schedule.note(name(&entry.command), &[]);
+            if let Err(wrong) = cluster.machine.check() {
+                self.schedule.fail(format!("the state machine, after {:?}: {wrong}", entry.command));
+            }
+            (entry, reply, events)
+        };
+        let refused = u64::from(matches!(reply, Reply::Refused(_)));
+        self.schedule.note("applied", &[refused, events.len() as u64]);
+        for event in &events {
+            let ended = match &event.kind {
+                EventKind::SessionEnded { session, .. } => Some((*session, false)),
+                EventKind::Fenced { victim: Victim::Session(session), .. } => Some((*session, true)),
+                _ => None,
+            };
+            if let (Some((session, fenced)), Some(on_end)) = (ended, self.on_end.get()) {
+                on_end(session, fenced);
+            }
+            self.publish(event);
+        }
+        if let Some(on_reply) = entry.on_reply {
+            on_reply(reply);
+        }
+    }
+
+    /// Events reach each mount in their order, each after a while.
+    fn publish(self: &Arc<Self>, event: &Event) {
+        let agents = self.cluster.lock().agents.clone();
+        for agent in agents {
+            let delay = self.event_delay(agent.party.node);
+            agent.hear_later(delay, event.clone());
+        }
+    }
+
+    /// Answers from the state, as the confirmed leader does; nobody answers when nobody leads.
+    pub fn query(&self, query: &Query) -> Option<Answer> {
+        let cluster = self.cluster.lock();
+        cluster.leads.then(|| cluster.machine.query(query))
+    }
+
+    /// Who holds a resource, as it is.
+    pub fn holder(&self, resource: &ResourceId) -> Option<ClientId> {
+        match self.cluster.lock().machine.query(&Query::Resource(resource.clone())) {
+            Answer::Resource(info) => info.holders.first().map(|holder| holder.client),
+            _ => None,
+        }
+    }
+
+    /// How many resources are held.
+    pub fn held(&self) -> usize {
+        match self.cluster.lock().machine.query(&Query::Resources { volume: None, after: None }) {
+            Answer::Resources(all) => all.len(),
+            _ => 0,
+        }
+    }
+
+    /// How many sessions live, and how many there are with those that are not fenced.
+    pub fn sessions(&self) -> (usize, usize) {
+        let cluster = self.cluster.lock();
+        let live = cluster.machine.live_sessions().count();
+        match cluster.machine.query(&Query::Sessions) {
+            Answer::Sessions(sessions) => (live, sessions.len()),
+            _ => (live, 0),
+        }
+    }
+
+    /// A keep-alive reaches the leader: whether the session lives, if that is answered (L1, L4).
+    pub fn keep_alive(&self, session: SessionId) -> Option<bool> {
+        let now = self.clock.boot();
+        let mut cluster = self.cluster.lock();
+        if !cluster.leads || cluster.ending.contains(&session) {
+            return None;
+        }
+        cluster.lapse.heard(session, now);
+        let lives = cluster.machine.live_sessions().any(|live| live == session);
+        Some(lives)
+    }
+
+    /// The leader changes: of what is not committed some entries survive, and their replies are lost.
+    pub fn change_leader(self: &Arc<Self>) {
+        self.schedule.note("leader gone", &[]);
+        {
+            let mut cluster = self.cluster.lock();
+            cluster.leads = false;
+            let log = std::mem::take(&mut cluster.log);
+            for entry in log {
+                if self.schedule.happens(0.5) {
+                    cluster.log.push_back(Entry { on_reply: None, ..entry });
+                }
+            }
+        }
+        let lockd = Arc::clone(self);
+        self.schedule.after(self.schedule.between(100_000, 900_000), move || lockd.take_office());
+    }
+
+    fn take_office(self: &Arc<Self>) {
+        self.schedule.note("leader", &[]);
+        let entries = {
+            let mut cluster = self.cluster.lock();
+            if cluster.leads {
+                return;
+            }
+            cluster.leads = true;
+            cluster.ending.clear();
+            cluster.lapse = Lapse::new(LEASE, Duration::from_secs(2), self.clock.boot());
+            cluster.log.len()
+        };
+        (0..entries).for_each(|_| self.commit_later());
+    }
+
+    fn look_later(self: &Arc<Self>) {
+        let lockd = Arc::clone(self);
+        self.schedule.after(LOOK, move || {
+            lockd.look();
+            lockd.look_later();
+        });
+    }
+
+    /// The leader's duties: ends lapsed sessions, says when lease and grace were waited, lets time pass.
+    fn look(self: &Arc<Self>) {
+        let now = self.clock.boot();
+        let time_ns = u64::try_from(self.schedule.time().as_nanos()).expect("a few minutes");
+        let mut commands = Vec::new();
+        {
+            let mut cluster = self.cluster.lock();
+            if !cluster.leads {
+                return;
+            }
+            let live: Vec<SessionId> = cluster.machine.live_sessions().collect();
+            cluster.ending.retain(|session| live.contains(session));
+            for session in cluster.lapse.look(self.rules, now, live.iter().copied()) {
+                if cluster.ending.insert(session) {
+                    commands.push(Command::EndSession { session, cause: EndCause::Lapsed });
+                }
+            }
+            let (Answer::Fences(fences), Answer::Sessions(sessions)) =
+                (cluster.machine.query(&Query::Fences), cluster.machine.query(&Query::Sessions))
+            else {
+                return;
+            };
+            for fence in fences.iter().filter(|fence| fence.method.is_none()) {
+                let Victim::Session(victim) = fence.victim else { continue };
+                let over = sessions.iter().any(|info| match info.state {
+                    SessionState::Ended { lease_over_ns, .. } => {
+                        info.session == victim && (lease_over_ns <= time_ns)
+                    }
+                    SessionState::Live => false,
+                });
+                // L9's mutant frees without it.
+                if let (true, Some(reporter)) = (over, live.first()) {
+                    let (volume, report) = (fence.volume, Report::Fenced { method: FenceMethod::Lease });
+                    let (victim, reporter) = (fence.victim, *reporter);
+                    commands.push(Command::FenceReport { volume, victim, reporter, report });
+                }
+            }
+            if cluster.machine.wakes_at_ns().is_some_and(|at| at <= time_ns) {
+                commands.push(Command::Tick);
+            }
+        }
+        commands.into_iter().for_each(|command| self.append(command, None));
+    }
+
+    /// Whether a node counts its lease from when it sent its keep-alive (L1).
+    pub fn counts_from_sending(&self) -> bool {
+        self.rules.keeps(Rule::L1)
+    }
+}
+
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Client { operation, .. } => match operation {
+            Operation::Acquire { .. } => "acquire",
+            Operation::Release { .. } => "release",
+            Operation::Transfer { .. } => "transfer",
+            Operation::Abort { .. } => "abort it",
+            Operation::Leave => "leave",
+            _ => "operation",
+        },
+        Command::EndSession { .. } => "end of session",
+        Command::FenceReport { .. } => "fence report",
+        _ => "command",
+    }
+}

@@ -1,0 +1,30 @@
+//! A whole cluster in one process, from a seed: nodes, coordinator, control plane, network and LUN
+//! ([`docs/SIMULATION.md`](../../../docs/SIMULATION.md)).
+//!
+//! | module | what |
+//! |---|---|
+//! | `schedule`, `trace` | virtual time, who runs next, what has happened |
+//! | `network`, `lun` | what loses, repeats, delays and reorders |
+//! | `lockd`, `agent` | the production state machine under a replicated log; a node's side of it |
+//! | `member` | the production node, plane and coordinator as one process |
+//! | `words`, `model`, `users` | what is written and what must be read |
+//! | `faults`, `world` | what goes wrong, and the run as a whole |
+
+mod agent;
+mod faults;
+mod lockd;
+mod lun;
+mod member;
+mod model;
+mod network;
+mod schedule;
+mod tests;
+mod trace;
+mod users;
+mod words;
+mod world;
+
+use ::lockd::ids::VolumeId;
+
+/// The volume.
+const VOLUME: VolumeId = VolumeId([7; 16]);

@@ -1,0 +1,748 @@
+//! What the users of the nodes do, and whether what they see is right.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use lockd::ids::SessionId;
+use parking_lot::Mutex;
+use rand::Rng;
+use redirector::buffer::{Pool, Slice};
+
+use super::member::Member;
+use super::model::{FileModel, Named, Place, SHARED_BLOCKS, Written};
+use super::world::World;
+use crate::node::SetRefusal;
+use crate::proto::{Created, RenameMode, SetAttr};
+use crate::refusal::Refusal;
+use crate::service::{Credentials, FileService, HandleId, OpenMode, Piece, ReadData, WriteMode};
+use crate::types::{Attr, Ino};
+
+/// Users of one node. Each has its own files, so that a handle's syncs tell one user all that was lost.
+const USERS: usize = 2;
+/// Files in use at a time, and names.
+const FILES: usize = 4;
+/// See [`FILES`].
+const NAMES: usize = 4;
+
+const WHO: Credentials = Credentials { uid: 0, gid: 0, umask: 0 };
+const READ_WRITE: OpenMode = OpenMode {
+    read: true,
+    write: true,
+    direct: false,
+    clear_set_id: false,
+    truncate: false,
+    exclusive: false,
+    pid: 0,
+};
+
+#[derive(Debug)]
+struct FileState {
+    model: FileModel,
+    ino: Ino,
+    name: Vec<u8>,
+    /// What is under way.
+    in_flight: usize,
+    /// Somebody changes all of it.
+    is_closed: bool,
+}
+
+/// What is under way.
+#[derive(Clone, Debug)]
+enum What {
+    Open(u16),
+    Read(u16),
+    Write(u16, Written),
+    Sync(u16),
+    Cut(u16),
+    Acquire(u16),
+    Replace(u16),
+    Name(usize),
+}
+
+#[derive(Clone, Debug)]
+struct Operation {
+    node: usize,
+    session: SessionId,
+    what: What,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: usize,
+    files: BTreeMap<u16, FileState>,
+    /// Those that are in use: the others have lost their names.
+    current: Vec<u16>,
+    last_file: u16,
+    names: Vec<Named>,
+    last_name: usize,
+    directories: Vec<Ino>,
+    operations: BTreeMap<u64, Operation>,
+    next: u64,
+    /// Users who are not done, by session.
+    busy: BTreeMap<SessionId, usize>,
+    /// Steps that the next process of a node inherits.
+    left: BTreeMap<usize, u64>,
+    /// A session has ended: some operations fail.
+    is_disturbed: bool,
+    sessions: BTreeMap<SessionId, usize>,
+}
+
+/// See the module.
+pub struct Users {
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Users {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Users")
+    }
+}
+
+fn slice(data: &[u8]) -> Slice {
+    let mut buffer = Pool::default().take(data.len());
+    buffer.copy_from_slice(data);
+    buffer.share()
+}
+
+fn bytes(data: &ReadData) -> Vec<u8> {
+    let mut all = Vec::new();
+    for piece in &data.pieces {
+        match piece {
+            Piece::Bytes { buffer, skip, len } => all.extend_from_slice(&buffer[*skip..skip + len]),
+            Piece::Zeros(len) => all.resize(all.len() + len, 0),
+        }
+    }
+    all
+}
+
+impl State {
+    fn begin(&mut self, member: &Member, what: What) -> u64 {
+        self.next += 1;
+        if let Some(file) = file_of(&what).and_then(|file| self.files.get_mut(&file)) {
+            file.in_flight += 1;
+        }
+        let operation = Operation { node: member.number, session: member.session(), what };
+        self.operations.insert(self.next, operation);
+        self.next
+    }
+
+    fn end(&mut self, number: u64) -> Option<Operation> {
+        let operation = self.operations.remove(&number)?;
+        if let Some(file) = file_of(&operation.what).and_then(|file| self.files.get_mut(&file)) {
+            file.in_flight -= 1;
+        }
+        Some(operation)
+    }
+
+    fn model(&mut self, file: u16) -> &mut FileModel {
+        &mut self.files.get_mut(&file).expect("files are never forgotten").model
+    }
+
+    /// A name of which nothing is known is not used any more.
+    fn forget_name(&mut self, index: usize) {
+        self.last_name += 1;
+        let name = format!("name {}", self.last_name).into_bytes();
+        self.names[index] = Named { name, inode: None, directory: 0, is_busy: false };
+    }
+
+    fn new_file(&mut self, ino: Ino) -> u16 {
+        self.last_file += 1;
+        let file = self.last_file;
+        let name = file_name(file);
+        let model = FileModel::new(file, self.nodes);
+        self.files.insert(file, FileState { model, ino, name, in_flight: 0, is_closed: false });
+        file
+    }
+}
+
+fn file_name(file: u16) -> Vec<u8> {
+    format!("file {file}").into_bytes()
+}
+
+fn name_of(what: &What) -> &'static str {
+    match what {
+        What::Open(_) => "opens",
+        What::Read(_) => "reads",
+        What::Write(..) => "writes",
+        What::Sync(_) => "syncs",
+        What::Cut(_) => "truncates",
+        What::Acquire(_) => "acquires",
+        What::Replace(_) => "unlinks",
+        What::Name(_) => "changes a name",
+    }
+}
+
+fn file_of(what: &What) -> Option<u16> {
+    match what {
+        What::Open(file) | What::Read(file) | What::Write(file, _) | What::Sync(file) => Some(*file),
+        What::Cut(file) | What::Acquire(file) | What::Replace(file) => Some(*file),
+        What::Name(_) => None,
+    }
+}
+
+impl Users {
+    /// Users of so many nodes.
+    pub fn new(nodes: usize) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State { nodes, ..State::default() }) })
+    }
+
+    /// Which inode a file's number stands for.
+    pub fn inode(&self, file: u16) -> Option<Ino> {
+        self.state.lock().files.get(&file).map(|file| file.ino)
+    }
+
+    /// Drops what it holds.
+    pub fn end(&self) {
+        *self.state.lock() = State::default();
+    }
+
+    /// The first node makes directories and files. Waits.
+    pub fn make_files(&self, world: &World, member: &Member) {
+        for name in ["one", "two"] {
+            let made = member.wait(world, |node, done| {
+                node.create(WHO, Ino::ROOT, name.as_bytes(), Created::Directory, 0o755, done);
+            });
+            self.state.lock().directories.push(made.expect("an empty volume").ino);
+        }
+        for number in 1..=FILES {
+            let name = file_name(u16::try_from(number).expect("a few"));
+            let made = member.wait(world, |node, done| {
+                node.create_open(WHO, Ino::ROOT, &name, 0o644, READ_WRITE, done);
+            });
+            let made = made.expect("an empty volume");
+            let mut state = self.state.lock();
+            let file = state.new_file(made.attr.ino);
+            state.current.push(file);
+            drop(state);
+            member.node.release(made.handle);
+        }
+        let mut state = self.state.lock();
+        for index in 0..NAMES {
+            state.names.push(Named { name: Vec::new(), inode: None, directory: 0, is_busy: false });
+            state.forget_name(index);
+        }
+    }
+
+    /// The users of a process begin.
+    pub fn begin(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>) {
+        let steps = {
+            let mut state = self.state.lock();
+            state.busy.insert(member.session(), USERS);
+            state.sessions.insert(member.session(), member.number);
+            state.left.remove(&member.number).unwrap_or(world.plan.steps)
+        };
+        member.left.store(steps, SeqCst);
+        for user in 0..USERS {
+            self.step_later(world, member, user);
+        }
+    }
+
+    /// The next process of a node has so many steps left.
+    pub fn inherit(&self, number: usize, left: u64) {
+        self.state.lock().left.insert(number, left);
+    }
+
+    /// A process has died: nobody learns what became of what was under way.
+    pub fn left(&self, _world: &World, member: &Member) {
+        let mut state = self.state.lock();
+        let session = member.session();
+        state.busy.remove(&session);
+        let of_it = state.operations.iter().filter(|(_, operation)| operation.session == session);
+        let of_it: Vec<u64> = of_it.map(|(number, _)| *number).collect();
+        for number in of_it {
+            let Some(operation) = state.end(number) else { continue };
+            match operation.what {
+                What::Write(file, written) => state.model(file).lingers(written, session),
+                What::Cut(file) | What::Replace(file) => state.current.retain(|other| *other != file),
+                What::Name(index) => state.forget_name(index),
+                What::Open(_) | What::Read(_) | What::Sync(_) | What::Acquire(_) => {}
+            }
+        }
+        for file in state.files.values_mut() {
+            file.model.unsynced(member.number);
+        }
+    }
+
+    /// A session has ended, or is fenced: what was acknowledged by its node and not synced may be lost.
+    pub fn lost(&self, session: SessionId, fenced: bool) {
+        let mut state = self.state.lock();
+        state.is_disturbed = true;
+        for file in state.files.values_mut() {
+            file.model.lost();
+            if fenced {
+                file.model.fenced(session);
+            }
+        }
+    }
+
+    /// Whether all are done.
+    pub fn are_done(&self) -> bool {
+        let state = self.state.lock();
+        state.operations.is_empty() && state.busy.values().all(|users| *users == 0)
+    }
+
+    /// What is under way, in words.
+    pub fn under_way(&self) -> String {
+        let state = self.state.lock();
+        let of = |operation: &Operation| match &operation.what {
+            What::Read(file) => format!("node {} reads {file}", operation.node),
+            What::Write(file, written) => {
+                format!("node {} writes {:?} of {file}", operation.node, written.place)
+            }
+            What::Sync(file) => format!("node {} syncs {file}", operation.node),
+            other => format!("node {}: {other:?}", operation.node),
+        };
+        let all: Vec<String> = state.operations.values().map(of).collect();
+        format!("{all:?}, users {:?}", state.busy)
+    }
+
+    fn step_later(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
+        let (users, world, member) = (Arc::clone(self), Arc::clone(world), Arc::clone(member));
+        let rest = if world.plan.faults { 300_000 } else { 3_000 };
+        let rest = world.schedule.between(100, rest);
+        let schedule = Arc::clone(&world.schedule);
+        let party = Arc::clone(&member.party);
+        schedule.after_in(&party, rest, move || users.step(&world, &member, user));
+    }
+
+    /// One thing more, or none.
+    fn step(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
+        let took = member.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        if took.is_err() {
+            if let Some(users) = self.state.lock().busy.get_mut(&member.session()) {
+                *users -= 1;
+            }
+            return;
+        }
+        if world.schedule.happens(0.3) {
+            self.change_name(world, member, user);
+        } else {
+            self.use_file(world, member, user);
+        }
+    }
+
+    /// `refusal` instead of what was asked for: is that right?
+    fn refused(&self, world: &World, what: &str, refusal: &Refusal) {
+        if !self.state.lock().is_disturbed {
+            world.schedule.fail(format!("refused without need: {what}: {refusal}"));
+        }
+    }
+
+    fn use_file(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
+        // What has lost its name meanwhile is read once more, and closed.
+        let old = {
+            let state = self.state.lock();
+            let handles = member.handles.lock();
+            let mut of_user = handles.iter().filter(|((_, of), _)| *of == user);
+            of_user
+                .find(|((file, _), _)| !state.current.contains(file))
+                .map(|((file, _), handle)| (*file, *handle))
+        };
+        if let Some((file, handle)) = old {
+            member.handles.lock().remove(&(file, user));
+            return self.read(world, member, user, file, handle, true);
+        }
+        let positions: Vec<usize> = (0..FILES).filter(|position| position % USERS == user).collect();
+        let position = positions[world.schedule.draw(|random| random.random_range(0..positions.len()))];
+        let (file, ino, is_closed, in_flight) = {
+            let state = self.state.lock();
+            // One that is unknown to all since its user died has no place any more.
+            let Some(file) = state.current.get(position).copied() else {
+                drop(state);
+                return self.make_file(world, member, user);
+            };
+            let known = &state.files[&file];
+            (file, known.ino, known.is_closed, known.in_flight)
+        };
+        if is_closed {
+            return self.step_later(world, member, user);
+        }
+        let handle = member.handles.lock().get(&(file, user)).copied();
+        let Some(handle) = handle else { return self.open(world, member, user, file, ino) };
+        match world.schedule.draw(|random| random.random_range(0..100)) {
+            0..32 => {
+                let block = world.schedule.draw(|random| random.random_range(0..SHARED_BLOCKS));
+                self.write(world, member, user, file, handle, Place::Shared { block, node: member.number });
+            }
+            32..48 => self.write(world, member, user, file, handle, Place::Own { node: member.number }),
+            48..70 => self.read(world, member, user, file, handle, false),
+            70..80 => self.sync(world, member, user, file, handle),
+            80..90 => self.acquire(world, member, user, file, ino),
+            90..94 => {
+                member.handles.lock().remove(&(file, user));
+                self.state.lock().model(file).unsynced(member.number);
+                member.node.release(handle);
+                self.step_later(world, member, user);
+            }
+            94..98 if in_flight == 0 => self.cut(world, member, user, file, ino),
+            98..100 if in_flight == 0 => self.replace(world, member, user, file),
+            _ => self.read(world, member, user, file, handle, false),
+        }
+    }
+
+    /// Begins something, and lets `judge` look at how it ended before the user's next step.
+    fn go<T: Send + 'static>(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        member: &Arc<Member>,
+        user: usize,
+        what: What,
+        judge: impl FnOnce(&Arc<Self>, &Arc<World>, &Arc<Member>, Operation, Result<T, Refusal>) + Send + 'static,
+    ) -> crate::service::Done<T> {
+        let (name, file) = (name_of(&what), file_of(&what).unwrap_or_default());
+        let number = self.state.lock().begin(member, what);
+        world.schedule.note(name, &[number, member.number as u64, u64::from(file)]);
+        let (users, world, member) = (Arc::clone(self), Arc::clone(world), Arc::clone(member));
+        Box::new(move |result| {
+            world.schedule.note("ends", &[number, u64::from(result.is_ok())]);
+            // Of a dead process nobody hears anything.
+            let Some(operation) = users.state.lock().end(number) else { return };
+            judge(&users, &world, &member, operation, result);
+            users.step_later(&world, &member, user);
+        })
+    }
+
+    fn open(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16, ino: Ino) {
+        let done = self.go(world, member, user, What::Open(file), move |users, world, member, _, opened| {
+            match opened {
+                Ok(opened) => {
+                    let opened: crate::service::Opened = opened;
+                    member.handles.lock().insert((file, user), opened.handle);
+                }
+                // It has lost its name meanwhile.
+                Err(Refusal::NotFound) if !users.state.lock().current.contains(&file) => {}
+                Err(refusal) => users.refused(world, "open", &refusal),
+            }
+        });
+        member.node.open(ino, READ_WRITE, done);
+    }
+
+    fn write(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        member: &Arc<Member>,
+        user: usize,
+        file: u16,
+        handle: HandleId,
+        place: Place,
+    ) {
+        let written = self.state.lock().model(file).begin(place);
+        let count = usize::try_from(place.len() / 8).expect("a block");
+        let data = written.word.bytes().repeat(count);
+        let what = What::Write(file, written);
+        let done = self.go(world, member, user, what, move |users, world, _, _, result| match result {
+            Ok(at) => {
+                let at: u64 = at;
+                assert_eq!(at, place.offset());
+                users.state.lock().model(file).acknowledged(written);
+            }
+            Err(refusal) => users.refused(world, "write", &refusal),
+        });
+        let sync = world.schedule.happens(0.05);
+        member.node.write(
+            handle,
+            place.offset(),
+            slice(&data),
+            WriteMode { sync, ..WriteMode::default() },
+            done,
+        );
+    }
+
+    fn read(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        member: &Arc<Member>,
+        user: usize,
+        file: u16,
+        handle: HandleId,
+        closes: bool,
+    ) {
+        let certain = self.state.lock().model(file).certain();
+        let what = What::Read(file);
+        let done = self.go(world, member, user, what, move |users, world, member, _, result| {
+            match result {
+                Ok(data) => {
+                    let data: ReadData = data;
+                    let checked = users.state.lock().model(file).check(&bytes(&data), &certain);
+                    if let Err(wrong) = checked {
+                        world.schedule.fail(format!("node {} has read: {wrong}", member.number));
+                    }
+                }
+                Err(refusal) => users.refused(world, "read", &refusal),
+            }
+            if closes {
+                users.state.lock().model(file).unsynced(member.number);
+                member.node.release(handle);
+            }
+        });
+        member.node.read(handle, 0, 64 << 10, done);
+    }
+
+    fn sync(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        member: &Arc<Member>,
+        user: usize,
+        file: u16,
+        handle: HandleId,
+    ) {
+        let certain = self.state.lock().model(file).certain();
+        let what = What::Sync(file);
+        let done = self.go(world, member, user, what, move |users, world, member, _, result| {
+            let mut state = users.state.lock();
+            match result {
+                Ok(()) => state.model(file).synced(member.number, &certain),
+                Err(refusal) => {
+                    state.model(file).unsynced(member.number);
+                    drop(state);
+                    users.refused(world, "sync", &refusal);
+                }
+            }
+        });
+        member.node.sync(handle, done);
+    }
+
+    fn acquire(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16, ino: Ino) {
+        let done =
+            self.go(
+                world,
+                member,
+                user,
+                What::Acquire(file),
+                move |users, world, _, _, result| match result {
+                    Ok(()) | Err(Refusal::Busy(_)) => {}
+                    Err(Refusal::NotFound) if !users.state.lock().current.contains(&file) => {}
+                    Err(refusal) => users.refused(world, "acquire", &refusal),
+                },
+            );
+        let done =
+            Box::new(move |result: Result<(), SetRefusal>| done(result.map_err(|refusal| refusal.why)));
+        member.node.acquire(vec![ino], done);
+    }
+
+    /// Cuts a file off that nobody uses meanwhile.
+    fn cut(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16, ino: Ino) {
+        self.state.lock().files.get_mut(&file).expect("known").is_closed = true;
+        let size = world.schedule.draw(|random| random.random_range(0..=SHARED_BLOCKS * 8)) * 512;
+        let done = self.go(world, member, user, What::Cut(file), move |users, world, _, _, result| {
+            let mut state = users.state.lock();
+            state.files.get_mut(&file).expect("known").is_closed = false;
+            match result {
+                Ok(attr) => {
+                    let attr: Attr = attr;
+                    assert_eq!(attr.size, size, "the size after a truncation");
+                    state.model(file).cut(size, u64::MAX);
+                }
+                Err(refusal) => {
+                    state.current.retain(|other| *other != file);
+                    drop(state);
+                    users.refused(world, "truncate", &refusal);
+                }
+            }
+        });
+        member.node.set_attr(ino, SetAttr::default(), Some(size), done);
+    }
+
+    /// Takes a file's name away, which others may have open, and puts a new file into its place.
+    fn replace(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16) {
+        let name = {
+            let mut state = self.state.lock();
+            let known = state.files.get_mut(&file).expect("known");
+            known.is_closed = true;
+            known.name.clone()
+        };
+        let what = What::Replace(file);
+        let done = self.go(world, member, user, what, move |users, world, _, _, result| {
+            let mut state = users.state.lock();
+            state.files.get_mut(&file).expect("known").is_closed = false;
+            state.current.retain(|other| *other != file);
+            drop(state);
+            if let Err(refusal) = result {
+                let _: () = users.refused(world, "unlink", &refusal);
+            }
+        });
+        member.node.unlink(Ino::ROOT, &name, done);
+    }
+
+    /// A new file in the place of one that has none any more.
+    fn make_file(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
+        let file = {
+            let mut state = self.state.lock();
+            state.new_file(Ino(u64::MAX))
+        };
+        let name = file_name(file);
+        let done =
+            self.go(
+                world,
+                member,
+                user,
+                What::Open(file),
+                move |users, world, member, _, opened| match opened {
+                    Ok(opened) => {
+                        let opened: crate::service::Opened = opened;
+                        let mut state = users.state.lock();
+                        state.files.get_mut(&file).expect("known").ino = opened.attr.ino;
+                        if state.current.len() < FILES {
+                            state.current.push(file);
+                        }
+                        drop(state);
+                        member.handles.lock().insert((file, user), opened.handle);
+                    }
+                    Err(refusal) => users.refused(world, "create", &refusal),
+                },
+            );
+        member.node.create_open(WHO, Ino::ROOT, &name, 0o644, READ_WRITE, done);
+    }
+
+    fn change_name(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
+        let index = world.schedule.draw(|random| random.random_range(0..NAMES));
+        let (named, directories) = {
+            let mut state = self.state.lock();
+            if state.names[index].is_busy {
+                drop(state);
+                return self.step_later(world, member, user);
+            }
+            state.names[index].is_busy = true;
+            (state.names[index].clone(), state.directories.clone())
+        };
+        let (here, there) = (directories[named.directory], directories[1 - named.directory]);
+        let (node, name) = (&member.node, &named.name);
+        let mode = world.schedule.draw(|random| random.random_range(0..0o1000));
+        let Some((ino, _)) = named.inode else {
+            let done = self.changed(world, member, user, index, |named: &mut Named, attr: Attr| {
+                named.inode = Some((attr.ino, attr.mode));
+            });
+            return node.create(WHO, here, name, Created::Fifo, mode, done);
+        };
+        match world.schedule.draw(|random| random.random_range(0..5)) {
+            0 | 1 => {
+                let done = self.changed(world, member, user, index, move |named, _: Attr| {
+                    named.inode = Some((ino, mode));
+                });
+                node.set_attr(ino, SetAttr { mode: Some(mode), ..SetAttr::default() }, None, done);
+            }
+            2 | 3 => {
+                let done = self.changed(world, member, user, index, |named, ()| {
+                    named.directory = 1 - named.directory;
+                });
+                node.rename(here, name, there, name, RenameMode::NoReplace, done);
+            }
+            _ => {
+                let done = self.changed(world, member, user, index, |named, ()| named.inode = None);
+                node.unlink(here, name, done);
+            }
+        }
+    }
+
+    /// A change of a name, that some node is asked about once it has been acknowledged.
+    fn changed<T: Send + 'static>(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        member: &Arc<Member>,
+        user: usize,
+        index: usize,
+        change: impl FnOnce(&mut Named, T) + Send + 'static,
+    ) -> crate::service::Done<T> {
+        self.go(world, member, user, What::Name(index), move |users, world, member, _, result| match result {
+            Ok(value) => {
+                change(&mut users.state.lock().names[index], value);
+                let members = world.members();
+                let asked = world.schedule.draw(|random| random.random_range(0..members.len() + 1));
+                users.ask_name(world, members.get(asked).unwrap_or(member), index);
+            }
+            Err(refusal) => {
+                users.state.lock().forget_name(index);
+                users.refused(world, "a change of a name", &refusal);
+            }
+        })
+    }
+
+    /// Asks a node what a name stands for, which nobody changes meanwhile.
+    fn ask_name(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, index: usize) {
+        let (named, directories) = {
+            let state = self.state.lock();
+            (state.names[index].clone(), state.directories.clone())
+        };
+        let number = self.state.lock().begin(member, What::Name(index));
+        let (users, told, asked) = (Arc::clone(self), Arc::clone(world), Arc::clone(member));
+        let place = world.schedule.draw(|random| random.random_range(0..2));
+        let expected = named.clone();
+        let done = move |found: Result<Attr, Refusal>| {
+            if users.state.lock().end(number).is_none() {
+                return;
+            }
+            users.state.lock().names[index].is_busy = false;
+            users.judge_name(&told, asked.number, &expected, place, &found);
+        };
+        world.schedule.note("looks up", &[number, member.number as u64]);
+        member.node.lookup(directories[place], &named.name, Box::new(done));
+    }
+
+    fn judge_name(
+        &self,
+        world: &World,
+        node: usize,
+        named: &Named,
+        place: usize,
+        found: &Result<Attr, Refusal>,
+    ) {
+        let expected = named.inode.filter(|_| place == named.directory);
+        let is_right = match (found, expected) {
+            (Ok(attr), Some((ino, mode))) => (attr.ino, attr.mode) == (ino, mode),
+            (Err(Refusal::NotFound), None) => true,
+            (Err(refusal), _) if *refusal != Refusal::NotFound => {
+                return self.refused(world, "lookup", refusal);
+            }
+            _ => false,
+        };
+        if !is_right {
+            let found = found.as_ref().map(|attr| (attr.ino, attr.mode));
+            world.schedule.fail(format!(
+                "invariant 6: node {node} says of {:?} in directory {place}: {found:?}, and it is {expected:?}",
+                String::from_utf8_lossy(&named.name)
+            ));
+        }
+    }
+
+    /// Reads everything on one node, when nobody changes anything. Waits.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn look_at_all(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>) -> Result<(), String> {
+        let handles = std::mem::take(&mut *member.handles.lock());
+        handles.into_values().for_each(|handle| member.node.release(handle));
+        let files: Vec<(u16, Ino)> = {
+            let state = self.state.lock();
+            state.current.iter().map(|file| (*file, state.files[file].ino)).collect()
+        };
+        for (file, ino) in files {
+            let wrong = |refusal| format!("node {}, file {file}, at the end: {refusal}", member.number);
+            let opened = member.wait(world, |node, done| node.open(ino, READ_WRITE, done)).map_err(wrong)?;
+            let data = member.wait(world, |node, done| node.read(opened.handle, 0, 64 << 10, done));
+            let data = bytes(&data.map_err(wrong)?);
+            let mut state = self.state.lock();
+            let certain = state.model(file).certain();
+            state.model(file).check(&data, &certain).map_err(|wrong| format!("at the end: {wrong}"))?;
+            drop(state);
+            member.node.release(opened.handle);
+        }
+        let (names, directories) = {
+            let state = self.state.lock();
+            (state.names.clone(), state.directories.clone())
+        };
+        for named in &names {
+            for (place, directory) in directories.iter().enumerate() {
+                let found = member.wait(world, |node, done| node.lookup(*directory, &named.name, done));
+                self.judge_name(world, member.number, named, place, &found);
+            }
+        }
+        world.schedule.wait_for(
+            &member.party,
+            &super::schedule::Answer::<()>::default(),
+            Duration::from_millis(1),
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,383 @@
+//! The whole of a simulated cluster, and what its seed does to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use lockd::authority::Authority;
+use lockd::ids::{Epoch, ResourceId, SessionId};
+use lockd::rules::Rules;
+use parking_lot::Mutex;
+use redb::Database;
+use redb::backends::InMemoryBackend;
+
+use super::VOLUME;
+use super::faults;
+use super::lockd::Lockd;
+use super::lun::{Disk, Port};
+use super::member::{Door, Member, NO_ROLE};
+use super::network::Network;
+use super::schedule::{Answer, Party, Schedule, VirtualClock};
+use super::trace::Trace;
+use super::users::Users;
+use crate::cluster::Plane;
+use crate::coordinator::{self, Coordinator};
+use crate::disk::{MetadataSpace, SpaceError};
+use crate::store::check::check;
+use crate::store::cookie::HashKey;
+use crate::store::initialise;
+use crate::types::{LunBlock, Run, Timestamp};
+
+const KEY: HashKey = HashKey([1; 16]);
+/// The first block that files may have.
+const FIRST: u64 = 8;
+/// The LUN in bytes.
+const SIZE: u64 = 32 << 20;
+/// When everything is healed, and how long what is under way may take from then on.
+const HEALED: Duration = Duration::from_secs(9);
+/// See [`HEALED`].
+const PROGRESS: Duration = Duration::from_secs(90);
+
+/// What a run is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: usize,
+    pub rules: Rules,
+    /// How likely each mishap of a message is.
+    pub trouble: f64,
+    /// Whether nodes die, pause and are cut off.
+    pub faults: bool,
+    /// What each node's users do.
+    pub steps: u64,
+}
+
+/// The nodes, and those that come up.
+#[derive(Default)]
+struct Nodes {
+    running: BTreeMap<usize, Arc<Member>>,
+    starting: BTreeMap<usize, Arc<Party>>,
+}
+
+/// See the module.
+pub struct World {
+    pub plan: Plan,
+    pub rules: Rules,
+    pub schedule: Arc<Schedule>,
+    pub network: Arc<Network>,
+    pub lockd: Arc<Lockd>,
+    pub disk: Arc<Disk>,
+    pub users: Arc<Users>,
+    database: Arc<Database>,
+    nodes: Mutex<Nodes>,
+    door: Mutex<Option<Arc<Door>>>,
+    role: Mutex<Epoch>,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "World({:?})", self.plan)
+    }
+}
+
+#[derive(Debug)]
+struct NoSpaceNeeded;
+
+impl MetadataSpace for NoSpaceNeeded {
+    fn chunk_blocks(&self) -> u64 {
+        16
+    }
+    fn wanted(&self) -> u64 {
+        0
+    }
+    fn is_scarce(&self) -> bool {
+        false
+    }
+    fn offer(&self, _chunks: &[Run]) -> Result<(), SpaceError> {
+        Ok(())
+    }
+}
+
+/// Runs a plan from its beginning to its end: the trace's hash, or what was wrong.
+pub fn run(plan: Plan) -> Result<u64, String> {
+    let schedule = Schedule::new(plan.seed, Trace::new());
+    let network = Network::new(&schedule, plan.trouble);
+    let lockd = Lockd::new(&schedule, plan.rules, plan.trouble);
+    let users = Users::new(plan.nodes);
+    let (known, authority) = (Arc::clone(&users), Arc::clone(&lockd));
+    let judge = Arc::new(move |client, file| {
+        let Some(ino) = known.inode(file) else { return Err("there is no such file".to_owned()) };
+        let owner = authority.holder(&ResourceId::File(VOLUME, ino.0));
+        let server = owner.or_else(|| authority.holder(&ResourceId::Coordinator(VOLUME)));
+        if server == Some(client) { Ok(()) } else { Err(format!("it is served by {server:?}")) }
+    });
+    let disk = Disk::new(&schedule, SIZE, judge);
+    let database = Database::builder().create_with_backend(InMemoryBackend::new()).expect("memory");
+    initialise(&database, &[region()], Timestamp(1)).expect("an empty store");
+    let world = Arc::new(World {
+        plan,
+        rules: plan.rules,
+        schedule: Arc::clone(&schedule),
+        network,
+        lockd,
+        disk,
+        users,
+        database: Arc::new(database),
+        nodes: Mutex::default(),
+        door: Mutex::default(),
+        role: Mutex::new(NO_ROLE),
+    });
+    let told = Arc::downgrade(&world);
+    world.lockd.tell(Box::new(move |session, fenced| {
+        if let Some(world) = told.upgrade() {
+            world.session_over(session, fenced);
+        }
+    }));
+    let begin = Arc::clone(&world);
+    schedule.after(Duration::ZERO, move || begin.start(0));
+    let result = schedule.run();
+    // Everything leads to everything.
+    world.network.end();
+    world.lockd.end();
+    let nodes = std::mem::take(&mut *world.nodes.lock());
+    let door = world.door.lock().take();
+    if let Some(door) = &door {
+        door.coordinator.stop();
+    }
+    world.users.end();
+    drop((nodes, door));
+    result.map_err(|why| format!("seed {}: {why}\n{plan:?}", plan.seed))
+}
+
+fn region() -> Run {
+    Run { start: LunBlock(FIRST), len: SIZE / 4096 - FIRST }
+}
+
+impl World {
+    /// The coordinator's door; there once the first node has started.
+    pub fn door(&self) -> Arc<Door> {
+        Arc::clone(self.door.lock().as_ref().expect("the first node starts first"))
+    }
+
+    /// The epoch of the coordinator.
+    pub fn role(&self) -> Epoch {
+        *self.role.lock()
+    }
+
+    /// The nodes that are up.
+    pub fn members(&self) -> Vec<Arc<Member>> {
+        self.nodes.lock().running.values().cloned().collect()
+    }
+
+    /// One of them.
+    pub fn member(&self, number: usize) -> Option<Arc<Member>> {
+        self.nodes.lock().running.get(&number).cloned()
+    }
+
+    /// The first node becomes the coordinator.
+    pub fn open_store(&self, party: &Arc<Party>, plane: &Arc<Plane>, port: &Arc<Port>) -> Epoch {
+        let role = ResourceId::Coordinator(VOLUME);
+        let client = plane.add_client().expect("registered");
+        let epoch = plane.acquire(&role, client).expect("nobody else is there").epoch;
+        let clock = VirtualClock { schedule: Arc::clone(&self.schedule), party: Arc::clone(party) };
+        let coordinator = Coordinator::simulated(coordinator::Parts {
+            database: Arc::clone(&self.database),
+            space: Arc::new(NoSpaceNeeded),
+            lun: Arc::clone(port) as _,
+            authority: Arc::clone(plane) as _,
+            peers: self.network.ways(party),
+            clock: Arc::new(clock),
+            rules: self.rules,
+            key: KEY,
+            epoch,
+            volume: VOLUME,
+            read_only: false,
+            discard: false,
+            settle: Duration::ZERO,
+            beside: None,
+            scrub: false,
+        });
+        let coordinator = coordinator.expect("an empty store");
+        plane.tell(&coordinator);
+        *self.role.lock() = epoch;
+        *self.door.lock() = Some(Door::new(coordinator, &self.schedule, party));
+        epoch
+    }
+
+    /// A node comes up, in a new process.
+    pub fn start(self: &Arc<Self>, number: usize) {
+        let party = Party::new(number);
+        self.nodes.lock().starting.insert(number, Arc::clone(&party));
+        self.schedule.note("starts", &[number as u64]);
+        let world = Arc::clone(self);
+        let inside = Arc::clone(&party);
+        self.schedule.after_in(&party, Duration::ZERO, move || match Member::start(&world, &inside) {
+            Ok(member) => world.started(&member),
+            // Its session has ended meanwhile.
+            Err(_) if number > 0 => {
+                inside.kill();
+                world.start(number);
+            }
+            Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
+        });
+    }
+
+    fn started(self: &Arc<Self>, member: &Arc<Member>) {
+        let number = member.number;
+        self.schedule.note("started", &[number as u64]);
+        let is_first = {
+            let mut nodes = self.nodes.lock();
+            nodes.starting.remove(&number);
+            nodes.running.insert(number, Arc::clone(member)).is_none() && number == 0
+        };
+        if is_first {
+            self.users.make_files(self, member);
+            (1..self.plan.nodes).for_each(|other| self.start(other));
+            if self.plan.faults {
+                faults::plan(self);
+            }
+            let world = Arc::clone(self);
+            let heals = if self.plan.faults { HEALED } else { Duration::from_millis(1) };
+            self.schedule.after(heals, move || world.heal());
+            self.watch_later();
+        }
+        self.users.begin(self, member);
+    }
+
+    /// A process is over: it was killed, or its session has ended.
+    pub fn bury(self: &Arc<Self>, member: &Arc<Member>) {
+        self.schedule.note("dies", &[member.number as u64]);
+        let removed = self.nodes.lock().running.remove(&member.number);
+        if removed.is_none() {
+            return;
+        }
+        self.users.left(self, member);
+        member.party.kill();
+        let world = Arc::clone(self);
+        let (number, left) = (member.number, member.left.load(SeqCst));
+        self.schedule.after(self.schedule.between(50_000, 600_000), move || {
+            world.users.inherit(number, left);
+            world.start(number);
+        });
+    }
+
+    fn session_over(self: &Arc<Self>, session: SessionId, fenced: bool) {
+        self.schedule.note(if fenced { "fenced" } else { "ended" }, &[session.0]);
+        self.users.lost(session, fenced);
+        let first = self.member(0);
+        if !fenced && first.is_some_and(|member| member.session() == session) {
+            self.schedule.fail("the coordinator's session has ended: this plan has no takeover".to_owned());
+        }
+    }
+
+    /// Buries those whose sessions have ended, and finds out whether everything is done.
+    fn watch_later(self: &Arc<Self>) {
+        let world = Arc::clone(self);
+        self.schedule.after(Duration::from_millis(50), move || {
+            for member in world.members() {
+                use crate::cluster::Control;
+                if member.agent.has_ended() {
+                    world.bury(&member);
+                }
+            }
+            let heals = if world.plan.faults { HEALED } else { Duration::ZERO };
+            let time = world.schedule.time();
+            let are_up = world.nodes.lock().running.len() == world.plan.nodes;
+            let attached = || world.door().coordinator.attached().len();
+            let nodes = world.plan.nodes;
+            let settled = world.lockd.sessions() == (nodes, nodes) && attached() == nodes;
+            if time > heals && are_up && settled && world.users.are_done() {
+                return world.finish();
+            }
+            if time > heals + PROGRESS {
+                let waits = world.users.under_way();
+                let up = world.nodes.lock().running.keys().copied().collect::<Vec<_>>();
+                let (sessions, attached) = (world.lockd.sessions(), attached());
+                return world.schedule.fail(format!(
+                    "no progress; nodes up: {up:?}, sessions: {sessions:?}, mounts: {attached}; under way: {waits}"
+                ));
+            }
+            world.watch_later();
+        });
+    }
+
+    /// From now on nothing goes wrong.
+    fn heal(self: &Arc<Self>) {
+        self.schedule.note("healed", &[]);
+        self.network.heal();
+        self.lockd.heal();
+        self.disk.heal();
+        let nodes = self.nodes.lock();
+        let parties: Vec<_> =
+            nodes.running.values().map(|member| &member.party).chain(nodes.starting.values()).collect();
+        parties.into_iter().for_each(|party| self.schedule.resume(party));
+    }
+
+    /// Looks at everything from every node, ends all of them cleanly, and checks the store.
+    fn finish(self: &Arc<Self>) {
+        let Some(first) = self.member(0) else { return };
+        let world = Arc::clone(self);
+        self.schedule.after_in(&first.party.clone(), Duration::ZERO, move || {
+            match world.end_cleanly(&first) {
+                Ok(()) => world.schedule.end(),
+                Err(why) => world.schedule.fail(why),
+            }
+        });
+    }
+
+    fn end_cleanly(self: &Arc<Self>, first: &Arc<Member>) -> Result<(), String> {
+        for member in self.members() {
+            self.users.look_at_all(self, &member)?;
+        }
+        let others = self.members().into_iter().filter(|member| member.number > 0);
+        for member in others {
+            let ended = member.wait(self, |node, done| node.shut_down(done));
+            ended.map_err(|refusal| format!("node {} does not end cleanly: {refusal}", member.number))?;
+            member.plane.end_client(member.client());
+        }
+        let ended = first.wait(self, |node, done| node.shut_down(done));
+        ended.map_err(|refusal| format!("the first node does not end cleanly: {refusal}"))?;
+        let coordinator = Arc::clone(&self.door().coordinator);
+        // The others' ends have been told by events, which may be late.
+        for member in self.members() {
+            let ended = coordinator.end_client(member.client());
+            ended.map_err(|refusal| format!("client {} is not ended: {refusal}", member.client()))?;
+        }
+        for _ in 0..50 {
+            coordinator.round();
+            self.rest(first);
+            if self.check_space().is_ok() {
+                break;
+            }
+        }
+        if self.lockd.held() != 1 {
+            return Err(format!("{} resources are still held, not the role alone", self.lockd.held()));
+        }
+        if let Some(failure) = coordinator.failure() {
+            return Err(failure);
+        }
+        let findings = check(&self.database, &KEY, &[region()], &mut |_, _, _| {});
+        let findings = findings.map_err(|error| error.to_string())?;
+        if !findings.is_clean() {
+            return Err(format!("the store: {findings}"));
+        }
+        self.check_space()
+    }
+
+    /// Lets a little time pass.
+    fn rest(&self, member: &Member) {
+        let never = Answer::<()>::default();
+        let _ = self.schedule.wait_for(&member.party, &never, Duration::from_millis(20));
+    }
+
+    /// Every block is free or a file's.
+    fn check_space(&self) -> Result<(), String> {
+        let snapshot = crate::store::Snapshot::take(&self.database).map_err(|error| error.to_string())?;
+        let counters = snapshot.counters;
+        if counters.pending.get() > 0 || counters.orphans.get() > 0 {
+            return Err(format!("blocks leak: {counters:?}"));
+        }
+        Ok(())
+    }
+}
