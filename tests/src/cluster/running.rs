@@ -15,6 +15,9 @@ use crate::programs;
 /// How long a daemon may take to end when it is asked to.
 const STOP: Duration = Duration::from_secs(20);
 
+/// How many arguments of a command that failed are shown: there may be thousands of paths.
+const ARGUMENTS_SHOWN: usize = 8;
+
 impl Cluster {
     pub(super) fn remember(&self, daemon: Arc<Daemon>) {
         self.daemons.lock().insert((daemon.host().to_owned(), daemon.spec().name.clone()), daemon);
@@ -167,9 +170,10 @@ impl Cluster {
         let mut command = self.exec(host, programs::ours(program)?)?;
         let output = command.args(arguments).output().with_context(|| format!("running {program}"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
+        let (shown, all) = (&arguments[..arguments.len().min(ARGUMENTS_SHOWN)], arguments.len());
         ensure!(
             output.status.success(),
-            "{program} {arguments:?} on {host} failed ({}): {errors}",
+            "{program} {shown:?} ({all} arguments) on {host} failed ({}): {errors}",
             output.status
         );
         Ok(output)

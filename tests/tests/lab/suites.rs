@@ -11,9 +11,17 @@ use crate::volume::with_three_mounts;
 /// The coordinator's node, and another.
 const NODES: [u8; 2] = [1, 2];
 
-/// Runs `work` in a folder of each node's mount, one after the other; with `CSV_SOAK` also on both at once. Then the third
-/// node sees the same folders as they do, and fsck finds nothing.
-fn on_two_nodes(work: impl Fn(u8, &Path, &Path) -> Result<()> + Sync) -> Result<()> {
+/// When the nodes work.
+#[derive(PartialEq, Eq)]
+enum When {
+    /// One after the other; with `CSV_SOAK` then both at once.
+    InTurn,
+    /// Both at once.
+    Together,
+}
+
+/// Runs `work` in a folder of each node's mount. Then the third node sees the same files as they do, and fsck finds nothing.
+fn on_two_nodes(when: When, work: impl Fn(u8, &Path, &Path) -> Result<()> + Sync) -> Result<()> {
     let scratch = TempDir::new()?;
     with_three_mounts(|cluster| {
         let on = |number: u8, name: &str| -> Result<()> {
@@ -22,10 +30,10 @@ fn on_two_nodes(work: impl Fn(u8, &Path, &Path) -> Result<()> + Sync) -> Result<
             std::fs::create_dir(&beside)?;
             work(number, &folder, &beside).with_context(|| format!("on n{number}"))
         };
-        for number in NODES {
-            on(number, &format!("alone{number}"))?;
+        if when == When::InTurn {
+            NODES.into_iter().try_for_each(|number| on(number, &format!("alone{number}")))?;
         }
-        if suites::is_soak() {
+        if when == When::Together || suites::is_soak() {
             std::thread::scope(|scope| {
                 let both = NODES.map(|number| scope.spawn(move || on(number, &format!("both{number}"))));
                 both.into_iter().try_for_each(|one| one.join().expect("a suite does not panic"))
@@ -50,28 +58,30 @@ fn on_two_nodes(work: impl Fn(u8, &Path, &Path) -> Result<()> + Sync) -> Result<
 
 #[test]
 fn pjdfstest_passes_on_the_coordinators_node_and_on_another() -> Result<()> {
-    on_two_nodes(|_, folder, scratch| suites::pjdfstest(folder, scratch))
+    on_two_nodes(When::InTurn, |_, folder, scratch| suites::pjdfstest(folder, scratch))
 }
 
 #[test]
 fn fsx_finds_no_difference_on_the_coordinators_node_and_on_another() -> Result<()> {
     let operations = if suites::is_soak() { 100_000 } else { 20_000 };
-    on_two_nodes(|number, folder, scratch| suites::fsx(folder, scratch, operations, 10 + u32::from(number)))
+    on_two_nodes(When::InTurn, |number, folder, scratch| {
+        suites::fsx(folder, scratch, operations, 10 + u32::from(number))
+    })
 }
 
 #[test]
 fn fio_verifies_on_the_coordinators_node_and_on_another() -> Result<()> {
     let mebibytes = if suites::is_soak() { 64 } else { 16 };
-    on_two_nodes(|_, folder, scratch| suites::fio_verify(folder, scratch, mebibytes))
+    on_two_nodes(When::InTurn, |_, folder, scratch| suites::fio_verify(folder, scratch, mebibytes))
 }
 
 #[test]
 fn stress_ng_finds_no_fault_on_the_coordinators_node_and_on_another() -> Result<()> {
     let seconds = if suites::is_soak() { 5 } else { 1 };
-    on_two_nodes(|_, folder, scratch| suites::stress_ng(folder, scratch, seconds))
+    on_two_nodes(When::Together, |_, folder, scratch| suites::stress_ng(folder, scratch, seconds))
 }
 
 #[test]
 fn qemu_img_uses_an_image_on_the_coordinators_node_and_on_another() -> Result<()> {
-    on_two_nodes(|_, folder, scratch| suites::qemu_img(folder, scratch))
+    on_two_nodes(When::InTurn, |_, folder, scratch| suites::qemu_img(folder, scratch))
 }
