@@ -203,7 +203,8 @@ impl Plane {
     /// in this one's store.
     fn end_freed(&self, clients: &[ClientId]) {
         let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) else { return };
-        let known: Vec<ClientId> = clients.iter().copied().filter(|client| coordinator.knows(*client)).collect();
+        let known: Vec<ClientId> =
+            clients.iter().copied().filter(|client| coordinator.knows(*client)).collect();
         if known.is_empty() {
             return;
         }

@@ -12,8 +12,8 @@ use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId};
 use lockd::lease::Lease;
 use lockd::machine::{
-    AbortOutcome, ClientKind, Command, Cookie, Event, HoldMode, Move, Nonce, Operation, Query, Refusal, Reply,
-    Report, decode_reply,
+    AbortOutcome, ClientKind, Command, Cookie, Event, HoldMode, Move, Nonce, Operation, Query, Refusal,
+    Reply, Report, decode_reply,
 };
 use lockd::slots::SlotAllocator;
 use parking_lot::Mutex;
@@ -81,7 +81,7 @@ impl Agent {
     pub fn open(self: &Arc<Self>, plane: &Arc<Plane>) -> bool {
         let _ = self.plane.set(Arc::downgrade(plane));
         let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
-        let draw = || Nonce(self.schedule().draw(|random| rand::Rng::random::<u128>(random)));
+        let draw = || Nonce(self.schedule().draw(rand::Rng::random::<u128>));
         let mut nonce = draw();
         let session = loop {
             match self.propose(&Command::OpenSession { node: name.clone(), nonce }) {
@@ -155,7 +155,11 @@ impl Agent {
         self.propose_into(command, &answer)
     }
 
-    fn propose_into(self: &Arc<Self>, command: &Command, answer: &Answer<Reply>) -> Result<Reply, ClientError> {
+    fn propose_into(
+        self: &Arc<Self>,
+        command: &Command,
+        answer: &Answer<Reply>,
+    ) -> Result<Reply, ClientError> {
         loop {
             self.send(command.clone(), answer);
             if let Some(reply) = self.schedule().wait_for(&self.party, answer, PATIENCE) {
@@ -402,7 +406,7 @@ impl Control for Agent {
     }
 
     fn cookie(&self) -> Cookie {
-        Cookie(self.schedule().draw(|random| rand::Rng::random::<u128>(random)))
+        Cookie(self.schedule().draw(rand::Rng::random::<u128>))
     }
 
     fn transfer_set(

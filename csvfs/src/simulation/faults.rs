@@ -16,7 +16,8 @@ pub fn plan(world: &Arc<World>) {
         // The first node is the coordinator's: there is no takeover yet, so it keeps its session.
         let node = world.schedule.draw(|random| random.random_range(1..nodes.max(2)));
         let other = world.schedule.draw(|random| random.random_range(0..nodes));
-        let (short, long) = (world.schedule.between(50_000, 700_000), world.schedule.between(500_000, 6_000_000));
+        let (short, long) =
+            (world.schedule.between(50_000, 700_000), world.schedule.between(500_000, 6_000_000));
         let world_then = Arc::clone(world);
         let kind = world.schedule.draw(|random| random.random_range(0..9));
         world.schedule.after(at, move || happen(&world_then, kind, node, other, short, long));

@@ -11,8 +11,8 @@ use std::time::Duration;
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, ResourceId, SessionId};
 use lockd::machine::{
-    Answer, Command, EndCause, Event, EventKind, FenceMethod, Lapse, Operation, Query, Reply, Report, SessionState,
-    Settings, State, Victim,
+    Answer, Command, EndCause, Event, EventKind, FenceMethod, Lapse, Operation, Query, Reply, Report,
+    SessionState, Settings, State, Victim,
 };
 use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
@@ -78,7 +78,8 @@ impl Lockd {
         let settings = Settings { lease_ns: nanos(LEASE), grace_ns: nanos(GRACE) };
         machine.apply(rules, 0, &Command::Configure(settings));
         let (name, fence) = ("volume".to_owned(), FenceMethod::Lease);
-        let register = Command::RegisterVolume { volume: VOLUME, name, fence, epoch_floor: Default::default() };
+        let register =
+            Command::RegisterVolume { volume: VOLUME, name, fence, epoch_floor: Default::default() };
         machine.apply(rules, 0, &register);
         let lockd = Arc::new(Self {
             cluster: Mutex::new(Cluster {
@@ -114,7 +115,11 @@ impl Lockd {
     /// `node` reaches the voters no more, or again.
     pub fn cut(&self, node: usize, is_cut: bool) {
         let mut cluster = self.cluster.lock();
-        if is_cut { cluster.cut.insert(node) } else { cluster.cut.remove(&node) };
+        if is_cut {
+            cluster.cut.insert(node)
+        } else {
+            cluster.cut.remove(&node)
+        };
     }
 
     /// Whether `node` does not reach the voters.

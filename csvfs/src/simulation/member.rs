@@ -216,7 +216,10 @@ fn options() -> Options {
 }
 
 /// Runs what may wait, one question after the other, as the node's thread for them does.
-fn questions(schedule: &Arc<Schedule>, party: &Arc<Party>) -> impl Fn(Box<dyn FnOnce() + Send>) + Send + Sync + use<> {
+fn questions(
+    schedule: &Arc<Schedule>,
+    party: &Arc<Party>,
+) -> impl Fn(Box<dyn FnOnce() + Send>) + Send + Sync + use<> {
     let (schedule, party) = (Arc::clone(schedule), Arc::clone(party));
     let all: Arc<Mutex<Questions>> = Arc::default();
     move |job| {

@@ -210,7 +210,8 @@ impl FileModel {
         for (place, spot) in &mut self.spots {
             let first = usize::try_from(place.offset() / 8).expect("a small file");
             let count = usize::try_from(place.len() / 8).expect("a small file");
-            let read: Vec<u64> = (first..first + count).map(|at| words.get(at).map_or(0, |word| word.0)).collect();
+            let read: Vec<u64> =
+                (first..first + count).map(|at| words.get(at).map_or(0, |word| word.0)).collect();
             let there = expected.len().min(first)..expected.len().min(first + count);
             expected[there].fill(true);
             let word = read[0];

@@ -84,7 +84,12 @@ impl Network {
     }
 
     /// The way from `from` to a service in `to`.
-    pub fn carrier(self: &Arc<Self>, from: &Arc<Party>, to: &Arc<Party>, service: Arc<dyn Service>) -> Arc<dyn Carrier> {
+    pub fn carrier(
+        self: &Arc<Self>,
+        from: &Arc<Party>,
+        to: &Arc<Party>,
+        service: Arc<dyn Service>,
+    ) -> Arc<dyn Carrier> {
         Arc::new(Wire { network: Arc::clone(self), from: Arc::clone(from), to: Arc::clone(to), service })
     }
 

@@ -77,8 +77,11 @@ struct Parked {
     turn: Condvar,
 }
 
+/// An act, and the process in which it happens.
+type Due = (Option<Arc<Party>>, Act);
+
 struct State {
-    acts: BTreeMap<(u64, u64), (Option<Arc<Party>>, Act)>,
+    acts: BTreeMap<(u64, u64), Due>,
     random: SmallRng,
     trace: Trace,
     /// Whom the running thread hands over to after its act.
@@ -203,12 +206,7 @@ impl Schedule {
         self.state.lock().ended
     }
 
-    fn rest<T>(
-        self: &Arc<Self>,
-        party: &Arc<Party>,
-        answer: &Answer<T>,
-        within: Duration,
-    ) -> Option<T> {
+    fn rest<T>(self: &Arc<Self>, party: &Arc<Party>, answer: &Answer<T>, within: Duration) -> Option<T> {
         let parked = Arc::new(Parked {
             party: Arc::clone(party),
             called: AtomicBool::new(false),

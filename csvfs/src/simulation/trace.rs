@@ -51,7 +51,8 @@ impl Trace {
     /// The last of it in words.
     pub fn tail(&self) -> String {
         let mut text = format!(" ({} things had happened; CSV_TRACE=1 shows the last)", self.count);
-        let tail = std::env::var("CSV_TRACE").ok().and_then(|tail| tail.parse().ok()).unwrap_or(TAIL).max(TAIL);
+        let tail =
+            std::env::var("CSV_TRACE").ok().and_then(|tail| tail.parse().ok()).unwrap_or(TAIL).max(TAIL);
         for (time, what, numbers) in self.last.iter().skip(self.last.len().saturating_sub(tail)) {
             let _ = write!(text, "\n{time:>14.6?} {what} {numbers:?}");
         }

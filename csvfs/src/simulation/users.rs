@@ -334,7 +334,9 @@ impl Users {
             let state = self.state.lock();
             let handles = member.handles.lock();
             let mut of_user = handles.iter().filter(|((_, of), _)| *of == user);
-            of_user.find(|((file, _), _)| !state.current.contains(file)).map(|((file, _), handle)| (*file, *handle))
+            of_user
+                .find(|((file, _), _)| !state.current.contains(file))
+                .map(|((file, _), handle)| (*file, *handle))
         };
         if let Some((file, handle)) = old {
             member.handles.lock().remove(&(file, user));
@@ -437,7 +439,13 @@ impl Users {
             Err(refusal) => users.refused(world, "write", &refusal),
         });
         let sync = world.schedule.happens(0.05);
-        member.node.write(handle, place.offset(), slice(&data), WriteMode { sync, ..WriteMode::default() }, done);
+        member.node.write(
+            handle,
+            place.offset(),
+            slice(&data),
+            WriteMode { sync, ..WriteMode::default() },
+            done,
+        );
     }
 
     fn read(
@@ -495,13 +503,18 @@ impl Users {
     }
 
     fn acquire(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16, ino: Ino) {
-        let done = self.go(world, member, user, What::Acquire(file), move |users, world, _, _, result| {
-            match result {
-                Ok(()) | Err(Refusal::Busy(_)) => {}
-                Err(Refusal::NotFound) if !users.state.lock().current.contains(&file) => {}
-                Err(refusal) => users.refused(world, "acquire", &refusal),
-            }
-        });
+        let done =
+            self.go(
+                world,
+                member,
+                user,
+                What::Acquire(file),
+                move |users, world, _, _, result| match result {
+                    Ok(()) | Err(Refusal::Busy(_)) => {}
+                    Err(Refusal::NotFound) if !users.state.lock().current.contains(&file) => {}
+                    Err(refusal) => users.refused(world, "acquire", &refusal),
+                },
+            );
         member.node.acquire(ino, done);
     }
 
@@ -556,21 +569,26 @@ impl Users {
             state.new_file(Ino(u64::MAX))
         };
         let name = file_name(file);
-        let done = self.go(world, member, user, What::Open(file), move |users, world, member, _, opened| {
-            match opened {
-                Ok(opened) => {
-                    let opened: crate::service::Opened = opened;
-                    let mut state = users.state.lock();
-                    state.files.get_mut(&file).expect("known").ino = opened.attr.ino;
-                    if state.current.len() < FILES {
-                        state.current.push(file);
+        let done =
+            self.go(
+                world,
+                member,
+                user,
+                What::Open(file),
+                move |users, world, member, _, opened| match opened {
+                    Ok(opened) => {
+                        let opened: crate::service::Opened = opened;
+                        let mut state = users.state.lock();
+                        state.files.get_mut(&file).expect("known").ino = opened.attr.ino;
+                        if state.current.len() < FILES {
+                            state.current.push(file);
+                        }
+                        drop(state);
+                        member.handles.lock().insert((file, user), opened.handle);
                     }
-                    drop(state);
-                    member.handles.lock().insert((file, user), opened.handle);
-                }
-                Err(refusal) => users.refused(world, "create", &refusal),
-            }
-        });
+                    Err(refusal) => users.refused(world, "create", &refusal),
+                },
+            );
         member.node.create_open(WHO, Ino::ROOT, &name, 0o644, READ_WRITE, done);
     }
 
@@ -716,7 +734,11 @@ impl Users {
                 self.judge_name(world, member.number, named, place, &found);
             }
         }
-        world.schedule.wait_for(&member.party, &super::schedule::Answer::<()>::default(), Duration::from_millis(1));
+        world.schedule.wait_for(
+            &member.party,
+            &super::schedule::Answer::<()>::default(),
+            Duration::from_millis(1),
+        );
         Ok(())
     }
 }
