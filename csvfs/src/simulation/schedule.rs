@@ -153,7 +153,11 @@ impl Schedule {
     /// Notes that something has happened; the trace of a seed is always the same.
     pub fn note(&self, what: &'static str, numbers: &[u64]) {
         let now = self.time();
-        self.state.lock().trace.note(now, what, numbers);
+        let mut state = self.state.lock();
+        // Threads that waited when it ended come to their ends after it.
+        if !state.ended {
+            state.trace.note(now, what, numbers);
+        }
     }
 
     /// Does `act` after a while, outside of every process: the network, the LUN.
@@ -358,7 +362,12 @@ impl Schedule {
         }
         match state.failure.take() {
             Some(failure) => Err(format!("{failure}{}", state.trace.tail())),
-            None => Ok(state.trace.hash()),
+            None => {
+                if state.trace.is_kept() {
+                    eprintln!("{}", state.trace.tail());
+                }
+                Ok(state.trace.hash())
+            }
         }
     }
 }
