@@ -1,5 +1,6 @@
 //! `bench run` measures the figures of `docs/PERFORMANCE.md` and prints them as a table.
 
+mod cluster;
 mod figure;
 mod fio;
 mod io;
@@ -30,7 +31,7 @@ enum Command {
         /// Also the volumes of a million files.
         #[arg(long)]
         full: bool,
-        /// Only figures whose group has this in its name: nbd, file, thin, creation, listing, million.
+        /// Only figures whose group has this in its name: nbd, file, thin, creation, listing, million, cluster.
         #[arg(long)]
         only: Option<String>,
         /// Interleaved rounds of each figure.
@@ -44,13 +45,14 @@ enum Command {
 
 type Group = fn(&Path, Effort, bool) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 6] = [
+const GROUPS: [(&str, Group); 7] = [
     ("nbd", |folder, effort, _| io::on_nbd(folder, effort)),
     ("file", |folder, effort, _| io::on_file(folder, effort)),
     ("thin", |folder, effort, _| io::thin(folder, effort)),
     ("creation", |folder, effort, _| names::creation(folder, effort)),
     ("listing", |folder, _, _| names::listing(folder)),
     ("million", |folder, _, full| names::million(folder, if full { 1_000_000 } else { 20_000 })),
+    ("cluster", |folder, effort, _| cluster::figures(folder, effort)),
 ];
 
 fn main() -> Result<()> {

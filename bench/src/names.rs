@@ -35,7 +35,8 @@ pub fn creation(folder: &Path, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn create_rate(top: &Path, threads: usize, span: Duration) -> Result<f64> {
+/// Files made a second by so many threads, each in its own directory below `top`.
+pub fn create_rate(top: &Path, threads: usize, span: Duration) -> Result<f64> {
     std::fs::create_dir(top)?;
     let folders: Vec<_> = (0..threads).map(|i| top.join(i.to_string())).collect();
     for folder in &folders {

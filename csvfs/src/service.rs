@@ -4,6 +4,8 @@
 //! thread, possibly before the method returns. `done` must not block.
 
 use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
 
 use redirector::buffer::{Buffer, Slice};
 
@@ -33,6 +35,8 @@ pub struct OpenMode {
     pub truncate: bool,
     /// Only if the name is new (O_EXCL).
     pub exclusive: bool,
+    /// The process that opens it; 0 if that is not known.
+    pub pid: u32,
 }
 
 /// An opened file.
@@ -42,7 +46,7 @@ pub struct Opened {
     pub handle: HandleId,
     /// The attributes at that moment.
     pub attr: Attr,
-    /// The kernel keeps no pages of this file, however it is opened: other nodes may change it.
+    /// The kernel keeps no pages of this file for this open, however it was asked for: other nodes may change it.
     pub direct: bool,
     /// Whether the kernel may keep the pages that it has of this file from earlier: nothing else changed it.
     pub keep_cache: bool,
@@ -102,6 +106,13 @@ pub enum Seek {
     Data,
     /// A hole (SEEK_HOLE).
     Hole,
+}
+
+/// The pages that a front end's kernel keeps of open files.
+pub trait Pages: Send + Sync + Debug {
+    /// Has the kernel write back what programs have changed in its pages of a range of bytes, and drop the pages; then
+    /// calls `then`, on a thread of its own. Returns at once. What is written back comes as any write, and is waited for.
+    fn drop_range(&self, ino: Ino, bytes: Range<u64>, then: Box<dyn FnOnce() + Send>);
 }
 
 /// The file system as a front end sees it. Offsets and lengths are in bytes.
@@ -211,6 +222,8 @@ pub trait FileService: Send + Sync + Debug {
         len: u64,
         done: Done<u64>,
     );
+    /// The front end has a page cache that opens may use also where other nodes use the volume: it drops pages when told.
+    fn has_pages(&self, _pages: Arc<dyn Pages>) {}
     /// Now, as time stamps of this node have it.
     fn now(&self) -> Timestamp;
 }

@@ -87,9 +87,14 @@ impl Cache {
         self.slots.iter().map(|((client, slot), kept)| (*client, *slot, kept.clone())).collect()
     }
 
-    /// What another has executed.
+    /// What another has executed; what is here and newer stays.
     pub fn import(&mut self, slots: Vec<(ClientId, SlotId, Slot)>) {
-        self.slots.extend(slots.into_iter().map(|(client, slot, kept)| ((client, slot), kept)));
+        for (client, slot, kept) in slots {
+            let here = self.slots.get(&(client, slot));
+            if here.is_none_or(|here| here.sequence < kept.sequence) {
+                self.slots.insert((client, slot), kept);
+            }
+        }
     }
 
     /// Forgets a client's slots.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::ids::{ClientId, Epoch, ResourceId, SessionId};
 use crate::lease::Lease;
+use crate::machine::Cookie;
 
 /// A holding of a resource: who, and the fencing token of that holding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +67,21 @@ pub enum AuthorityError {
     },
 }
 
+/// A set of files that goes to another client, or that nobody held and that a client gets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Handover {
+    /// The set, each with the epoch of the source's holding; [`Epoch::NOBODY`] for what nobody holds.
+    pub holdings: Vec<(ResourceId, Epoch)>,
+    /// The source: it serves all of them.
+    pub from: ClientId,
+    /// The target; the source itself for what nobody holds.
+    pub to: (SessionId, ClientId),
+    /// Whether the target keeps them until they are released explicitly.
+    pub pinned: bool,
+    /// The source's locks go into escrow under this cookie (L8); none: they stay with the programs that have them.
+    pub escrow: Option<Cookie>,
+}
+
 /// Where a session stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
@@ -97,17 +113,47 @@ pub trait Authority: Send + Sync + Debug {
     /// Gives `resource` back.
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError>;
 
-    /// Gives holdings of `client` to the client `to`, all of them or none, each in a new epoch (L6). Who has got them
-    /// learns the epochs by [`Authority::acquire`]. An authority of one session has nobody to give them to: it releases
-    /// them, and the next client acquires them.
-    fn transfer(
+    /// Gives many back. All of them are tried; the first refusal is told.
+    fn release_all(
         &self,
-        holdings: &[(ResourceId, Epoch)],
+        holdings: Vec<(ResourceId, Epoch)>,
         client: ClientId,
-        to: (SessionId, ClientId),
     ) -> Result<(), AuthorityError> {
-        let _ = to;
-        holdings.iter().try_for_each(|(resource, epoch)| self.release(resource, client, *epoch))
+        let release = |(resource, epoch): (ResourceId, Epoch)| self.release(&resource, client, epoch);
+        holdings.into_iter().map(release).fold(Ok(()), Result::and)
+    }
+
+    /// Holdings of `client` are to stay until they are released explicitly: it is said so where holdings are listed.
+    fn pin(&self, resources: &[ResourceId], client: ClientId) -> Result<(), AuthorityError> {
+        let _ = (resources, client);
+        Ok(())
+    }
+
+    /// Hands a set over, all of it or nothing (L6); the epoch that all of it has from then on. An authority of one session
+    /// has nobody to give anything to.
+    fn transfer(&self, handover: &Handover) -> Result<Epoch, AuthorityError> {
+        match handover.holdings.first() {
+            Some((resource, _)) => {
+                let why = "this mount is alone: there is no other node".to_owned();
+                Err(AuthorityError::Unavailable { resource: resource.clone(), why })
+            }
+            None => Ok(Epoch::NOBODY),
+        }
+    }
+
+    /// `client`, of this process, has got these by a transfer of another, in `epoch`.
+    fn arrived(&self, resources: &[ResourceId], client: ClientId, epoch: Epoch) {
+        let _ = (resources, client, epoch);
+    }
+
+    /// Another client holds these from now on: known to this process because it had a part in it.
+    fn learn(&self, resources: &[ResourceId], holding: Holding) {
+        let _ = (resources, holding);
+    }
+
+    /// Who holds each of these, confirmed.
+    fn holders(&self, resources: &[ResourceId]) -> Vec<Option<Holding>> {
+        resources.iter().map(|resource| self.confirmed_holder(resource)).collect()
     }
 
     /// The current holding of `resource`.

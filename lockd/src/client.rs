@@ -8,6 +8,7 @@
 //! and each forwarded request has its own, so many at a time as [`ASKS_MAX`].
 
 mod authority;
+mod choice;
 mod connection;
 mod error;
 mod holder;
@@ -19,11 +20,12 @@ mod outbox;
 mod transfer;
 mod upcalls;
 
+pub use choice::{Choice, ChoiceError};
 pub use connection::Connection;
 pub use error::ClientError;
 pub use holder::{HolderReply, HolderRequest};
 pub use listener::{Deaf, Listener};
 pub use lock_client::{ClientConfig, LockClient};
 pub use locks::LockHandle;
-pub use transfer::Transferred;
+pub use transfer::{Set, Transferred};
 pub use upcalls::ASKS_MAX;

@@ -34,6 +34,11 @@ number!(
     /// The fencing token of an ownership or of the coordinator role: raised with every change of holder.
     Epoch(u64), "e"
 );
+impl Epoch {
+    /// The epoch of what nobody holds: it is never granted.
+    pub const NOBODY: Self = Self(0);
+}
+
 number!(
     /// The number of one of a client's reply slots (L5).
     SlotId(u32), "slot "

@@ -97,6 +97,12 @@ impl Lease {
         self.deadline().0 == ENDED
     }
 
+    /// Whether the lease was granted at all: its deadline is a time then.
+    #[must_use]
+    pub fn was_granted(&self) -> bool {
+        self.deadline().0 > LAPSED
+    }
+
     /// Whether the lease still runs by `clock`. An unlimited lease costs no clock read.
     #[must_use]
     #[inline]

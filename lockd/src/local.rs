@@ -7,6 +7,7 @@
 
 pub mod frame;
 pub mod message;
+pub mod notify;
 mod pidfd;
 pub mod process;
 pub mod run_dir;

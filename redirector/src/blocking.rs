@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use crate::buffer::{Buffer, Slice};
 use crate::lun::{Lun, OnDone, Outcome};
 use crate::plug;
+use crate::stand_in;
 
 fn wait(start: impl FnOnce(OnDone)) -> Result<(), i32> {
     let (sender, receiver) = mpsc::sync_channel(1);
@@ -13,7 +14,7 @@ fn wait(start: impl FnOnce(OnDone)) -> Result<(), i32> {
         let _ = sender.send(outcome);
     }));
     plug::flush();
-    receiver.recv().unwrap_or(Outcome::Unknown).ok()
+    stand_in::receive(&receiver).unwrap_or(Outcome::Unknown).ok()
 }
 
 /// Fills `buffer` from `offset`. Errors are positive errnos.
@@ -27,7 +28,7 @@ pub fn read(lun: &dyn Lun, offset: u64, buffer: Buffer) -> Result<Buffer, i32> {
         }),
     );
     plug::flush();
-    let (outcome, buffer) = receiver.recv().map_err(|_| libc::EIO)?;
+    let (outcome, buffer) = stand_in::receive(&receiver).map_err(|_| libc::EIO)?;
     outcome.ok().map(|()| buffer)
 }
 

@@ -16,5 +16,6 @@ pub mod open;
 pub mod paths;
 pub mod plug;
 pub mod recording;
+pub mod stand_in;
 pub mod target;
 pub mod uri;

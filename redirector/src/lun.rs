@@ -85,6 +85,10 @@ pub struct LunFigures {
     /// How many requests took less than each time, and not less than the one before, since the path was connected last.
     /// Empty where that is not measured.
     pub latencies: Vec<(Duration, u64)>,
+    /// The LUN is connected, and a request has waited longer for its answer than the path time-out (P1).
+    pub overdue: bool,
+    /// For how long the LUN has been reached, or not, as it is now; none where that is not known.
+    pub state_age: Option<Duration>,
 }
 
 /// A shared block device: asynchronous, many requests in flight, in no order.

@@ -471,3 +471,44 @@ fn l3_a_held_write_is_sent_only_under_the_lease() {
     assert_eq!(end(&new), Outcome::Failed(libc::EIO));
     assert_eq!(fake.script.lock().disk[65536], 0, "never sent");
 }
+
+#[test]
+fn l3_what_a_target_lost_is_written_again_only_under_the_lease() {
+    let place = Place::new();
+    let fake = Fake::start(place.dir.path());
+    fake.script.lock().boot = Some([1; 16]);
+    let lun = try_open(&fake.uri(), &options()).unwrap();
+    let lease = Arc::new(Lease::lapsed());
+    lease.extend(BootTime(u64::MAX - 2));
+    lun.under(Arc::clone(&lease), 0..4096);
+    assert_eq!(end(&start_write(&*lun, 8192, place.filled(1, 4096), false)), Outcome::Done);
+    assert_eq!(end(&start_write(&*lun, 0, place.filled(2, 4096), true)), Outcome::Done);
+
+    // The target loses the write; when it is back the lease has run out. Beats get through, and nothing else does.
+    let lease = Arc::new(Lease::lapsed());
+    lun.under(Arc::clone(&lease), 0..4096);
+    fake.restart();
+    assert_eq!(end(&start_write(&*lun, 0, place.filled(3, 4096), true)), Outcome::Done, "a beat");
+    let claims = end(&start_read(&*lun, 0, place.pool.take(4096)));
+    assert_eq!((claims.0, claims.1[0]), (Outcome::Done, 3), "what beats read");
+    let read = start_read(&*lun, 8192, place.pool.take(4096));
+    assert_pending("a read of what is not written again yet", &read);
+    assert_eq!(fake.script.lock().disk[8192], 0, "written again without the lease");
+    lease.extend(BootTime(u64::MAX - 1));
+    let (outcome, found) = end(&read);
+    assert_eq!((outcome, found[0]), (Outcome::Done, 1), "won back");
+    assert_eq!(fake.script.lock().disk[0], 3, "the beat is not undone");
+
+    // The lease is over for good: what was lost stays lost, and the LUN can be read.
+    assert_eq!(end(&start_write(&*lun, 12288, place.filled(4, 4096), false)), Outcome::Done);
+    lun.under(Arc::new(Lease::lapsed()), 0..4096);
+    fake.restart();
+    let read = start_read(&*lun, 12288, place.pool.take(4096));
+    let ended = Arc::new(Lease::lapsed());
+    ended.end();
+    assert_pending("a read before it is decided", &read);
+    lun.under(ended, 0..4096);
+    fake.cut();
+    assert_eq!(end(&read).1[0], 0);
+    assert_eq!(fake.script.lock().disk[12288], 0);
+}

@@ -12,6 +12,7 @@ pub mod process;
 pub mod programs;
 pub mod server;
 pub mod site;
+pub mod suites;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -31,7 +31,10 @@ pub fn ours(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A program of the system or of cargo's folder.
+/// Where `scripts/emulator` unpacks what is not installed.
+const EMULATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/emulator");
+
+/// A program of the system, of cargo's folder, or of the emulator's.
 ///
 /// # Errors
 /// If it is not installed.
@@ -39,6 +42,7 @@ pub fn installed(name: &str) -> Result<PathBuf> {
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".cargo/bin"));
     let folders =
         env::var_os("PATH").map(|path| env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
-    let found = folders.into_iter().chain(home).map(|folder| folder.join(name)).find(|path| path.exists());
+    let folders = folders.into_iter().chain(home).chain([PathBuf::from(EMULATOR)]);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.exists());
     found.with_context(|| format!("{name} is not installed; run `make tools`"))
 }

@@ -16,6 +16,15 @@ pub enum ClusterError {
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The certificate of the cluster's authority cannot be read.
+    #[error("{path}, the certificate of the cluster's authority, cannot be read")]
+    Certificate {
+        /// Where it should be.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The network cannot be used.
     #[error(transparent)]
     Network(#[from] StartError),

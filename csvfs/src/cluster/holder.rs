@@ -1,23 +1,27 @@
 //! What `lockctl` asks of a mount: to own files, to give them back, to hand them over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lockd::client::{HolderReply, HolderRequest};
-use lockd::ids::{ClientId, NodeName, ResourceId, VolumeId};
+use lockd::client::{ClientError, HolderReply, HolderRequest};
+use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, VolumeId};
 use lockd::local::message::Recipient;
+use lockd::machine::{Cookie, MOVES_MAX, Refusal as LockdRefusal};
 use parking_lot::Mutex;
 
 use super::plane::Plane;
-use crate::node::Node;
-use crate::refusal::Refusal;
-use crate::service::Done;
+use crate::node::{Node, Offer};
 use crate::types::Ino;
+use crate::volume::Reporter;
 
-/// How long one file may take to come here: longer than its server may need to drain and to commit.
+/// How long files may take to come here: longer than their server may need to drain and to commit.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an offer stands. Once the set is being handed over, its outcome is waited for.
+const OFFER_STANDS: Duration = Duration::from_secs(8);
+/// Sets whose locks in escrow are remembered.
+const COOKIES_MAX: usize = 256;
 
 /// Serves them.
 #[derive(Debug)]
@@ -27,32 +31,61 @@ pub struct Holder {
     node: Mutex<Weak<Node>>,
     /// Files that are owned because somebody has asked for it.
     pinned: Mutex<BTreeSet<Ino>>,
+    /// Sets that came here with locks (L8).
+    with_locks: Mutex<VecDeque<(Cookie, Vec<ResourceId>)>>,
+    /// Tells how the mount is.
+    reporter: Mutex<Weak<Reporter>>,
 }
 
-fn wait<T: Send + 'static>(start: impl FnOnce(Done<T>)) -> Result<T, Refusal> {
+/// What is done with locks in escrow.
+#[derive(Clone, Copy)]
+enum Escrow {
+    Adopt(Option<u64>),
+    Drop,
+}
+
+fn wait<T: Send + 'static, E: ToString + Send + 'static>(
+    start: impl FnOnce(Box<dyn FnOnce(Result<T, E>) + Send>),
+) -> Result<T, String> {
     let (sender, receiver) = sync_channel(1);
     start(Box::new(move |result| drop(sender.send(result))));
-    receiver
-        .recv_timeout(PATIENCE)
-        .unwrap_or_else(|_| Err(Refusal::Busy(format!("not done within {} s", PATIENCE.as_secs()))))
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("not done within {} s; look what became of it", PATIENCE.as_secs())),
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Holder {
     pub(super) fn new(plane: Weak<Plane>, volume: VolumeId) -> Self {
-        Self { plane, volume, node: Mutex::default(), pinned: Mutex::default() }
+        let (node, reporter) = (Mutex::default(), Mutex::default());
+        Self { plane, volume, node, pinned: Mutex::default(), with_locks: Mutex::default(), reporter }
     }
 
     pub(super) fn is_served_by(&self, node: &Arc<Node>) {
         *self.node.lock() = Arc::downgrade(node);
     }
 
+    pub(super) fn is_told_by(&self, reporter: &Arc<Reporter>) {
+        *self.reporter.lock() = Arc::downgrade(reporter);
+    }
+
+    fn status(&self) -> Result<HolderReply, String> {
+        let reporter = self.reporter.lock().upgrade().ok_or_else(|| "the mount is not ready".to_owned())?;
+        let text = serde_json::to_string(&reporter.status()).map_err(|error| error.to_string())?;
+        Ok(HolderReply::Document(text))
+    }
+
     /// The mount ends: what was acquired by hand goes back.
     pub(super) fn end(&self) {
         let pinned = std::mem::take(&mut *self.pinned.lock());
-        for ino in pinned {
-            if let Err(error) = self.release(ino) {
-                tracing::warn!(error, "it goes back when the session ends");
-            }
+        if !pinned.is_empty()
+            && let Err(error) = self.release(pinned)
+        {
+            tracing::warn!(error, "it goes back when the session ends");
         }
     }
 
@@ -63,86 +96,165 @@ impl Holder {
         request: &[u8],
     ) -> Result<Vec<u8>, String> {
         let reply = match HolderRequest::decode(request)? {
-            HolderRequest::Acquire(resources) => self.each(&resources, |ino| self.acquire(ino)),
-            HolderRequest::Release(resources) => self.each(&resources, |ino| self.release(ino)),
-            HolderRequest::Transfer { resources, to } => self.transfer(resources, &to),
+            HolderRequest::Acquire(resources) => {
+                self.inos(&resources).and_then(|inos| self.acquire(inos, None))
+            }
+            HolderRequest::Release(resources) => self.inos(&resources).and_then(|inos| self.release(inos)),
+            HolderRequest::Transfer { resources, to, with_locks } => {
+                self.transfer(&resources, &to, with_locks)
+            }
+            HolderRequest::Take { cookie, resources, with_locks, .. } => {
+                self.take(cookie, resources, with_locks)
+            }
+            HolderRequest::Adopt { cookie, owner } => self.escrow(cookie, Escrow::Adopt(owner)),
+            HolderRequest::DropLocks { cookie } => self.escrow(cookie, Escrow::Drop),
+            HolderRequest::Status => self.status(),
         };
-        let reply = reply.unwrap_or_else(HolderReply::Refused);
-        reply.encode()
+        reply.unwrap_or_else(HolderReply::Refused).encode()
     }
 
-    fn inos(&self, resources: &[ResourceId]) -> Result<Vec<Ino>, String> {
+    fn inos(&self, resources: &[ResourceId]) -> Result<BTreeSet<Ino>, String> {
         let ino = |resource: &ResourceId| match resource {
             ResourceId::File(volume, ino) if *volume == self.volume => Ok(Ino(*ino)),
+            ResourceId::Coordinator(_) => {
+                Err("the coordinator's role is not handed over while the volume is mounted: \
+                                               unmount everywhere, and mount first where it should be"
+                    .to_owned())
+            }
             other => Err(format!("{other} is not a file of the volume {}", self.volume)),
         };
         resources.iter().map(ino).collect()
-    }
-
-    fn each(
-        &self,
-        resources: &[ResourceId],
-        act: impl Fn(Ino) -> Result<(), String>,
-    ) -> Result<HolderReply, String> {
-        let begun = Instant::now();
-        self.inos(resources)?.into_iter().try_for_each(act)?;
-        let pause_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Ok(HolderReply::Done { epoch: None, pause_ns })
     }
 
     fn node(&self) -> Result<Arc<Node>, String> {
         self.node.lock().upgrade().ok_or_else(|| "the mount is not ready".to_owned())
     }
 
-    fn acquire(&self, ino: Ino) -> Result<(), String> {
+    fn plane(&self) -> Result<Arc<Plane>, String> {
+        self.plane.upgrade().ok_or_else(|| "the mount is being closed".to_owned())
+    }
+
+    fn acquire(&self, inos: BTreeSet<Ino>, offer: Option<Cookie>) -> Result<HolderReply, String> {
         let node = self.node()?;
-        if node.is_home() {
-            // The coordinator's node serves what nobody owns: the file becomes nobody's.
-            return self.release(ino);
+        let files: Vec<Ino> = inos.iter().copied().collect();
+        let epoch: Option<Epoch> = wait(|done| node.pin(files, offer, done))
+            .map_err(|why| format!("the files cannot be owned here: {why}"))?;
+        self.pinned.lock().extend(inos);
+        Ok(HolderReply::Done { epoch, pause_ns: 0, cookie: None })
+    }
+
+    fn release(&self, inos: BTreeSet<Ino>) -> Result<HolderReply, String> {
+        let node = self.node()?;
+        let files: Vec<Ino> = inos.iter().copied().collect();
+        wait(|done| node.unpin(files, done)).map_err(|why| format!("not given back: {why}"))?;
+        self.pinned.lock().retain(|ino| !inos.contains(ino));
+        Ok(HolderReply::Done { epoch: None, pause_ns: 0, cookie: None })
+    }
+
+    /// Offers the set to the mount on `to`, which takes it up through the coordinator. What became of it this mount knows
+    /// for certain, whatever it hears of the other one: it is itself the one that stops, commits and has it transferred.
+    fn transfer(
+        &self,
+        resources: &[ResourceId],
+        to: &NodeName,
+        with_locks: bool,
+    ) -> Result<HolderReply, String> {
+        let inos = self.inos(resources)?;
+        let Some(first) = resources.first() else { return Err("no files are named".to_owned()) };
+        if inos.len() > MOVES_MAX {
+            return Err(format!("{} files are too many for one set; there can be {MOVES_MAX}", inos.len()));
         }
-        wait(|done| node.pin(ino, done))
-            .map_err(|refusal| format!("{ino} cannot be owned here: {refusal}"))?;
-        self.pinned.lock().insert(ino);
-        Ok(())
-    }
-
-    fn release(&self, ino: Ino) -> Result<(), String> {
-        let node = self.node()?;
-        wait(|done| node.unpin(ino, done))
-            .map_err(|refusal| format!("{ino} is not given back: {refusal}"))?;
-        self.pinned.lock().remove(&ino);
-        Ok(())
-    }
-
-    /// The mount on `to` makes itself the owner, for which the coordinator has this one stop, drain and commit. A pin
-    /// yields to nobody: it ends before, and comes back if the other mount does not take the files.
-    fn transfer(&self, resources: Vec<ResourceId>, to: &NodeName) -> Result<HolderReply, String> {
-        let inos = self.inos(&resources)?;
-        let first = resources.first().ok_or_else(|| "no files are named".to_owned())?;
-        let plane = self.plane.upgrade().ok_or_else(|| "the mount is being closed".to_owned())?;
-        let pinned: Vec<Ino> = {
-            let pinned = self.pinned.lock();
-            inos.iter().copied().filter(|ino| pinned.contains(ino)).collect()
+        let (node, plane) = (self.node()?, self.plane()?);
+        if to == plane.client().node() {
+            // They are here; from now on because somebody wants it.
+            return self.acquire(inos, None);
+        }
+        // A node without a session is told of by lockd, which is asked all the same.
+        let session = plane.session_of(to).unwrap_or_default();
+        if !node.is_home() {
+            // What nobody owns comes here first, so that one party has all of it to give.
+            let missing: Vec<Ino> = inos.iter().copied().filter(|ino| !node.owns(*ino)).collect();
+            if !missing.is_empty() {
+                wait(|done| node.acquire(missing, done))
+                    .map_err(|why| format!("the set cannot be brought together here: {why}"))?;
+            }
+        }
+        let (cookie, from) = (plane.client().cookie(), plane.client().client());
+        let request =
+            HolderRequest::Take { cookie, from, resources: resources.to_vec(), with_locks }.encode()?;
+        node.offer(Offer { cookie, files: inos.clone(), to: session, with_locks });
+        let recipient = Recipient::Node { node: to.clone(), resource: first.clone() };
+        let answer = plane.client().forward_within(recipient, request, OFFER_STANDS);
+        let answer = answer
+            .map_err(|error| error.to_string())
+            .and_then(|answer| HolderReply::decode(&answer))
+            .and_then(|reply| match reply {
+                HolderReply::Refused(why) => Err(why),
+                reply => Ok(reply),
+            });
+        let given = wait(|done| node.close_offer(cookie, done))
+            .map_err(|why| format!("nothing was handed over: {why}"))?;
+        let Some(given) = given else {
+            let why = answer.err().unwrap_or_else(|| "it did not take the files".to_owned());
+            return Err(format!("nothing was handed over: node {to}: {why}"));
         };
-        let begun = Instant::now();
-        let back = |cause: String| {
-            for ino in &pinned {
-                if let Err(error) = self.acquire(*ino) {
-                    tracing::error!(error, "a file that was to be handed over is not owned here any more");
+        let pause = match answer {
+            Ok(_) => node.now_boot().since(given.stopped),
+            Err(why) => {
+                tracing::warn!(%to, why, "files were handed over, and their new owner has trouble with them");
+                given.took
+            }
+        };
+        self.pinned.lock().retain(|ino| !inos.contains(ino));
+        let cookie = with_locks.then_some(cookie);
+        Ok(HolderReply::Done { epoch: Some(given.epoch), pause_ns: nanoseconds(pause), cookie })
+    }
+
+    fn take(
+        &self,
+        cookie: Cookie,
+        resources: Vec<ResourceId>,
+        with_locks: bool,
+    ) -> Result<HolderReply, String> {
+        let reply = self.acquire(self.inos(&resources)?, Some(cookie))?;
+        if with_locks {
+            let mut sets = self.with_locks.lock();
+            sets.push_back((cookie, resources));
+            if sets.len() > COOKIES_MAX {
+                sets.pop_front();
+            }
+        }
+        Ok(reply)
+    }
+
+    /// The locks of all files that came with a cookie.
+    fn escrow(&self, cookie: Cookie, what: Escrow) -> Result<HolderReply, String> {
+        let plane = self.plane()?;
+        let resources = {
+            let mut sets = self.with_locks.lock();
+            let at = sets.iter().position(|(known, _)| *known == cookie);
+            let set = at.and_then(|at| sets.remove(at));
+            set.map(|(_, resources)| resources).ok_or_else(|| {
+                format!("no locks are kept for this node under {cookie}; they were adopted or dropped, or never came")
+            })?
+        };
+        let (client, me) = (plane.client(), plane.client().client());
+        let mut locks = 0;
+        for resource in &resources {
+            let done = match what {
+                Escrow::Adopt(owner) => client.adopt(me, cookie, resource, owner),
+                Escrow::Drop => client.drop_escrow(me, cookie, resource),
+            };
+            match done {
+                Ok(more) => locks += more,
+                // No program had locked it.
+                Err(ClientError::Refused(why)) if matches!(*why, LockdRefusal::NoEscrow { .. }) => {}
+                Err(error) => {
+                    self.with_locks.lock().push_back((cookie, resources));
+                    return Err(error.to_string());
                 }
             }
-            cause
-        };
-        pinned.iter().try_for_each(|ino| self.release(*ino)).map_err(back)?;
-        let recipient = Recipient::Node { node: to.clone(), resource: first.clone() };
-        let request = HolderRequest::Acquire(resources).encode()?;
-        let answer = plane.client().forward(recipient, request).map_err(|error| back(error.to_string()))?;
-        match HolderReply::decode(&answer).map_err(back)? {
-            HolderReply::Done { epoch, .. } => {
-                let pause_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                Ok(HolderReply::Done { epoch, pause_ns })
-            }
-            HolderReply::Refused(why) => Ok(HolderReply::Refused(back(why))),
         }
+        Ok(HolderReply::Locks(locks))
     }
 }

@@ -18,12 +18,15 @@ use lockd::peers::quic::{QuicConfig, QuicEndpoint};
 use lockd::peers::sync::ServedBy;
 use lockd::peers::{Channel, Switchboard};
 use redirector::uri::LunUri;
+use twox_hash::XxHash3_128;
 
 use super::error::ClusterError;
 use super::plane::Plane;
 use super::ways::Ways;
 use crate::coordinator::Coordinator;
+use crate::disk::claim::ClusterMark;
 use crate::node::Node;
+use crate::volume::Reporter;
 
 /// How long the cluster is asked for an answer before it is asked again, and its absence said.
 const RETRY: Duration = Duration::from_millis(500);
@@ -79,6 +82,22 @@ impl Place {
             run_dir: run_dir.to_owned(),
             cluster: Arc::new(cluster),
         })
+    }
+}
+
+impl Place {
+    /// The cluster as claims on the LUN name it (V1): told from others of its name by its authority's certificate.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn mark(&self) -> Result<ClusterMark, ClusterError> {
+        let path = self.cluster.tls_dir.join("ca.pem");
+        let certificate = std::fs::read_to_string(&path);
+        let certificate = certificate.map_err(|source| ClusterError::Certificate { path, source })?;
+        // However its lines end.
+        let text: String = certificate.split_whitespace().collect();
+        let id = XxHash3_128::oneshot(text.as_bytes()).max(1).to_le_bytes();
+        Ok(ClusterMark { id, name: self.cluster.name.clone() })
     }
 }
 
@@ -203,6 +222,11 @@ impl Member {
         self.ways.is_here(self.client, node);
         self.plane.holder.is_served_by(node);
         self.switchboard.connect(Channel::File, Arc::new(ServedBy(Weakly(Arc::downgrade(node)))));
+    }
+
+    /// `csvfs status` on other nodes is told by `reporter` how this mount is.
+    pub fn tell_status(&self, reporter: &Arc<Reporter>) {
+        self.plane.holder.is_told_by(reporter);
     }
 
     /// Files that were acquired by hand are let go: the mount ends.

@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use lockd::authority::{Authority, AuthorityError, Holding, Standing};
-use lockd::client::{ClientError, Listener, LockClient, Transferred};
+use lockd::authority::{Authority, AuthorityError, Handover, Holding, Standing};
+use lockd::client::{ClientError, Listener, LockClient};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::machine::{Answer, ClientKind, Cookie, Event, EventKind, Move, Query, SessionState, Victim};
+use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
 use parking_lot::Mutex;
 
 use super::holder::Holder;
@@ -40,16 +40,6 @@ pub(crate) trait Control: Authority {
     fn has_ended(&self) -> bool;
     /// Asks for a part of the cluster's state.
     fn query(&self, query: Query) -> Result<Answer, ClientError>;
-    /// A cookie for a transfer.
-    fn cookie(&self) -> Cookie;
-    /// Hands holdings over, or aborts that after a while (L7).
-    fn transfer_set(
-        &self,
-        client: ClientId,
-        cookie: Cookie,
-        moves: Vec<Move>,
-        within: Duration,
-    ) -> Result<Transferred, ClientError>;
 }
 
 impl Control for LockClient {
@@ -59,21 +49,6 @@ impl Control for LockClient {
 
     fn query(&self, query: Query) -> Result<Answer, ClientError> {
         self.query(query)
-    }
-
-    fn cookie(&self) -> Cookie {
-        self.cookie()
-    }
-
-    fn transfer_set(
-        &self,
-        client: ClientId,
-        cookie: Cookie,
-        moves: Vec<Move>,
-        within: Duration,
-    ) -> Result<Transferred, ClientError> {
-        // The locks stay with the programs that hold them: none of these has moved.
-        self.transfer(client, cookie, moves, false, within)
     }
 }
 
@@ -89,8 +64,6 @@ pub struct Plane {
     pub(super) holder: Holder,
 }
 
-/// How long a transfer may take before it is aborted (L7).
-const TRANSFER_WITHIN: Duration = Duration::from_secs(5);
 /// Most other holdings that are kept.
 const OTHERS_MAX: usize = 65_536;
 
@@ -150,6 +123,19 @@ impl Plane {
         let mut known = self.known.lock();
         known.nodes = clients.into_iter().map(|info| (info.client, info.node)).collect();
         known.nodes.get(&client).cloned()
+    }
+
+    /// The live session of a node, if it has one.
+    pub(super) fn session_of(&self, node: &NodeName) -> Option<SessionId> {
+        let Ok(Answer::Sessions(sessions)) = self.control().query(Query::Sessions) else { return None };
+        let live = sessions.into_iter().find(|info| info.node == *node && info.state == SessionState::Live);
+        live.map(|info| info.session)
+    }
+
+    /// How many files this mount owns.
+    pub fn owned_files(&self) -> u64 {
+        let known = self.known.lock();
+        known.own.keys().filter(|resource| matches!(resource, ResourceId::File(..))).count() as u64
     }
 
     fn ask_sessions(&self, session: SessionId) -> Standing {
@@ -220,6 +206,27 @@ impl Plane {
         }
     }
 
+    /// A set has got `epoch`; what is known of it may be newer.
+    fn forget_older(&self, resources: &[ResourceId], epoch: Epoch) {
+        let mut known = self.known.lock();
+        known.changes += 1;
+        for resource in resources {
+            let is_newer = |holding: &Option<Holding>| holding.is_some_and(|known| known.epoch >= epoch);
+            if !known.others.get(resource).is_some_and(is_newer) {
+                known.others.remove(resource);
+            }
+        }
+    }
+
+    /// The same, of a set that is too long to be told: it was of the session `from`, or nobody's.
+    fn forget_all_of(&self, from: SessionId, epoch: Epoch) {
+        let mut known = self.known.lock();
+        known.changes += 1;
+        known.others.retain(|_, holding| {
+            holding.is_some_and(|holding| holding.session != from || holding.epoch >= epoch)
+        });
+    }
+
     fn forget_others(&self, resources: &[ResourceId]) {
         let mut known = self.known.lock();
         known.changes += 1;
@@ -258,33 +265,72 @@ impl Authority for Plane {
         self.control().release(resource, client, epoch)
     }
 
-    fn transfer(
+    fn release_all(
         &self,
-        holdings: &[(ResourceId, Epoch)],
+        holdings: Vec<(ResourceId, Epoch)>,
         client: ClientId,
-        to: (SessionId, ClientId),
     ) -> Result<(), AuthorityError> {
-        let Some((first, _)) = holdings.first() else { return Ok(()) };
+        {
+            let mut known = self.known.lock();
+            for (resource, _) in &holdings {
+                known.own.remove(resource);
+            }
+        }
+        self.control().release_all(holdings, client)
+    }
+
+    fn pin(&self, resources: &[ResourceId], client: ClientId) -> Result<(), AuthorityError> {
+        self.control().pin(resources, client)
+    }
+
+    fn transfer(&self, handover: &Handover) -> Result<Epoch, AuthorityError> {
+        // From now on this mount does not know for certain that it holds them.
         let own: Vec<_> = {
             let mut known = self.known.lock();
-            holdings.iter().filter_map(|(resource, _)| known.own.remove_entry(resource)).collect()
+            let resources = handover.holdings.iter().map(|(resource, _)| resource);
+            resources.filter_map(|resource| known.own.remove_entry(resource)).collect()
         };
-        let one = |(resource, epoch): &(ResourceId, Epoch)| Move {
-            resource: resource.clone(),
-            epoch: *epoch,
-            from: client,
-            to: to.1,
-        };
-        let moves = holdings.iter().map(one).collect();
-        let control = self.control();
-        let why = match control.transfer_set(client, control.cookie(), moves, TRANSFER_WITHIN) {
-            Ok(Transferred::Done(_)) => return Ok(()),
-            Ok(Transferred::Aborted) => "it took too long and was aborted".to_owned(),
-            Err(ClientError::SessionEnded(session)) => return Err(AuthorityError::SessionEnded(session)),
-            Err(error) => error.to_string(),
-        };
-        self.known.lock().own.extend(own);
-        Err(AuthorityError::Unavailable { resource: first.clone(), why })
+        match self.control().transfer(handover) {
+            Ok(epoch) => {
+                if handover.to.1 == handover.from {
+                    let resources: Vec<_> =
+                        handover.holdings.iter().map(|(resource, _)| resource.clone()).collect();
+                    self.arrived(&resources, handover.from, epoch);
+                }
+                Ok(epoch)
+            }
+            Err(error @ AuthorityError::SessionEnded(_)) => Err(error),
+            Err(error) => {
+                self.known.lock().own.extend(own);
+                Err(error)
+            }
+        }
+    }
+
+    fn arrived(&self, resources: &[ResourceId], client: ClientId, epoch: Epoch) {
+        let holding = Holding { session: self.session(), client, epoch };
+        let mut known = self.known.lock();
+        for resource in resources {
+            known.others.remove(resource);
+            known.own.insert(resource.clone(), holding);
+        }
+    }
+
+    fn learn(&self, resources: &[ResourceId], holding: Holding) {
+        if holding.session == self.session() {
+            return;
+        }
+        let mut known = self.known.lock();
+        if known.others.len() + resources.len() > OTHERS_MAX {
+            known.others.clear();
+        }
+        for resource in resources {
+            known.others.insert(resource.clone(), Some(holding));
+        }
+    }
+
+    fn holders(&self, resources: &[ResourceId]) -> Vec<Option<Holding>> {
+        self.control().holders(resources)
     }
 
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
@@ -333,7 +379,14 @@ impl Listener for Plane {
     fn event(&self, event: &Event) {
         match &event.kind {
             EventKind::HolderChanged { resource, .. } => self.forget_others(std::slice::from_ref(resource)),
-            EventKind::Moved { resources, count, .. } | EventKind::Freed { resources, count, .. } => {
+            EventKind::Moved { from, epoch, resources, count, .. } => {
+                if *count > resources.len() as u64 {
+                    self.forget_all_of(*from, *epoch);
+                } else {
+                    self.forget_older(resources, *epoch);
+                }
+            }
+            EventKind::Freed { resources, count, .. } => {
                 if *count > resources.len() as u64 {
                     self.missed();
                 } else {

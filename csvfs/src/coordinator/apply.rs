@@ -56,7 +56,10 @@ pub fn apply(change: &mut Change<'_, '_>, request: &Request, mark: u64) -> Resul
         Operation::Reserve { want } => change.reserve(client, *want)?,
         Operation::Return { runs } => change.return_reserve(client, runs)?,
         Operation::Quarantine { runs } => change.quarantine(client, runs)?,
+        Operation::CommitSet { parts } => change.commit_set(client, parts)?,
         Operation::Open { .. }
+        | Operation::OpenSet { .. }
+        | Operation::HandSlots { .. }
         | Operation::Close { .. }
         | Operation::Attach { .. }
         | Operation::Acquire { .. }

@@ -335,21 +335,17 @@ impl Core {
 
     /// Checks the file epochs that an operation names (V3, and V8 where the owner must have stopped the file).
     pub fn check_owned(&self, head: &Head, operation: &Operation) -> Result<(), Refusal> {
-        let (rule, files): (Rule, [Option<&Owned>; 2]) = match operation {
-            Operation::Commit { file, .. } => (Rule::V3, [Some(file), None]),
-            Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => {
-                (Rule::V8, [Some(file), None])
-            }
-            Operation::Clone { source, target, .. } => (Rule::V8, [Some(source), Some(target)]),
+        let (rule, files): (Rule, Vec<&Owned>) = match operation {
+            Operation::Commit { file, .. } => (Rule::V3, vec![file]),
+            Operation::CommitSet { parts } => (Rule::V3, parts.iter().map(|part| &part.file).collect()),
+            Operation::Truncate { file, .. } | Operation::Allocate { file, .. } => (Rule::V8, vec![file]),
+            Operation::Clone { source, target, .. } => (Rule::V8, vec![source, target]),
             _ => return Ok(()),
         };
         if !self.parts.rules.keeps(rule) {
             return Ok(());
         }
-        for file in files.into_iter().flatten() {
-            self.check_owner(head, file)?;
-        }
-        Ok(())
+        files.into_iter().try_for_each(|file| self.check_owner(head, file))
     }
 
     /// A file is its owner's, in the ownership's epoch; one that nobody owns is the coordinator's, in its epoch.

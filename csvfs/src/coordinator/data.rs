@@ -8,7 +8,7 @@ use super::attributes::clear_set_id;
 use super::change::{Change, Verdict};
 use super::mapping::{bump, holes, part};
 use super::stop::Stop;
-use crate::proto::{Allocation, Answer, WrittenRun};
+use crate::proto::{Allocation, Answer, CommitPart, WrittenRun};
 use crate::refusal::Refusal;
 use crate::store::pair;
 use crate::store::record::{ExtentRecord, InodeRecord};
@@ -84,16 +84,53 @@ impl Change<'_, '_> {
         written: Written,
         now: Timestamp,
     ) -> Result<Answer, Stop> {
-        let mut record = self.inode(ino)?;
+        let segments = self.commit_checked(ino, runs, written)?;
+        let fresh: Vec<Run> = segments.iter().filter(|segment| segment.fresh).map(Segment::run).collect();
+        self.check_reserved(client, &fresh)?;
+        Ok(Answer::Version(self.commit_now(client, ino, &segments, written, now)?))
+    }
+
+    /// [`crate::proto::Operation::CommitSet`]: all is checked before anything is changed.
+    pub fn commit_set(&mut self, client: ClientId, parts: &[CommitPart]) -> Result<Answer, Stop> {
+        let written = |part: &CommitPart| {
+            let CommitPart { size, mtime, atime, clear_set_id, .. } = *part;
+            Written { size, mtime, atime, clear_set_id }
+        };
+        let mut checked = Vec::with_capacity(parts.len());
+        for part in parts {
+            checked.push(self.commit_checked(part.file.ino, &part.written, written(part))?);
+        }
+        let fresh: Vec<Run> =
+            checked.iter().flatten().filter(|segment| segment.fresh).map(Segment::run).collect();
+        self.check_reserved(client, &fresh)?;
+        let mut versions = Vec::with_capacity(parts.len());
+        for (part, segments) in parts.iter().zip(checked) {
+            versions.push(self.commit_now(client, part.file.ino, &segments, written(part), part.now)?);
+        }
+        Ok(Answer::Versions(versions))
+    }
+
+    /// What a commit does to the layout, if it may be done.
+    fn commit_checked(&self, ino: Ino, runs: &[WrittenRun], written: Written) -> Result<Vec<Segment>, Stop> {
+        let record = self.inode(ino)?;
         if record.kind() != Kind::File && !runs.is_empty() {
             return Err(invalid("only regular files have blocks"));
         }
         check_size(written.size)?;
-        let segments = self.segments(ino, runs)?;
-        let fresh: Vec<Run> = segments.iter().filter(|segment| segment.fresh).map(Segment::run).collect();
-        self.check_reserved(client, &fresh)?;
+        self.segments(ino, runs)
+    }
 
-        for segment in &segments {
+    /// A commit that has been checked. The version of the layout after it.
+    fn commit_now(
+        &mut self,
+        client: ClientId,
+        ino: Ino,
+        segments: &[Segment],
+        written: Written,
+        now: Timestamp,
+    ) -> Result<u64, Stop> {
+        let mut record = self.inode(ino)?;
+        for segment in segments {
             self.apply_segment(client, ino, &mut record, segment)?;
         }
         if !segments.is_empty() {
@@ -112,7 +149,7 @@ impl Change<'_, '_> {
             record.ctime.set(record.ctime.get().max(now.0));
         }
         self.put(ino, &record)?;
-        Ok(Answer::Version(record.version.get()))
+        Ok(record.version.get())
     }
 
     /// What `runs` do to the layout, checked against it.

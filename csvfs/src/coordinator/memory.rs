@@ -6,24 +6,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockd::ids::{ClientId, SessionId};
+use lockd::ids::ClientId;
 use lockd::network::{CarrierError, OnReply};
 use lockd::slots::{SLOTS_PER_CLIENT, SlotRefusal};
 
 use super::core::Core;
+use super::moving;
 use super::opens::Opening;
 use super::question;
 use super::queue::{Internal, Way, Work};
 use super::stop::Stop;
 use super::writer::{answered, frame};
-use crate::proto::{
-    Answer, Answered, CallAnswer, Callback, Declared, Head, Key, Operation, Reply, Request, Term,
-};
+use crate::proto::{Answer, Answered, Declared, Head, Key, OpenedFile, Operation, Reply, Request};
 use crate::refusal::Refusal;
 use crate::slots::Begun;
 use crate::store::pair;
 use crate::store::record::SlotRecord;
 use crate::types::{Attr, Ino};
+
+/// Bytes of an answer to many openings, about, and of one of them without its slots: well below
+/// [`FRAME_MAX`](crate::proto::codec::FRAME_MAX).
+const SET_BYTES: usize = 512 << 10;
+const OPENED_BYTES: usize = 192;
 
 /// Whether `operation` is one of these.
 pub fn is_of_memory(operation: &Operation) -> bool {
@@ -32,15 +36,18 @@ pub fn is_of_memory(operation: &Operation) -> bool {
         Operation::Open { .. }
             | Operation::Close { .. }
             | Operation::Attach { .. }
+            | Operation::OpenSet { .. }
             | Operation::Acquire { .. }
             | Operation::Release { .. }
+            | Operation::HandSlots { .. }
     )
 }
 
 /// What ends a command: keeps the reply in its slot and gives it.
-struct Finish {
+pub struct Finish {
     core: Arc<Core>,
-    head: Head,
+    /// Who asks.
+    pub head: Head,
     on_reply: OnReply,
 }
 
@@ -53,7 +60,8 @@ impl Finish {
         (self.on_reply)(Ok(bytes));
     }
 
-    fn reply(self, reply: Reply) {
+    /// With this reply.
+    pub fn reply(self, reply: Reply) {
         self.with(&Answered::from(reply));
     }
 }
@@ -84,8 +92,13 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
             finish.reply(Ok(Answer::Done));
         }
         Operation::Attach { open } => attach(core, &open, finish),
-        Operation::Acquire { ino, automatic } => acquire(core, ino, automatic, finish),
-        Operation::Release { ino } => release(core, ino, finish),
+        Operation::OpenSet { files } => open_set(core, files, finish),
+        Operation::Acquire { files, claim } => moving::acquire(core, &files, claim, finish),
+        Operation::Release { files } => moving::release(core, &files, finish),
+        Operation::HandSlots { journey, slots } => {
+            core.opens.lock().handed_over(journey, slots);
+            finish.reply(Ok(Answer::Done));
+        }
         _ => finish.reply(Err(Refusal::Invalid("not a change of memory".to_owned()))),
     }
 }
@@ -163,6 +176,54 @@ fn open(core: &Arc<Core>, ino: Ino, write: bool, finish: Finish) {
     core.recall(&keys, Some(client), Box::new(then));
 }
 
+/// As [`open`], of many. The answer is of as many as fit into it: the slots of those behind stay here.
+fn open_set(core: &Arc<Core>, files: Vec<Declared>, finish: Finish) {
+    let client = finish.head.client;
+    let mut outdated = Vec::new();
+    let opened: Vec<(Ino, bool)> = {
+        let mut opens = core.opens.lock();
+        let mut open = |Declared { ino, write }| {
+            let opening = opens.open(ino, client, write);
+            if opening == Opening::BeginsWriting {
+                outdated.push(Key::Attr(ino));
+            }
+            (ino, opening != Opening::Refused)
+        };
+        files.into_iter().map(&mut open).collect()
+    };
+    let keys = outdated.clone();
+    let owner = Arc::clone(core);
+    // V9, as above.
+    let then = move || {
+        let mut replies = Vec::with_capacity(opened.len());
+        let mut room = SET_BYTES;
+        let mut told = Vec::new();
+        for (ino, is_open) in opened {
+            let slots = owner.opens.lock().slots_len(ino);
+            room = room.saturating_sub(OPENED_BYTES + slots);
+            if room == 0 && !replies.is_empty() {
+                break;
+            }
+            let reply = if is_open { opened_one(&owner, ino, client) } else { Err(Refusal::NotFound) };
+            if is_open && reply.is_err() {
+                told.append(&mut owner.opens.lock().close(ino, client, Vec::new()).told);
+            }
+            replies.push(reply);
+        }
+        owner.rested(told);
+        finish.with(&Answered { outdated, ..Answered::from(Ok(Answer::OpenedSet(replies))) });
+    };
+    core.recall(&keys, Some(client), Box::new(then));
+}
+
+fn opened_one(core: &Core, ino: Ino, client: ClientId) -> Result<OpenedFile, Refusal> {
+    match opened(core, ino, Some(client))? {
+        Answer::Opened { attr, term, slots } => Ok(OpenedFile { attr, term: Some(term), slots }),
+        Answer::Elsewhere(attr, term) => Ok(OpenedFile { attr, term, slots: Vec::new() }),
+        _ => Err(Refusal::NotFound),
+    }
+}
+
 /// The client can be called, has no leases, and holds this open.
 fn attach(core: &Arc<Core>, open: &[Declared], finish: Finish) {
     let Head { session, client, .. } = finish.head;
@@ -195,108 +256,4 @@ pub fn serving(core: &Arc<Core>, ino: Ino, on_reply: OnReply) {
     if let Some(now) = now {
         now();
     }
-}
-
-/// Moves a file to the asker: its server yields, then the asker is the next.
-fn acquire(core: &Arc<Core>, ino: Ino, automatic: bool, finish: Finish) {
-    let Head { session, client, .. } = finish.head;
-    let home = core.home();
-    let server = {
-        let mut opens = core.opens.lock();
-        match opens.term(ino, home) {
-            _ if !opens.is_holder(ino, client) => {
-                Err(Refusal::Invalid(format!("{client} does not hold {ino} open")))
-            }
-            // It serves already.
-            Some(term) if term.client == client => Ok(None),
-            _ if automatic && opens.is_written_by_others(ino, client, home.1) => {
-                Err(Refusal::Busy(format!("others have {ino} open for writing")))
-            }
-            Some(term) => match opens.depart(ino) {
-                Some(journey) => Ok(Some((term, journey))),
-                None => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
-            },
-            _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
-        }
-    };
-    match server {
-        Ok(Some(server)) => depart(core, ino, server, automatic, (session, client), finish),
-        Ok(None) => finish.reply(opened(core, ino, Some(client))),
-        Err(refusal) => finish.reply(Err(refusal)),
-    }
-}
-
-/// Moves a file to the coordinator's node, which serves what nobody owns.
-fn release(core: &Arc<Core>, ino: Ino, finish: Finish) {
-    let home = core.home();
-    let server = {
-        let mut opens = core.opens.lock();
-        match opens.term(ino, home) {
-            Some(term) if term.client == home.1 => Ok(None),
-            None if !opens.is_open(ino) => Ok(None),
-            Some(term) => match opens.depart(ino) {
-                Some(journey) => Ok(Some((term, journey))),
-                None => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
-            },
-            _ => Err(Refusal::Busy(format!("{ino} is on its way to another node; try again"))),
-        }
-    };
-    match server {
-        Ok(Some(server)) => depart(core, ino, server, false, home, finish),
-        Ok(None) => finish.reply(Ok(Answer::Done)),
-        Err(refusal) => finish.reply(Err(refusal)),
-    }
-}
-
-/// Asks the server of a file that has been marked as moving to yield; `next` serves it then.
-fn depart(
-    core: &Arc<Core>,
-    ino: Ino,
-    (server, journey): (Term, u64),
-    soft: bool,
-    next: (SessionId, ClientId),
-    finish: Finish,
-) {
-    let owner = Arc::clone(core);
-    let moved = move |answer: Result<CallAnswer, Refusal>| match answer {
-        Ok(CallAnswer::Yielded { slots }) => arrived(&owner, (ino, journey), next, slots, finish),
-        other => {
-            let told = owner.opens.lock().rest(ino, journey, None);
-            owner.rested(told);
-            finish.reply(Err(match other {
-                Ok(CallAnswer::Refused(refusal)) | Err(refusal) => refusal,
-                Ok(_) => Refusal::Io(format!("the server of {ino} gave an answer that does not fit")),
-            }));
-        }
-    };
-    // The coordinator's node serves without an ownership.
-    let next = (next.1 != core.home().1).then_some(next);
-    let callback = Callback::Yield { ino, tenure: server.tenure, soft, next };
-    core.clients.ask(server.client, callback, Box::new(moved));
-    core.watch.wake();
-}
-
-/// The last server has yielded: the asker serves from now on.
-fn arrived(
-    core: &Arc<Core>,
-    (ino, journey): (Ino, u64),
-    next: (SessionId, ClientId),
-    slots: Vec<u8>,
-    finish: Finish,
-) {
-    let told = {
-        let mut opens = core.opens.lock();
-        opens.handed_over(ino, journey, slots);
-        let home = core.home();
-        opens.rest(ino, journey, Some((next.1 != home.1).then_some(next)))
-    };
-    let owner = Arc::clone(core);
-    let keys = vec![Key::Attr(ino)];
-    let then = move || {
-        let reply =
-            if finish.head.client == next.1 { opened(&owner, ino, Some(next.1)) } else { Ok(Answer::Done) };
-        finish.reply(reply);
-        owner.rested(told);
-    };
-    core.recall(&keys, Some(next.1), Box::new(then));
 }

@@ -18,6 +18,7 @@ mod leased;
 mod leases;
 mod mapping;
 mod memory;
+mod moving;
 mod names;
 mod opens;
 mod question;

@@ -5,21 +5,43 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use lockd::ids::{ClientId, SessionId};
+use lockd::ids::{ClientId, Epoch, SessionId};
 
-use crate::proto::Term;
+use crate::proto::{FileSlots, Term};
 use crate::types::Ino;
 
 /// What is called when a file has come to rest at a server.
 pub type OnRest = Box<dyn FnOnce() + Send>;
+
+/// The owner of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// Its session.
+    pub session: SessionId,
+    /// Who.
+    pub client: ClientId,
+    /// The epoch of the ownership.
+    pub epoch: Epoch,
+}
+
+/// How a journey ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rest {
+    /// The files go on as before.
+    Stays,
+    /// They are served by their owner from now on, or by the coordinator's node, in a new term.
+    Moved(Option<Owner>),
+    /// The same node goes on to serve them, in the same term; they have this owner, or none.
+    InPlace(Option<Owner>),
+}
 
 /// An inode that somebody holds open.
 #[derive(Default)]
 struct Entry {
     /// Who, and whether for writing.
     holders: Vec<(ClientId, bool)>,
-    /// Who serves it; the coordinator's node if none.
-    owner: Option<(SessionId, ClientId)>,
+    /// Who owns it; if nobody does, the coordinator's node serves it.
+    owner: Option<Owner>,
     tenure: u64,
     since: u64,
     /// The slots of remote users, while no server has them.
@@ -110,7 +132,7 @@ impl Opens {
             let told = self.by_inode.remove(&ino).map_or_else(Vec::new, |entry| entry.waiting);
             return Closed { frees: self.orphans.remove(&ino), told };
         }
-        if entry.owner.is_some_and(|(_, owner)| owner == client) {
+        if entry.owner.is_some_and(|owner| owner.client == client) {
             // If it moves, its journey goes on.
             self.tenure += 1;
             (entry.owner, entry.tenure) = (None, self.tenure);
@@ -133,19 +155,23 @@ impl Opens {
         self.by_inode.get(&ino).is_some_and(|entry| entry.holders.iter().any(|(_, write)| *write))
     }
 
-    /// Whether somebody else than `client` has `ino` open for writing, `home` (who serves it) not counted.
+    /// Whether somebody else than `client` has `ino` open for writing, its server not counted: that says itself whether it
+    /// has a use for it.
     pub fn is_written_by_others(&self, ino: Ino, client: ClientId, home: ClientId) -> bool {
         self.by_inode.get(&ino).is_some_and(|entry| {
-            entry.holders.iter().any(|(holder, write)| *write && *holder != client && *holder != home)
+            let server = entry.owner.map(|owner| owner.client);
+            let is_other = |holder: ClientId| ![Some(client), Some(home), server].contains(&Some(holder));
+            entry.holders.iter().any(|(holder, write)| *write && is_other(*holder))
         })
     }
 
     /// Who serves `ino`, which is open; `home` if nobody owns it. `None` while it moves.
     pub fn term(&self, ino: Ino, home: (SessionId, ClientId)) -> Option<Term> {
         let entry = self.by_inode.get(&ino)?;
-        let (session, client) = entry.owner.unwrap_or(home);
+        let (session, client) = entry.owner.map_or(home, |owner| (owner.session, owner.client));
         let Entry { tenure, since, moving, .. } = *entry;
-        moving.is_none().then_some(Term { session, client, tenure, since })
+        let owned = entry.owner.map(|owner| owner.epoch);
+        moving.is_none().then_some(Term { session, client, tenure, since, owned })
     }
 
     /// Takes the slots that no server has.
@@ -153,46 +179,54 @@ impl Opens {
         self.by_inode.get_mut(&ino).map_or_else(Vec::new, |entry| std::mem::take(&mut entry.slots))
     }
 
-    /// Begins to move `ino`: nobody is named as its server until [`Opens::rest`]. The journey's number; none if it moves
-    /// already, or is not open.
-    pub fn depart(&mut self, ino: Ino) -> Option<u64> {
-        let journey = self.tenure + 1;
-        let entry = self.by_inode.get_mut(&ino).filter(|entry| entry.moving.is_none())?;
-        entry.moving = Some(journey);
-        self.tenure = journey;
-        Some(journey)
+    /// How long the slots that no server has are, in bytes.
+    pub fn slots_len(&self, ino: Ino) -> usize {
+        self.by_inode.get(&ino).map_or(0, |entry| entry.slots.len())
     }
 
-    /// The last server of `ino` has handed over its slots.
-    pub fn handed_over(&mut self, ino: Ino, journey: u64, slots: Vec<u8>) {
-        if let Some(entry) = self.by_inode.get_mut(&ino).filter(|entry| entry.moving == Some(journey)) {
-            // None: they are here already.
-            if !slots.is_empty() {
+    /// Begins to move `files`: nobody is named as their server until [`Opens::rest`]. The journey's number; none if one of
+    /// them moves already, or is not open: then none moves.
+    pub fn depart(&mut self, files: &[Ino]) -> Option<u64> {
+        let can = |ino: &Ino| self.by_inode.get(ino).is_some_and(|entry| entry.moving.is_none());
+        if !files.iter().all(can) {
+            return None;
+        }
+        self.tenure += 1;
+        for ino in files {
+            if let Some(entry) = self.by_inode.get_mut(ino) {
+                entry.moving = Some(self.tenure);
+            }
+        }
+        Some(self.tenure)
+    }
+
+    /// The last server of files on that journey has handed over their slots.
+    pub fn handed_over(&mut self, journey: u64, slots: Vec<FileSlots>) {
+        for FileSlots { ino, slots } in slots {
+            if let Some(entry) = self.by_inode.get_mut(&ino).filter(|entry| entry.moving == Some(journey)) {
                 entry.slots = slots;
             }
         }
     }
 
-    /// `ino` is served by `owner` from now on, in a new term; or, with `None`, goes on as before.
-    /// Nothing happens if that journey has ended with all who had the inode open.
-    pub fn rest(
-        &mut self,
-        ino: Ino,
-        journey: u64,
-        owner: Option<Option<(SessionId, ClientId)>>,
-    ) -> Vec<OnRest> {
-        let tenure = self.tenure + 1;
-        let entry = self.by_inode.get_mut(&ino).filter(|entry| entry.moving == Some(journey));
-        let Some(entry) = entry else { return Vec::new() };
-        entry.moving = None;
-        if let Some(owner) = owner {
+    /// The journey of `files` has ended so. Nothing happens to those that ended it with all who had them open.
+    pub fn rest(&mut self, files: &[Ino], journey: u64, rest: Rest) -> Vec<OnRest> {
+        let tenure = self.next_tenure();
+        let mut told = Vec::new();
+        for ino in files {
+            let entry = self.by_inode.get_mut(ino).filter(|entry| entry.moving == Some(journey));
+            let Some(entry) = entry else { continue };
+            entry.moving = None;
             // Who has closed it meanwhile serves nothing.
-            let holds = |client| entry.holders.iter().any(|(holder, _)| *holder == client);
-            entry.owner = owner.filter(|(_, client)| holds(*client));
-            entry.tenure = tenure;
-            self.tenure = tenure;
+            let holds = |owner: &Owner| entry.holders.iter().any(|(holder, _)| *holder == owner.client);
+            match rest {
+                Rest::Stays => {}
+                Rest::Moved(owner) => (entry.owner, entry.tenure) = (owner.filter(holds), tenure),
+                Rest::InPlace(owner) => entry.owner = owner.filter(holds),
+            }
+            told.append(&mut entry.waiting);
         }
-        std::mem::take(&mut entry.waiting)
+        told
     }
 
     /// Calls `waiter` when `ino` moves no more; gives it back if that is now.
@@ -247,7 +281,7 @@ impl Opens {
         let tenure = &mut self.tenure;
         self.by_inode.retain(|_, entry| {
             entry.holders.retain(|(holder, _)| *holder != client);
-            if entry.owner.is_some_and(|(_, owner)| owner == client) {
+            if entry.owner.is_some_and(|owner| owner.client == client) {
                 *tenure += 1;
                 (entry.owner, entry.tenure, entry.since) = (None, *tenure, *tenure);
             }

@@ -8,14 +8,17 @@
 //! | 40..48 | epoch that the client has, or wants |
 //! | 48..56 | counter, raised with each beat |
 //! | 56 | state: 1 = claiming, 2 = writing, 3 = closed |
-//! | 57..60 | zero |
+//! | 57 | 1 = a member: it writes file data at its cluster's behest, and has not opened the store; else 0 |
+//! | 58..60 | zero |
 //! | 60..64 | process id |
 //! | 64..72 | when the client started, nanoseconds since 1970 |
 //! | 72..80 | when this beat was written, likewise |
 //! | 80..84 | window that the client beats by, milliseconds |
 //! | 84..88 | zero |
 //! | 88..152 | host name, UTF-8 |
-//! | 152..4096 | zero |
+//! | 152..168 | identity of the cluster that the client belongs to; zeros: none |
+//! | 168..232 | name of that cluster, UTF-8 |
+//! | 232..4096 | zero |
 
 use std::fmt;
 use std::time::Duration;
@@ -44,6 +47,15 @@ pub enum ClaimState {
     Closed,
 }
 
+/// A cluster, as claims name it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClusterMark {
+    /// What tells it from others of the same name: made of the certificate of its authority. Never zero.
+    pub id: [u8; 16],
+    /// Its name.
+    pub name: String,
+}
+
 /// Who wants to write, or writes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Claim {
@@ -65,6 +77,10 @@ pub struct Claim {
     pub window: Duration,
     /// Its host.
     pub host: String,
+    /// The cluster that it belongs to; none for a mount without one.
+    pub cluster: Option<ClusterMark>,
+    /// It writes file data at its cluster's behest, and has not opened the store.
+    pub is_member: bool,
 }
 
 impl fmt::Display for Claim {
@@ -73,7 +89,11 @@ impl fmt::Display for Claim {
             f,
             "process {} on host {:?} (client {}, epoch {})",
             self.pid, self.host, self.client, self.epoch
-        )
+        )?;
+        match &self.cluster {
+            Some(cluster) => write!(f, " of the cluster {:?}", cluster.name),
+            None => Ok(()),
+        }
     }
 }
 
@@ -86,16 +106,32 @@ struct ClaimBytes {
     epoch: U64,
     counter: U64,
     state: u8,
-    zero: [u8; 3],
+    is_member: u8,
+    zero: [u8; 2],
     pid: U32,
     started_ns: I64,
     beaten_ns: I64,
     window_ms: U32,
     zero_too: U32,
     host: [u8; 64],
+    cluster: [u8; 16],
+    cluster_name: [u8; 64],
 }
 
 impl Claim {
+    /// Whether its client belongs to `cluster`.
+    #[must_use]
+    pub fn is_of(&self, cluster: Option<&ClusterMark>) -> bool {
+        self.cluster.as_ref().zip(cluster).is_some_and(|(own, cluster)| own.id == cluster.id)
+    }
+
+    /// Whether its client is a member of `cluster` that whoever opens the volume for that cluster need not look out for:
+    /// it writes where the cluster lets it.
+    #[must_use]
+    pub fn is_fellow_of(&self, cluster: Option<&ClusterMark>) -> bool {
+        self.is_member && self.is_of(cluster)
+    }
+
     /// Whether its client may still write, as far as the claim says.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -116,13 +152,16 @@ impl Claim {
                 ClaimState::Writing => 2,
                 ClaimState::Closed => 3,
             },
-            zero: [0; 3],
+            is_member: u8::from(self.is_member),
+            zero: [0; 2],
             pid: U32::new(self.pid),
             started_ns: I64::new(self.started.0),
             beaten_ns: I64::new(self.beaten.0),
             window_ms: millis(self.window),
             zero_too: U32::ZERO,
             host: frame::put_text(&self.host),
+            cluster: self.cluster.as_ref().map_or([0; 16], |cluster| cluster.id),
+            cluster_name: self.cluster.as_ref().map_or([0; 64], |cluster| frame::put_text(&cluster.name)),
         };
         let mut out = [0; BLOCK_LEN];
         out[..size_of::<ClaimBytes>()].copy_from_slice(bytes.as_bytes());
@@ -156,6 +195,13 @@ impl Claim {
             beaten: WallTime(bytes.beaten_ns.get()),
             window,
             host: frame::text(&bytes.host),
+            cluster: (bytes.cluster != [0; 16])
+                .then(|| ClusterMark { id: bytes.cluster, name: frame::text(&bytes.cluster_name) }),
+            is_member: match bytes.is_member {
+                0 => false,
+                1 => true,
+                other => return Err(Damage::value("member", other)),
+            },
         })
     }
 }

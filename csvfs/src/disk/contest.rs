@@ -10,6 +10,10 @@
 //! should have chosen the same free block, the later one has overwritten the earlier, who sees that in its next look,
 //! which comes after its superblock at the latest; or the later one sees that superblock, for it reads all structures
 //! again after its claim.
+//!
+//! The members of a cluster beat their own blocks, too ([`super::member`]). Whoever opens the volume for that cluster does
+//! not wait for them: the cluster has given it the role, and has dealt with the one who had it before. To everybody else
+//! their claims are like any other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +25,7 @@ use redirector::buffer::Pool;
 use redirector::lun::{Lun, Proof};
 
 use super::blocks::write_block;
-use super::claim::{Claim, ClaimState};
+use super::claim::{Claim, ClaimState, ClusterMark};
 use super::frame::Damage;
 use super::label::Label;
 use super::layout;
@@ -40,6 +44,8 @@ pub struct Identity {
     pub host: String,
     /// The process.
     pub pid: u32,
+    /// The cluster for which it opens it, if for one.
+    pub cluster: Option<ClusterMark>,
 }
 
 /// Why a volume was not given to an opener.
@@ -62,6 +68,9 @@ pub enum ContestError {
         "another process has opened the volume at the same time (superblock now of epoch {0}): try again"
     )]
     Overtaken(Epoch),
+    /// Somebody who is not of the cluster has the volume.
+    #[error("{0}: unmount it there first")]
+    Taken(String),
     /// Others came again and again.
     #[error("others keep claiming the volume while it is being opened: try again when they have ended")]
     Crowded,
@@ -145,6 +154,8 @@ impl Contest {
             beaten: self.clock.wall(),
             window: self.window.unwrap_or(survey.label.window),
             host: self.who.host.clone(),
+            cluster: self.who.cluster.clone(),
+            is_member: false,
         };
         self.beat(&survey.label, block, &mut claim)?;
         let won = self.look(&survey, block, &mut claim, alone);
@@ -197,7 +208,7 @@ impl Contest {
         Ok(survey)
     }
 
-    fn own_claim(&self, claims: &[ClaimBlock], block: usize) -> Result<(), ContestError> {
+    pub(super) fn own_claim(&self, claims: &[ClaimBlock], block: usize) -> Result<(), ContestError> {
         match &claims[block] {
             Ok(claim) if claim.client == self.who.client => Ok(()),
             Ok(other) if other.state == ClaimState::Writing => Err(ContestError::Writing(other.clone())),
@@ -206,8 +217,10 @@ impl Contest {
         }
     }
 
+    /// The open claims of those who have to be watched.
     fn foreign(&self, claims: &[ClaimBlock], own: usize) -> Vec<(usize, Claim)> {
-        let open = open_claims(claims).filter(|(block, _)| *block != own);
+        let cluster = self.who.cluster.as_ref();
+        let open = open_claims(claims).filter(|(block, claim)| *block != own && !claim.is_fellow_of(cluster));
         open.map(|(block, claim)| (block, claim.clone())).collect()
     }
 
@@ -262,7 +275,12 @@ impl Contest {
         Err(other.map_or(ContestError::Crowded, ContestError::Opening))
     }
 
-    fn beat(&self, label: &Label, block: usize, claim: &mut Claim) -> Result<BootTime, ContestError> {
+    pub(super) fn beat(
+        &self,
+        label: &Label,
+        block: usize,
+        claim: &mut Claim,
+    ) -> Result<BootTime, ContestError> {
         let now = self.clock.boot();
         claim.counter += 1;
         claim.beaten = self.clock.wall();
@@ -283,7 +301,7 @@ impl Contest {
     /// The block of a dead claim, when every block holds one that was never closed: of the oldest that a later writer
     /// has superseded, if there is one. Dead they are by the LUN's proof, or when none has moved for longer than the
     /// window; that is found out without a claim of one's own.
-    fn dead_block(&self, survey: &Survey, alone: bool) -> Result<usize, ContestError> {
+    pub(super) fn dead_block(&self, survey: &Survey, alone: bool) -> Result<usize, ContestError> {
         let seen = self.foreign(&survey.claims, usize::MAX);
         if self.rules.keeps(Rule::V1) && !alone {
             let window = seen.iter().map(|(_, claim)| claim.window).max().unwrap_or(survey.label.window);
@@ -307,7 +325,7 @@ impl Contest {
     }
 
     /// A block that holds no open claim. Two openers begin their search at different places.
-    fn free_block(&self, claims: &[ClaimBlock]) -> Option<usize> {
+    pub(super) fn free_block(&self, claims: &[ClaimBlock]) -> Option<usize> {
         let start = usize::try_from(self.who.client.0 % claims.len() as u64).unwrap_or(0);
         let order = (0..claims.len()).map(|i| (start + i) % claims.len());
         order.into_iter().find(|block| match &claims[*block] {

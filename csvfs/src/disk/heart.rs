@@ -238,7 +238,7 @@ impl Heart {
 }
 
 /// Why `claims` say that the session of `own` is over; nothing if they do not.
-fn verdict(claims: &[ClaimBlock], block: usize, own: &Claim) -> Option<String> {
+pub(super) fn verdict(claims: &[ClaimBlock], block: usize, own: &Claim) -> Option<String> {
     if let Ok(found) = &claims[block] {
         if found.client == own.client && found.state == ClaimState::Closed {
             return Some("its claim was closed by another session, which held it for dead".to_owned());
@@ -247,11 +247,15 @@ fn verdict(claims: &[ClaimBlock], block: usize, own: &Claim) -> Option<String> {
             return Some(format!("its claim block was taken by {found}"));
         }
     }
+    let cluster = own.cluster.as_ref();
+    // A member follows whoever opens the volume for its cluster; that one has no member to fear.
+    let is_fellow = |claim: &Claim| claim.is_fellow_of(cluster) || (own.is_member && claim.is_of(cluster));
     let newer = open_claims(claims).find(|(at, claim)| {
         *at != block
             && claim.state == ClaimState::Writing
             && claim.epoch >= own.epoch
             && claim.client != own.client
+            && !is_fellow(claim)
     });
     newer.map(|(_, claim)| format!("the volume was taken over by {claim}"))
 }

@@ -16,6 +16,7 @@ mod heart;
 pub mod label;
 pub mod layout;
 pub mod map;
+pub mod member;
 pub mod open;
 pub mod repair;
 pub mod signature;

@@ -65,7 +65,7 @@ impl OpenOptions {
     #[must_use]
     pub fn new(client: ClientId, host: &str) -> Self {
         Self {
-            who: Identity { client, host: host.to_owned(), pid: std::process::id() },
+            who: Identity { client, host: host.to_owned(), pid: std::process::id(), cluster: None },
             window: None,
             quiesce: None,
             label_from_copy: false,
@@ -343,7 +343,7 @@ fn all_done(lun: &dyn Lun, won: &Won, rules: Rules) -> Result<Option<String>, Co
         .iter()
         .any(|claim| claim.as_ref().is_err_and(|damage| *damage != super::frame::Damage::Blank));
     // Where every block was taken, a claim was given up for the own one: that of another writer, perhaps.
-    let crowded = won.still.len() + 1 >= layout::CLAIMS;
+    let crowded = won.survey.open_claims().count() >= layout::CLAIMS;
     let mut known = !crowded && (!damaged || is_closed(&won.survey));
     let mut reasons = Vec::new();
     for client in writers {

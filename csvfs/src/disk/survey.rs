@@ -409,7 +409,7 @@ impl Survey {
     #[must_use]
     pub fn writer(&self) -> Option<&Claim> {
         let writing = self.open_claims().filter(|(_, claim)| claim.state == ClaimState::Writing);
-        writing.max_by_key(|(_, claim)| claim.epoch).map(|(_, claim)| claim)
+        writing.max_by_key(|(_, claim)| (claim.epoch, !claim.is_member)).map(|(_, claim)| claim)
     }
 
     /// The highest epoch that anybody has used or wanted.

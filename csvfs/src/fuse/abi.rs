@@ -48,6 +48,9 @@ pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// [`OpenOut::open_flags`]: direct writes within the file need not wait for each other.
 pub(super) const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 
+/// [`OutHeader::error`] of a notification: pages of an inode are to be dropped.
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+
 /// [`SetAttrIn::valid`]: which fields count.
 pub(super) mod fattr {
     pub(in super::super) const MODE: u32 = 1 << 0;
@@ -92,6 +95,13 @@ structures! {
         len: u32,
         error: i32,
         unique: u64,
+    }
+
+    /// The notification [`NOTIFY_INVAL_INODE`]: `len` 0 means up to the end.
+    InvalInodeOut {
+        ino: u64,
+        offset: i64,
+        len: i64,
     }
 
     /// READ.

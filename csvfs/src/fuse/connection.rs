@@ -17,11 +17,20 @@ pub(super) struct Connection {
     pub(super) locks: Arc<Locks>,
     pub(super) validity: Validity,
     extended_setxattr: AtomicBool,
+    /// Other nodes use the volume, too.
+    shared: bool,
 }
 
 impl Connection {
-    pub(super) fn new(service: Arc<dyn FileService>, locks: Locks, validity: Validity) -> Self {
-        Self { service, locks: Arc::new(locks), validity, extended_setxattr: AtomicBool::new(false) }
+    pub(super) fn new(service: Arc<dyn FileService>, locks: Locks, validity: Validity, shared: bool) -> Self {
+        let extended_setxattr = AtomicBool::new(false);
+        Self { service, locks: Arc::new(locks), validity, extended_setxattr, shared }
+    }
+
+    /// What the kernel is asked for beyond what a mount always asks for. A file that is open past the page cache may
+    /// be mapped shared only where nobody else can change it.
+    pub(super) fn wanted(&self) -> InitFlags {
+        if self.shared { InitFlags::empty() } else { InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP }
     }
 
     /// Remembers which capabilities the kernel and we have agreed on, as far as they change the requests' form.
@@ -39,12 +48,14 @@ impl Connection {
     pub(super) fn opened(&self, opened: &Opened, mode: OpenMode) -> u32 {
         self.validity.opened(opened, mode);
         let cache = if opened.keep_cache { FOPEN_KEEP_CACHE } else { 0 };
-        if mode.direct || opened.direct { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { cache }
+        // Where others use the file, the service knows best: with pages in the kernel, O_DIRECT minds them only there.
+        let direct = opened.direct || (mode.direct && !self.shared);
+        if direct { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { cache }
     }
 }
 
 /// How the flags of open(2) ask for a file to be opened.
-pub(super) fn open_mode(flags: u32, kills_set_id: bool) -> OpenMode {
+pub(super) fn open_mode(flags: u32, kills_set_id: bool, pid: u32) -> OpenMode {
     let flags = flags.cast_signed();
     let access = flags & libc::O_ACCMODE;
     OpenMode {
@@ -54,5 +65,6 @@ pub(super) fn open_mode(flags: u32, kills_set_id: bool) -> OpenMode {
         clear_set_id: kills_set_id,
         truncate: flags & libc::O_TRUNC != 0,
         exclusive: flags & libc::O_EXCL != 0,
+        pid,
     }
 }

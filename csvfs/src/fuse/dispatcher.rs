@@ -1,14 +1,15 @@
 //! The threads that take requests from the kernel.
 //!
 //! What moves data, what fuser does not know or hides a part of, and what is asked at every open and close, is
-//! answered from here; the rest goes over the bridge. A thread never waits for an answer: whoever completes a request
-//! sends its reply.
+//! answered from here; the rest goes over the bridge. A thread does not wait for an answer: whoever completes a request
+//! sends its reply. (What the coordinator of the same process has to read from the LUN it does wait for; if that takes
+//! long, a thread of [`relief`](super::relief) takes its place.)
 
 use std::io;
 use std::sync::Arc;
 
 use redirector::buffer::Pool;
-use redirector::plug;
+use redirector::{plug, stand_in};
 use zerocopy::{FromBytes, FromZeros};
 
 use super::abi::{
@@ -22,6 +23,7 @@ use super::bridge::Bridge;
 use super::connection::{Connection, open_mode};
 use super::device::Device;
 use super::inbox::{Inbox, WRITE_MAX};
+use super::relief::{Call, Relief};
 use super::reply::Reply;
 use crate::proto::{SetAttr, XattrMode};
 use crate::refusal::Refusal;
@@ -59,10 +61,12 @@ impl Dispatcher {
         }
     }
 
-    /// Takes requests until the file system is unmounted.
-    pub(super) fn run(mut self) {
+    /// Takes requests until the file system is unmounted, or as long as `goes_on`. Where it has to wait for the LUN,
+    /// somebody of `relief` takes its place. Whether there may be more requests.
+    pub(super) fn run(&mut self, relief: &Arc<Relief>, goes_on: impl Fn() -> bool) -> bool {
         plug::allow();
-        loop {
+        stand_in::appoint(Arc::new(Call(Arc::clone(relief))));
+        while goes_on() {
             self.device = Arc::clone(if plug::begin_turn() { &self.waiting } else { &self.asking });
             match self.inbox.receive(&self.device) {
                 Ok(()) => self.dispatch(),
@@ -71,14 +75,16 @@ impl Dispatcher {
                 Err(error) => match error.raw_os_error() {
                     // The request was given up before it could be read.
                     Some(libc::ENOENT) => {}
-                    Some(libc::ENODEV | libc::ECONNABORTED) => return,
+                    Some(libc::ENODEV | libc::ECONNABORTED) => return false,
                     _ => {
                         tracing::error!("requests cannot be read from /dev/fuse any more: {error}");
-                        return;
+                        return false;
                     }
                 },
             }
         }
+        plug::flush();
+        true
     }
 
     /// Answers, or hands on, the request in the inbox.
@@ -205,7 +211,7 @@ impl Dispatcher {
 
     fn open(&self, header: &InHeader) -> Option<()> {
         let request: OpenIn = self.inbox.fixed()?;
-        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0);
+        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0, header.pid);
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
         let done: Done<_> = Box::new(move |result| match result {
@@ -275,7 +281,7 @@ impl Dispatcher {
         request: &CreateIn,
         operation: &'static str,
     ) -> (OpenMode, Done<Opened>) {
-        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0);
+        let mode = open_mode(request.flags, request.open_flags & OPEN_KILL_SUIDGID != 0, header.pid);
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
         let done: Done<_> = Box::new(move |result: Result<Opened, Refusal>| match result {

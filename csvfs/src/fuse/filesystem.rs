@@ -49,7 +49,6 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_SETXATTR_EXT,
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
 /// Without these the file system would be wrong or much too slow.
 const NEEDED: InitFlags = InitFlags::FUSE_POSIX_LOCKS
@@ -141,7 +140,8 @@ impl Filesystem for Front {
             let text = format!("this kernel's FUSE lacks {}; Linux 6.1 or newer is needed", lacks.join(", "));
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        let wanted = WANTED.iter().copied().fold(InitFlags::empty(), InitFlags::union) & has;
+        let wanted = WANTED.iter().copied().fold(InitFlags::empty(), InitFlags::union);
+        let wanted = (wanted | self.connection.wanted()) & has;
         let refused = |value: &str| io::Error::other(format!("fuser refuses {value}"));
         config.add_capabilities(wanted).map_err(|flags| refused(&format!("{flags:?}")))?;
         let write_max = u32::try_from(WRITE_MAX).map_err(io::Error::other)?;

@@ -20,6 +20,8 @@ mod locks;
 mod mount;
 mod mountpoint;
 mod options;
+mod pages;
+mod relief;
 mod reply;
 mod sys;
 

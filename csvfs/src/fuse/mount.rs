@@ -10,7 +10,7 @@ use lockd::ids::ClientId;
 use redirector::buffer::Pool;
 
 use super::bridge::Bridge;
-use super::caching::Validity;
+use super::caching::{Caching, Validity};
 use super::connection::Connection;
 use super::device::Device;
 use super::dispatcher::Dispatcher;
@@ -18,6 +18,8 @@ use super::filesystem::Front;
 use super::locks::Locks;
 use super::mountpoint::Mountpoint;
 use super::options::MountOptions;
+use super::pages::KernelPages;
+use super::relief::Relief;
 use super::sys;
 use crate::lock_service::LockService;
 use crate::service::FileService;
@@ -56,7 +58,8 @@ pub struct MountHandle {
     mountpoint: Arc<Mountpoint>,
     bridge: Arc<Bridge>,
     connection: Option<Arc<Connection>>,
-    dispatchers: Vec<JoinHandle<()>>,
+    dispatchers: Vec<JoinHandle<bool>>,
+    relief: Option<Arc<Relief>>,
     fuser: Option<JoinHandle<io::Result<()>>>,
     forwarder: Option<JoinHandle<()>>,
 }
@@ -81,6 +84,7 @@ pub fn mount(
         bridge: Arc::new(bridge),
         connection: None,
         dispatchers: Vec::new(),
+        relief: None,
         fuser: None,
         forwarder: None,
     };
@@ -97,16 +101,32 @@ pub fn mount(
         devices.push(clone(threads + index, false)?);
     }
     let locks = Locks::new(locks, client);
-    let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching)));
+    let shared = options.caching == Caching::none();
+    if shared {
+        service.has_pages(Arc::new(KernelPages::start(&first).map_err(MountError::Resources)?));
+    }
+    let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching), shared));
     handle.connection = Some(Arc::clone(&connection));
 
     let (bridge, known) = (Arc::clone(&handle.bridge), devices.clone());
     let forward = move || bridge.carry_replies(|index| known.get(usize::from(index)).cloned());
     handle.forwarder = Some(spawn("fuse-replies", forward)?);
-    let (waiting, asking) = devices.split_at(threads.into());
-    for (device, asking) in waiting.iter().zip(asking) {
-        let dispatcher = Dispatcher::new(&connection, &handle.bridge, [device, asking], pool);
-        handle.dispatchers.push(spawn(&format!("fuse-{}", device.index()), || dispatcher.run())?);
+    // Who stands in for a dispatcher works with its descriptors, or another one's: it is all the same to the kernel.
+    let make = {
+        let (connection, bridge, pool) = (Arc::clone(&connection), Arc::clone(&handle.bridge), pool.clone());
+        let threads = usize::from(threads);
+        move |number: usize| {
+            let number = number % threads;
+            Dispatcher::new(&connection, &bridge, [&devices[number], &devices[threads + number]], &pool)
+        }
+    };
+    let dispatchers: Vec<_> = (0..usize::from(threads)).map(&make).collect();
+    let relief = Relief::new(Box::new(make));
+    handle.relief = Some(Arc::clone(&relief));
+    for (number, mut dispatcher) in dispatchers.into_iter().enumerate() {
+        let relief = Arc::clone(&relief);
+        let run = move || dispatcher.run(&relief, || true);
+        handle.dispatchers.push(spawn(&format!("fuse-{number}"), run)?);
     }
 
     let mut config = Config::default();
@@ -172,6 +192,9 @@ impl MountHandle {
             if dispatcher.join().is_err() {
                 tracing::error!("a thread that takes requests has panicked");
             }
+        }
+        if let Some(relief) = self.relief.take() {
+            relief.end();
         }
         if let Some(fuser) = self.fuser.take() {
             self.bridge.send_ends(FUSER_THREADS);

@@ -6,6 +6,7 @@ use lockd::network::{OnReply, Service};
 
 use super::remote::FIRST_BYTE;
 use super::task::run;
+use super::yielding::Demand;
 use super::{Core, Node};
 use crate::proto::codec::{decode, encode};
 use crate::proto::{Call, CallAnswer, Callback, Declared, Operation};
@@ -41,11 +42,8 @@ impl Core {
                 self.channel.cache.invalidate(&keys);
                 CallAnswer::Done
             }
-            Callback::Yield { ino, tenure, soft, next } => {
-                match self.give_up(ino, tenure, soft, next).await {
-                    Ok(slots) => CallAnswer::Yielded { slots },
-                    Err(refusal) => CallAnswer::Refused(refusal),
-                }
+            Callback::Yield { journey, files, soft, next } => {
+                self.give_up(Demand { journey, files, soft, next }).await
             }
         }
     }

@@ -65,7 +65,10 @@ impl Channel {
         let reads_store = !operation.changes()
             || matches!(
                 operation,
-                Operation::Open { .. } | Operation::Acquire { .. } | Operation::Attach { .. }
+                Operation::Open { .. }
+                    | Operation::OpenSet { .. }
+                    | Operation::Acquire { .. }
+                    | Operation::Attach { .. }
             );
         let slot = if operation.changes() { Some(self.slots.take().await?) } else { None };
         let head = Head {

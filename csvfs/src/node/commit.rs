@@ -17,7 +17,7 @@ use crate::refusal::Refusal;
 use crate::types::FileBlock;
 
 /// Written runs in one message.
-const RUNS_MAX: usize = 4096;
+pub(super) const RUNS_MAX: usize = 4096;
 
 impl Core {
     /// Commits everything that has been written to the file before this call. Callers that come while a commit runs
@@ -137,7 +137,7 @@ impl Core {
         Ok(())
     }
 
-    async fn flush(&self) -> Result<(), Refusal> {
+    pub(super) async fn flush(&self) -> Result<(), Refusal> {
         match self.media.flush().await {
             Outcome::Done => Ok(()),
             outcome => Err(refusal("flush", outcome)),

@@ -3,12 +3,14 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
+use lockd::ids::Epoch;
 use parking_lot::{Mutex, RwLock};
 
 use super::blocks::BlockLocks;
 use super::gate::Gate;
 use super::layout::Layout;
 use super::marks::Marks;
+use super::pages::PageUse;
 use super::slots::Slots;
 use super::task::Sender;
 use super::turn::Turn;
@@ -72,6 +74,8 @@ pub(super) struct File {
     pub(super) kind: OnceLock<Kind>,
     /// Who serves it, if it is a regular file. Changed while the gate is stopped and drained.
     pub(super) service: RwLock<Option<Service>>,
+    /// One journey at a time: an acquisition from the question to the service, a handing over.
+    pub(super) passage: Turn,
     /// Counts requests of other nodes; stopped and drained before the file is served elsewhere.
     pub(super) guests: Gate,
     /// Slots of other nodes' changes, which go with the file.
@@ -90,6 +94,8 @@ pub(super) struct File {
     pub(super) pinned: AtomicBool,
     /// This node has tried to own the file since it was opened.
     pub(super) tried: AtomicBool,
+    /// How the kernel of this node uses it.
+    pub(super) pages: Mutex<PageUse>,
     /// Counts data requests; stopped and drained before the layout is changed under them (V8).
     pub(super) gate: Gate,
     pub(super) locks: BlockLocks,
@@ -130,6 +136,7 @@ impl File {
             life: Mutex::new(Life { phase: Phase::Opening, uses: 0, idle_since: 0, waiting: Vec::new() }),
             kind: OnceLock::new(),
             service: RwLock::new(None),
+            passage: Turn::default(),
             guests: Gate::default(),
             guest_slots: Mutex::default(),
             slots: OnceLock::new(),
@@ -139,6 +146,7 @@ impl File {
             writers: AtomicU64::new(0),
             pinned: AtomicBool::new(false),
             tried: AtomicBool::new(false),
+            pages: Mutex::default(),
             gate: Gate::default(),
             locks: BlockLocks::default(),
             layout: RwLock::default(),
@@ -192,6 +200,22 @@ impl File {
     /// Whether another node serves the file.
     pub(super) fn is_elsewhere(&self) -> bool {
         matches!(*self.service.read(), Some(Service::There(_)))
+    }
+
+    /// The epoch in which this client owns the file, if it does so of its own right.
+    pub(super) fn owned_in(&self) -> Option<Epoch> {
+        match *self.service.read() {
+            Some(Service::Here { owned, acquired: true, .. }) => Some(owned.epoch),
+            _ => None,
+        }
+    }
+
+    /// This node goes on to serve the file, by another right: its own ownership, or the coordinator's. The caller has
+    /// drained and committed it, and keeps the gate stopped.
+    pub(super) fn serve_by(&self, owned: Owned, acquired: bool) {
+        if let Some(Service::Here { owned: old, acquired: before, .. }) = &mut *self.service.write() {
+            (*old, *before) = (owned, acquired);
+        }
     }
 
     /// The term in which this node serves the file to others.

@@ -28,6 +28,8 @@ pub(super) struct Media {
     pub(super) lun: Arc<dyn Lun>,
     pub(super) pool: Pool,
     lease: Arc<Lease>,
+    /// The lease of this mount's claim on the LUN (V1), where that is another one: nothing is written without it.
+    beat: Option<Arc<Lease>>,
     clock: Arc<dyn Clock>,
     rules: Rules,
     /// How long a lapsed lease is waited for (P2).
@@ -65,18 +67,20 @@ impl Media {
     pub(super) fn new(
         lun: Arc<dyn Lun>,
         pool: Pool,
-        lease: Arc<Lease>,
+        [lease, beat]: [Option<Arc<Lease>>; 2],
         clock: Arc<dyn Clock>,
         rules: Rules,
         hold: Duration,
         alarm: Arc<Alarm>,
     ) -> Self {
+        let lease = lease.unwrap_or_default();
         let request_max = usize::try_from(lun.geometry().request_max).unwrap_or(usize::MAX);
         let request_max = (request_max / 4096 * 4096).max(4096);
         Self {
             lun,
             pool,
             lease,
+            beat,
             clock,
             rules,
             hold,
@@ -99,17 +103,44 @@ impl Media {
         self.lease.admits(self.rules, &*self.clock)
     }
 
+    /// L3, V1: whether a write to the LUN may start now.
+    #[inline]
+    pub(super) fn may_write(&self) -> bool {
+        let beats = |beat: &Arc<Lease>| !self.rules.keeps(Rule::V1) || beat.holds(&*self.clock);
+        self.has_lease() && self.beat.as_ref().is_none_or(beats)
+    }
+
+    /// Waits until a write to the LUN may start, as [`Media::lease`].
+    async fn writable(&self) -> Result<(), Refusal> {
+        loop {
+            self.lease().await?;
+            if self.may_write() {
+                return Ok(());
+            }
+            let deadline = self.beat.as_ref().map_or(BootTime(0), |beat| beat.deadline());
+            if deadline.0 == 0 {
+                return Err(Refusal::Io("another session has taken the volume; mount again".to_owned()));
+            }
+            if self.rules.keeps(Rule::P2) && self.lapsed_for(deadline) > self.hold {
+                return Err(self.no_heartbeat());
+            }
+            self.tick_passed().await;
+        }
+    }
+
+    fn no_heartbeat(&self) -> Refusal {
+        let hold = self.hold.as_secs();
+        Refusal::Io(format!("no heartbeat has reached the LUN for {hold} s; look after the LUN"))
+    }
+
     /// Waits until the lease is won back, as long as I/O is held for a LUN that is gone (P2). An ended one never is.
     pub(super) async fn lease(&self) -> Result<(), Refusal> {
         if self.has_lease() {
             return Ok(());
         }
         while !self.has_lease() {
-            if self.rules.keeps(Rule::P2) && self.lapsed_for() > self.hold {
-                let hold = self.hold.as_secs();
-                return Err(Refusal::Io(format!(
-                    "no heartbeat has reached the LUN for {hold} s; look after the LUN"
-                )));
+            if self.rules.keeps(Rule::P2) && self.lapsed_for(self.lease.deadline()) > self.hold {
+                return Err(self.no_heartbeat());
             }
             if self.lease.deadline().0 == 0 {
                 return Err(Refusal::Io("the session of this node has ended; mount again".to_owned()));
@@ -119,9 +150,9 @@ impl Media {
         Ok(())
     }
 
-    /// How long the lease has been wanted in vain.
-    fn lapsed_for(&self) -> Duration {
-        let (deadline, now) = (self.lease.deadline(), self.clock.boot());
+    /// How long a lease of that deadline has been wanted in vain.
+    fn lapsed_for(&self, deadline: BootTime) -> Duration {
+        let now = self.clock.boot();
         let mut lapse = self.lapse.lock();
         if lapse.0 != deadline {
             *lapse = (deadline, now);
@@ -174,7 +205,7 @@ impl Media {
         self.lun.read(at.byte(), buffer, Box::new(on_read));
     }
 
-    /// Starts a write at once: the caller has just seen the lease.
+    /// Starts a write at once: the caller has just seen that it [may](Media::may_write).
     pub(super) fn start_write(
         &self,
         at: LunBlock,
@@ -201,7 +232,7 @@ impl Media {
         let mut done = 0;
         while done < data.len() {
             let len = (data.len() - done).min(self.request_max);
-            if let Err(ended) = self.lease().await {
+            if let Err(ended) = self.writable().await {
                 if parts.is_empty() {
                     return Err(ended);
                 }

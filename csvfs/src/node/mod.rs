@@ -9,11 +9,13 @@
 //! | `service` | the front end's words, given to the parts |
 //! | `names`, `open` | names and attributes; opening, closing, ownership |
 //! | `read`, `write` | the data path |
-//! | `commit` | flush, then tell the coordinator (V5) |
+//! | `commit`, `commit_set` | flush, then tell the coordinator (V5): of one file, of several |
 //! | `resize`, `copy` | what the owner holds still for (V8) |
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
 //! | `cache` | names and attributes under leases (V9) |
-//! | `owner`, `remote`, `callback` | files that change hands; I/O at another node; what others ask of this one |
+//! | `owner`, `yielding`, `journeys`, `offer` | files that come here, and that go, once; sets that only go where they are meant to |
+//! | `remote`, `callback` | I/O at another node; what others ask of this one |
+//! | `pages` | what the kernel keeps of a file that other nodes use |
 //! | `slots` | reply slots of this node's requests |
 //! | `media`, `channel` | the LUN under the lease (L3); the coordinator in slots (L5) |
 //! | `task`, `turn` | steps that wait, without a thread of their own |
@@ -48,16 +50,20 @@ mod cache;
 mod callback;
 mod channel;
 mod commit;
+mod commit_set;
 mod copy;
 mod counters;
 mod file;
 mod gate;
+mod journeys;
 mod layout;
 mod marks;
 mod media;
 mod names;
+mod offer;
 mod open;
 mod owner;
+mod pages;
 mod read;
 mod remote;
 mod reserve;
@@ -71,16 +77,19 @@ mod task;
 mod tests;
 mod turn;
 mod write;
+mod yielding;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockd::authority::Authority;
-use lockd::clock::Clock;
+use lockd::clock::{BootTime, Clock};
 use lockd::ids::{ClientId, Epoch, VolumeId};
+use lockd::lease::Lease;
+use lockd::machine::Cookie;
 use lockd::network::Carrier;
 use lockd::rules::Rules;
 use parking_lot::Mutex;
@@ -89,7 +98,7 @@ use redirector::lun::Lun;
 
 use crate::peers::Peers;
 use crate::refusal::Refusal;
-use crate::service::Done;
+use crate::service::{Done, Pages};
 use crate::types::{Ino, Timestamp};
 use asker::Asker;
 use background::{Alarm, Background};
@@ -98,7 +107,10 @@ use counters::Counters;
 pub use counters::Figures;
 use file::File;
 use media::Media;
+use offer::Closed;
+pub use offer::{Given, Offer};
 use open::Handle;
+pub use owner::SetRefusal;
 use reserve::Reserve;
 use table::Table;
 
@@ -114,6 +126,8 @@ pub struct Parts {
     pub lun: Arc<dyn Lun>,
     /// Who grants ownership, and the lease.
     pub authority: Arc<dyn Authority>,
+    /// The lease of this mount's claim on the LUN (V1), where it is not the authority's: both are needed to write.
+    pub beat: Option<Arc<Lease>>,
     /// The ways to the other nodes.
     pub peers: Arc<dyn Peers>,
     /// Time.
@@ -169,14 +183,19 @@ impl Default for Options {
     }
 }
 
+/// What is called with the outcome for a set of files.
+pub type SetDone<T> = Box<dyn FnOnce(Result<T, SetRefusal>) + Send>;
+
 /// The state that all parts share.
 struct Core {
     channel: Channel,
     media: Arc<Media>,
     authority: Arc<dyn Authority>,
     peers: Arc<dyn Peers>,
-    /// Files that were given up lately, in which term and with which slots: the coordinator may ask again.
-    yielded: Mutex<owner::Yielded>,
+    /// Files that were given up lately, and what was answered: the coordinator may ask again.
+    journeys: Mutex<journeys::Journeys>,
+    /// Files that this node offers to others.
+    offers: Mutex<offer::Offers>,
     /// Files that this node keeps.
     pins: Mutex<HashSet<Ino>>,
     clock: Arc<dyn Clock>,
@@ -203,6 +222,8 @@ struct Core {
     /// The node is being shut down: nothing is opened any more.
     ended: AtomicBool,
     counters: Counters,
+    /// The page cache of the front end, if it has one.
+    pages: OnceLock<Arc<dyn Pages>>,
 }
 
 impl Core {
@@ -247,6 +268,7 @@ impl Node {
             carrier,
             lun,
             authority,
+            beat,
             peers,
             clock,
             rules,
@@ -263,7 +285,7 @@ impl Node {
             media: Arc::new(Media::new(
                 lun,
                 pool,
-                lease,
+                [Some(lease), beat],
                 Arc::clone(&clock),
                 rules,
                 options.hold,
@@ -271,7 +293,8 @@ impl Node {
             )),
             authority,
             peers,
-            yielded: Mutex::default(),
+            journeys: Mutex::default(),
+            offers: Mutex::default(),
             pins: Mutex::default(),
             clock,
             rules,
@@ -290,6 +313,7 @@ impl Node {
             ticks: AtomicU64::new(1),
             ended: AtomicBool::new(false),
             counters: Counters::default(),
+            pages: OnceLock::new(),
         });
         let background = if options.background { Some(Background::start(&core, alarm)?) } else { None };
         Ok(Self { core, _background: background })
@@ -334,10 +358,12 @@ impl Node {
         task::run(async move { done(core.attach().await) });
     }
 
-    /// Makes this node the owner of a file, open or not, until it is released: it yields to nobody.
-    pub fn pin(&self, ino: Ino, done: Done<()>) {
+    /// Makes this node the owner of files, open or not, until they are released: it yields them to nobody, but for what it
+    /// offers itself. Tells the epoch that all of them have, if it is one. With `offer`, which another node has made, all
+    /// of them come at once, or none.
+    pub fn pin(&self, files: Vec<Ino>, offer: Option<Cookie>, done: SetDone<Option<Epoch>>) {
         let core = Arc::clone(&self.core);
-        task::run(async move { done(core.pin(ino).await) });
+        task::run(async move { done(core.pin(&files, offer).await) });
     }
 
     /// Whether this is the coordinator's node: it serves what nobody owns.
@@ -346,37 +372,50 @@ impl Node {
         self.core.is_home()
     }
 
-    /// Makes a file nobody's: a pin of this node ends, and whichever node owns it gives it back.
-    pub fn unpin(&self, ino: Ino, done: Done<()>) {
+    /// Makes files nobody's: pins of this node end, and whichever node owns them gives them back.
+    pub fn unpin(&self, files: Vec<Ino>, done: Done<()>) {
         let core = Arc::clone(&self.core);
-        task::run(async move { done(core.unpin(ino).await) });
+        task::run(async move { done(core.unpin(&files).await) });
     }
 
-    /// Makes this node the owner of a file, however small it is and whoever uses it, for as long as it is open here and
-    /// no other node acquires it.
-    pub fn acquire(&self, ino: Ino, done: Done<()>) {
+    /// Makes this node the owner of files, however small they are and whoever uses them, for as long as they are open here
+    /// and no other node acquires them. Those that one server has come together.
+    pub fn acquire(&self, files: Vec<Ino>, done: SetDone<()>) {
         let core = Arc::clone(&self.core);
-        task::run(async move { done(core.acquire_held(ino).await) });
+        task::run(async move { done(core.acquire_set(&files).await) });
     }
 
-    /// As [`Node::acquire`], of many files at the same time. Those that could not be acquired stay where they are; the
-    /// first refusal is told.
-    pub fn acquire_all(&self, files: Vec<Ino>, done: Done<()>) {
-        let core = Arc::clone(&self.core);
+    /// Whether this node owns a file.
+    #[must_use]
+    pub fn owns(&self, ino: Ino) -> bool {
+        self.core.files.get(ino).is_some_and(|file| file.owned_in().is_some())
+    }
+
+    /// The node's clock, of which [`Given::stopped`] is.
+    #[must_use]
+    pub fn now_boot(&self) -> BootTime {
+        self.core.clock.boot()
+    }
+
+    /// From now on the session that the offer names may have the set, pins or not, until [`Node::close_offer`].
+    pub fn offer(&self, offer: Offer) {
+        self.core.offers.lock().open(offer);
+    }
+
+    /// Ends an offer, and tells what became of it once that is certain: none if nobody has taken the set up, and then
+    /// nobody will.
+    pub fn close_offer(&self, cookie: Cookie, done: Done<Option<Given>>) {
+        let closed = self.core.offers.lock().close(cookie);
         task::run(async move {
-            let mut moving = Vec::with_capacity(files.len());
-            for ino in files {
-                let (sender, receiver) = task::promise();
-                let core = Arc::clone(&core);
-                task::run(async move { sender.send(core.acquire_held(ino).await) });
-                moving.push(receiver);
-            }
-            let mut result = Ok(());
-            for moved in moving {
-                let dropped = || Err(Refusal::Io("an acquisition was dropped".to_owned()));
-                result = result.and(moved.await.unwrap_or_else(dropped));
-            }
-            done(result);
+            let outcome = match closed {
+                Closed::Unused => return done(Ok(None)),
+                Closed::Over(outcome) => outcome,
+                Closed::Running(outcome) => {
+                    let dropped = || Err(Refusal::Io("the handing over was dropped".to_owned()));
+                    outcome.await.unwrap_or_else(dropped)
+                }
+            };
+            done(outcome.map(Some));
         });
     }
 
@@ -389,14 +428,6 @@ impl Node {
 }
 
 impl Core {
-    async fn acquire_held(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
-        let file = self.hold(ino, true).await?;
-        let result =
-            if file.is_regular() { self.acquire(&file, false).await } else { file.owned().map(|_| ()) };
-        self.let_go(&file);
-        result
-    }
-
     async fn shut_down(self: &Arc<Self>) -> Result<(), Refusal> {
         self.ended.store(true, SeqCst);
         for handle in self.handles.take_all() {

@@ -4,23 +4,28 @@
 //! with others, and opened again without a message. One that has lost its last name is closed at once, and what it
 //! had not committed is dropped.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use lockd::authority::{Authority, AuthorityError};
-use lockd::ids::{ClientId, ResourceId, SessionId};
+use lockd::ids::ResourceId;
 
 use super::Core;
 use super::channel::unexpected;
 use super::file::{File, Life, Phase, Service};
+use super::owner::SetRefusal;
+use super::pages::Kept;
 use super::task::{Sender, promise, run};
-use crate::proto::{Answer, Operation, Owned, Term};
+use crate::proto::{Answer, Declared, OpenedFile, Operation, Owned, Term};
 use crate::refusal::Refusal;
 use crate::service::{HandleId, OpenMode, Opened};
 use crate::types::{Attr, FileBlock, Ino, Kind};
 
 /// Files that are kept open without a user at most; more are closed at once.
 const IDLE_MAX: u64 = 2048;
+/// Inodes that one message opens.
+const OPENINGS_MAX: usize = 2500;
 
 /// A handle of a front end.
 pub(super) struct Handle {
@@ -29,6 +34,9 @@ pub(super) struct Handle {
     pub(super) failures: AtomicU64,
     /// Open for writing.
     pub(super) write: bool,
+    number: u64,
+    /// What it is to the kernel's page cache.
+    pub(super) kept: Kept,
 }
 
 fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
@@ -120,16 +128,23 @@ impl Core {
         attr: Option<Attr>,
         write: bool,
     ) -> Result<(Arc<File>, Attr), Refusal> {
-        let result = match self.begin_service(&file, attr, write).await {
-            Ok((attr, service)) => {
-                file.begin(&attr, service);
-                Ok((Arc::clone(&file), attr))
-            }
-            Err(error) => {
-                self.files.remove(file.ino);
-                Err(error)
-            }
-        };
+        let begun = self.begin_service(&file, attr, write).await;
+        self.begun(&file, begun).map(|attr| (file, attr))
+    }
+
+    /// The opening of a file that is new here has gone so: those who wait for it are told.
+    fn begun(
+        &self,
+        file: &Arc<File>,
+        begun: Result<(Attr, Option<Service>), Refusal>,
+    ) -> Result<Attr, Refusal> {
+        let result = begun.map(|(attr, service)| {
+            file.begin(&attr, service);
+            attr
+        });
+        if result.is_err() {
+            self.files.remove(file.ino);
+        }
         let waiting = {
             let mut life = file.life.lock();
             life.uses = 1;
@@ -148,37 +163,105 @@ impl Core {
     ) -> Result<(Attr, Option<Service>), Refusal> {
         // A file that has just been made is known to be nobody's only where nobody else could have acquired it.
         let attr = attr.filter(|_| !self.options.cluster || !self.is_home());
-        let (attr, term, slots) = match attr {
-            Some(attr) => {
-                file.declared.store(true, SeqCst);
-                (attr, None, Vec::new())
-            }
+        let (opened, write) = match attr {
+            Some(attr) => (OpenedFile { attr, term: None, slots: Vec::new() }, true),
             None => match self.channel.call(Operation::Open { ino: file.ino, write }).await? {
-                Answer::Opened { attr, term, slots } => {
-                    file.declared.store(write, SeqCst);
-                    (attr, Some(term), slots)
-                }
-                Answer::Elsewhere(attr, term) => {
-                    file.declared.store(write, SeqCst);
-                    (attr, term, Vec::new())
-                }
+                Answer::Opened { attr, term, slots } => (OpenedFile { attr, term: Some(term), slots }, write),
+                Answer::Elsewhere(attr, term) => (OpenedFile { attr, term, slots: Vec::new() }, write),
                 other => return Err(unexpected(&other)),
             },
         };
-        if attr.kind != Kind::File {
-            return Ok((attr, None));
+        file.declared.store(write, SeqCst);
+        let attr = opened.attr;
+        if attr.kind == Kind::File && !self.options.cluster {
+            let owned = self.acquire_alone(file.ino)?;
+            return Ok((attr, Some(Service::Here { owned, tenure: 0, acquired: true })));
         }
-        let service = match term {
-            _ if !self.options.cluster => {
-                Service::Here { owned: self.acquire_alone(file.ino).await?, tenure: 0, acquired: true }
-            }
+        Ok((attr, self.service_of(file, &opened)))
+    }
+
+    /// Who serves a file that has just been opened.
+    fn service_of(&self, file: &File, opened: &OpenedFile) -> Option<Service> {
+        if opened.attr.kind != Kind::File {
+            return None;
+        }
+        Some(match &opened.term {
             Some(term) if term.client == self.client => {
-                self.take_slots(file, &slots);
-                self.service_here(file.ino, &term).await?
+                self.take_slots(file, &opened.slots);
+                self.service_here(file.ino, term)
             }
-            term => Service::There(term),
-        };
-        Ok((attr, Some(service)))
+            term => Service::There(*term),
+        })
+    }
+
+    /// Opens many inodes towards the coordinator, in as few messages as they fit into; `write`: which for writing.
+    pub(super) async fn open_set(
+        &self,
+        inos: &[Ino],
+        write: impl Fn(Ino) -> bool,
+    ) -> Vec<Result<OpenedFile, Refusal>> {
+        let mut opened = Vec::with_capacity(inos.len());
+        while opened.len() < inos.len() {
+            let part = &inos[opened.len()..inos.len().min(opened.len() + OPENINGS_MAX)];
+            let files = part.iter().map(|ino| Declared { ino: *ino, write: write(*ino) }).collect();
+            match self.channel.call(Operation::OpenSet { files }).await {
+                // Those that did not fit are asked for again.
+                Ok(Answer::OpenedSet(replies)) if !replies.is_empty() && replies.len() <= part.len() => {
+                    opened.extend(replies);
+                }
+                other => {
+                    let refusal = other.map_or_else(|refusal| refusal, |answer| unexpected(&answer));
+                    opened.extend(part.iter().map(|_| Err(refusal.clone())));
+                }
+            }
+        }
+        opened
+    }
+
+    /// As [`Core::hold`], of many and for writing: all or none. Ended by [`Core::let_go`] of each.
+    pub(super) async fn hold_set(self: &Arc<Self>, inos: &[Ino]) -> Result<Vec<Arc<File>>, SetRefusal> {
+        if self.ended.load(SeqCst) {
+            return Err(Refusal::Stale("the volume is being unmounted".to_owned()).into());
+        }
+        let new: Vec<Arc<File>> = inos
+            .iter()
+            .map(|ino| self.files.get_or_insert(*ino, || Arc::new(File::new(*ino))))
+            .filter_map(|(file, is_new)| is_new.then_some(file))
+            .collect();
+        let asked: Vec<Ino> = new.iter().map(|file| file.ino).collect();
+        // First the own ones, for which others may be waiting; then what others are opening.
+        let opened = self.open_set(&asked, |_| true).await;
+        let (mut held, mut refused) = (Vec::with_capacity(inos.len()), None);
+        let mut opened_here = HashSet::with_capacity(new.len());
+        for (file, opened) in new.into_iter().zip(opened) {
+            let begun = opened.map(|opened| {
+                file.declared.store(true, SeqCst);
+                (opened.attr, self.service_of(&file, &opened))
+            });
+            match self.begun(&file, begun) {
+                Ok(_) => {
+                    opened_here.insert(file.ino);
+                    held.push(file);
+                }
+                Err(why) => refused = refused.or(Some(SetRefusal { ino: Some(file.ino), why })),
+            }
+        }
+        for ino in inos.iter().filter(|ino| !opened_here.contains(ino)) {
+            if refused.is_some() {
+                break;
+            }
+            match self.hold(*ino, true).await {
+                Ok(file) => held.push(file),
+                Err(why) => refused = Some(SetRefusal { ino: Some(*ino), why }),
+            }
+        }
+        match refused {
+            None => Ok(held),
+            Some(refusal) => {
+                held.iter().for_each(|file| self.let_go(file));
+                Err(refusal)
+            }
+        }
     }
 
     /// Whether this is the coordinator's node: it serves what nobody owns.
@@ -187,17 +270,14 @@ impl Core {
         self.authority.holder(&role).is_some_and(|holding| holding.client == self.client)
     }
 
-    /// The coordinator says that this node serves the file: in the coordinator's epoch, or in its own.
-    pub(super) async fn service_here(&self, ino: Ino, term: &Term) -> Result<Service, Refusal> {
-        if self.is_home() {
-            let owned = Owned { ino, epoch: self.channel.coordinator() };
-            return Ok(Service::Here { owned, tenure: term.tenure, acquired: false });
-        }
-        Ok(Service::Here { owned: self.acquire_alone(ino).await?, tenure: term.tenure, acquired: true })
+    /// The coordinator says that this node serves the file: by its ownership, or in the coordinator's epoch.
+    pub(super) fn service_here(&self, ino: Ino, term: &Term) -> Service {
+        let epoch = term.owned.unwrap_or_else(|| self.channel.coordinator());
+        Service::Here { owned: Owned { ino, epoch }, tenure: term.tenure, acquired: term.owned.is_some() }
     }
 
     /// Asks the authority. In a cluster that takes a round trip: a thread that may wait does it.
-    async fn with_authority<T: Send + 'static>(
+    pub(super) async fn with_authority<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&dyn Authority) -> Result<T, AuthorityError> + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -212,43 +292,23 @@ impl Core {
         receiver.await.ok_or_else(dropped)?.map_err(busy)
     }
 
-    async fn acquire_alone(&self, ino: Ino) -> Result<Owned, Refusal> {
-        let (resource, client) = (ResourceId::File(self.volume, ino.0), self.client);
-        let holding = self.with_authority(move |authority| authority.acquire(&resource, client)).await?;
+    /// In a mount without a cluster, where the authority is of this process.
+    fn acquire_alone(&self, ino: Ino) -> Result<Owned, Refusal> {
+        let acquired = self.authority.acquire(&self.resource(ino), self.client);
+        let holding = acquired.map_err(|error| Refusal::Busy(error.to_string()))?;
         Ok(Owned { ino, epoch: holding.epoch })
     }
 
-    /// A server that was lost may have given this client the ownership of a file, of which the coordinator knows
-    /// nothing: it would be in the way of whoever serves the file now.
-    pub(super) async fn drop_unclaimed(&self, ino: Ino) {
-        let (resource, client) = (ResourceId::File(self.volume, ino.0), self.client);
-        let drop = move |authority: &dyn Authority| match authority.holder(&resource) {
-            Some(holding) if holding.client == client => authority.release(&resource, client, holding.epoch),
-            _ => Ok(()),
-        };
-        if let Err(error) = self.with_authority(drop).await {
-            tracing::warn!(ino = ino.0, %error, "an ownership that nobody uses could not be released");
-        }
-    }
-
-    /// Gives an ownership of this client's own to `next`, or to nobody.
-    pub(super) async fn give_to(
-        &self,
-        file: &File,
-        next: Option<(SessionId, ClientId)>,
-    ) -> Result<(), Refusal> {
-        let service = *file.service.read();
-        let Some(Service::Here { owned, acquired: true, .. }) = service else { return Ok(()) };
-        let (resource, client) = (ResourceId::File(self.volume, file.ino.0), self.client);
-        let give = move |authority: &dyn Authority| match next {
-            Some(next) => authority.transfer(&[(resource, owned.epoch)], client, next),
-            None => authority.release(&resource, client, owned.epoch),
-        };
-        self.with_authority(give).await
+    /// Gives an ownership of this client's own back.
+    async fn give_back(&self, file: &File) -> Result<(), Refusal> {
+        let Some(epoch) = file.owned_in() else { return Ok(()) };
+        let (resource, client) = (self.resource(file.ino), self.client);
+        self.with_authority(move |authority| authority.release(&resource, client, epoch)).await
     }
 
     /// A handle is closed.
     pub(super) fn end_handle(self: &Arc<Self>, handle: &Handle) {
+        handle.file.leave_pages(handle.number, handle.kept);
         if handle.write {
             handle.file.writers.fetch_sub(1, SeqCst);
         }
@@ -363,7 +423,7 @@ impl Core {
             };
             self.put_back(unused, false).await;
         }
-        if let Err(error) = self.give_to(file, None).await {
+        if let Err(error) = self.give_back(file).await {
             tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
         }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
@@ -383,14 +443,18 @@ impl Core {
     }
 
     /// A handle for a file that is held.
-    pub(super) fn handle(&self, file: &Arc<File>, write: bool) -> HandleId {
+    pub(super) fn handle(&self, file: &Arc<File>, mode: OpenMode) -> (HandleId, Kept) {
+        let write = mode.write;
         if write {
             file.writers.fetch_add(1, SeqCst);
         }
-        let id = self.next_handle.fetch_add(1, SeqCst);
+        let number = self.next_handle.fetch_add(1, SeqCst);
         let failures = AtomicU64::new(file.failures.load(SeqCst));
-        self.handles.insert(id, Arc::new(Handle { file: Arc::clone(file), failures, write }));
-        HandleId(id)
+        let may_keep = self.has_page_cache() && file.is_regular();
+        let kept = if may_keep { file.enter_pages(number, mode) } else { Kept::Past };
+        self.handles
+            .insert(number, Arc::new(Handle { file: Arc::clone(file), failures, write, number, kept }));
+        (HandleId(number), kept)
     }
 
     pub(super) fn find(&self, handle: HandleId) -> Result<Arc<Handle>, Refusal> {
@@ -409,9 +473,10 @@ impl Core {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
                 // has done to its own pages; those of a truncation by opening it drops when told. In a cluster others
-                // may change it at any time: the kernel keeps no page of it.
+                // may change it at any time: the kernel keeps pages only where this node sees them do so.
                 let alone = !self.options.cluster;
-                let handle = self.handle(&file, mode.write);
+                self.come_to_serve(&file, mode).await;
+                let (handle, kept) = self.handle(&file, mode);
                 if mode.write {
                     self.maybe_acquire(&file, attr.size);
                 }
@@ -419,7 +484,7 @@ impl Core {
                     handle,
                     attr,
                     keep_cache: alone && !mode.truncate,
-                    direct: !alone && file.is_regular(),
+                    direct: !alone && file.is_regular() && kept != Kept::Pages,
                 })
             }
             Err(error) => {

@@ -1,30 +1,54 @@
-//! Becoming and ceasing to be the server of a file.
+//! Becoming the owner of files.
 
-use std::collections::VecDeque;
+use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use lockd::ids::{ClientId, SessionId, SlotId};
+use lockd::authority::Authority;
+use lockd::ids::{ClientId, Epoch, ResourceId, SlotId};
+use lockd::machine::Cookie;
 use lockd::rules::Rule;
 
 use super::Core;
 use super::channel::unexpected;
-use super::file::{File, Phase};
-use super::task::{promise, run};
+use super::file::File;
+use super::task::run;
+use super::turn::Held;
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Answer, Operation, Term};
+use crate::proto::{Answer, Claim, Operation, Term};
 use crate::refusal::Refusal;
-use crate::slots::{Cache, Slot};
-use crate::types::{FileBlock, Ino};
+use crate::slots::Slot;
+use crate::types::Ino;
 
 /// A file of this size that is open for writing on one node alone is acquired by it.
 pub(super) const ACQUIRE_MIN: u64 = 1 << 20;
-/// Files given up lately whose slots are kept for a repeated call.
-const YIELDED_MAX: usize = 256;
 
-/// Files that were given up lately, and the slots that went with them.
-#[derive(Default)]
-pub(super) struct Yielded(VecDeque<(Ino, u64, Vec<u8>)>);
+/// Why a set of files did not change hands, and which of them was in the way, where that is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SetRefusal {
+    /// The file.
+    pub ino: Option<Ino>,
+    /// Why.
+    pub why: Refusal,
+}
+
+impl fmt::Display for SetRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ino {
+            Some(ino) => write!(f, "{ino}: {}", self.why),
+            None => self.why.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SetRefusal {}
+
+impl From<Refusal> for SetRefusal {
+    fn from(why: Refusal) -> Self {
+        Self { ino: None, why }
+    }
+}
 
 impl Core {
     /// The slots of other nodes' changes to `file`, to be handed on. Nothing of theirs is under way.
@@ -44,177 +68,202 @@ impl Core {
         }
     }
 
-    /// Ends this node's term of service of a file: drained, flushed, committed, given back. The slots to hand on.
-    pub(super) async fn give_up(
+    /// Makes this node the owner of files that it has open: of one server's after those of the other.
+    pub(super) async fn acquire(
         self: &Arc<Self>,
-        ino: Ino,
-        tenure: u64,
-        soft: bool,
-        next: Option<(SessionId, ClientId)>,
-    ) -> Result<Vec<u8>, Refusal> {
-        let file = loop {
-            if let Some((_, _, slots)) =
-                self.yielded.lock().0.iter().find(|(yielded, term, _)| (*yielded, *term) == (ino, tenure))
-            {
-                return Ok(slots.clone());
-            }
-            // Not open here: nothing is pending. The coordinator has the slots.
-            let Some(file) = self.files.get(ino) else { return Ok(Vec::new()) };
-            let waits = {
-                let mut life = file.life.lock();
-                match life.phase {
-                    Phase::Open => {
-                        if life.uses == 0 {
-                            self.idle.fetch_sub(1, SeqCst);
-                        }
-                        life.uses += 1;
-                        break Arc::clone(&file);
-                    }
-                    Phase::Opening | Phase::Closing => {
-                        let (sender, receiver) = promise();
-                        life.waiting.push(sender);
-                        Some(receiver)
-                    }
-                    Phase::Gone => None,
+        files: &[Arc<File>],
+        claim: Claim,
+    ) -> Result<(), SetRefusal> {
+        let mut wanted = files.to_vec();
+        loop {
+            // In the order of their numbers, like everybody who takes several.
+            wanted.sort_unstable_by_key(|file| file.ino);
+            let mut passages: Vec<(Arc<File>, Held)> = Vec::with_capacity(wanted.len());
+            for file in wanted.drain(..) {
+                let passage = file.passage.take().await;
+                // What is owned already does not keep its passage: it may be wanted elsewhere.
+                let is_done = file.owned_in().is_some() || (claim.automatic && file.tenure().is_some());
+                if !is_done {
+                    passages.push((file, passage));
                 }
-            };
-            if let Some(waits) = waits {
-                waits.await;
             }
-        };
-        let result = self.hand_over(&file, tenure, soft, next).await;
-        self.let_go(&file);
-        result
-    }
-
-    async fn hand_over(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        tenure: u64,
-        soft: bool,
-        next: Option<(SessionId, ClientId)>,
-    ) -> Result<Vec<u8>, Refusal> {
-        if file.pinned.load(SeqCst) {
-            return Err(Refusal::Busy(format!(
-                "{} is pinned to the node that owns it; release it there",
-                file.ino
-            )));
-        }
-        if soft && file.writers.load(SeqCst) > 0 {
-            return Err(Refusal::Busy(format!("{} is being written on the node that serves it", file.ino)));
-        }
-        // Others' requests end first, as they pass the gate, too; new ones are told to ask who serves.
-        let _guests = file.guests.stop();
-        file.guests.drain().await;
-        // V8, P7: nothing is in flight, and nothing will land later.
-        let still = self.hold_still(file).await;
-        if file.tenure() != Some(tenure) {
-            // A late copy of a call that was answered long ago, or one that has come in the middle of the change.
-            return if file.is_elsewhere() {
-                Ok(Vec::new())
-            } else {
-                Err(Refusal::Stale("another term".to_owned()))
-            };
-        }
-        self.commit_now(file, &still.turn).await?;
-        let all = FileBlock(0)..FileBlock(u64::MAX);
-        let fresh = file.layout.write().cut_fresh(&all);
-        self.put_back(fresh, false).await;
-        let slots = self.slots_of(file);
-        // Refused: this node goes on as if nothing had happened (L7).
-        self.give_to(file, next).await?;
-        file.leave();
-        *file.guest_slots.lock() = Cache::default();
-        let mut yielded = self.yielded.lock();
-        yielded.0.push_back((file.ino, tenure, slots.clone()));
-        if yielded.0.len() > YIELDED_MAX {
-            yielded.0.pop_front();
-        }
-        Ok(slots)
-    }
-
-    /// Makes this node the server of a file that it has open.
-    pub(super) async fn acquire(self: &Arc<Self>, file: &Arc<File>, automatic: bool) -> Result<(), Refusal> {
-        let _turn = file.turn.take().await;
-        if !file.is_elsewhere() {
-            return Ok(());
-        }
-        let operation = Operation::Acquire { ino: file.ino, automatic };
-        let answer = match self.channel.call(operation).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.drop_unclaimed(file.ino).await;
-                return Err(error);
-            }
-        };
-        match answer {
-            Answer::Opened { attr, term, slots } if term.client == self.client => {
-                self.take_slots(file, &slots);
-                let here = match self.service_here(file.ino, &term).await {
-                    Ok(here) => here,
-                    Err(error) => {
-                        self.disclaim(file, &slots).await;
-                        return Err(error);
-                    }
-                };
-                let _stop = file.gate.stop();
-                file.gate.drain().await;
-                self.count_lost(file, &term);
-                file.serve(&attr, Some(here));
-                Ok(())
-            }
-            Answer::Opened { .. } | Answer::Elsewhere(..) => {
-                self.drop_unclaimed(file.ino).await;
-                Err(Refusal::Busy(format!("{} has gone to another node meanwhile", file.ino)))
-            }
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Acquires a file and keeps it, open or not, until [`Core::unpin`].
-    pub(super) async fn pin(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
-        let file = self.hold(ino, true).await?;
-        let result =
-            if file.is_regular() { self.acquire(&file, false).await } else { file.owned().map(|_| ()) };
-        if result.is_ok() {
-            file.pinned.store(true, SeqCst);
-            let is_new = self.pins.lock().insert(ino);
-            if is_new {
-                // Held by the pin from now on.
+            if passages.is_empty() {
                 return Ok(());
             }
+            let asked: Vec<Ino> = passages.iter().map(|(file, _)| file.ino).collect();
+            let acquire = Operation::Acquire { files: asked.clone(), claim };
+            let moved: HashSet<Ino> = match self.channel.call(acquire).await {
+                Ok(Answer::Moved(moved)) if !moved.is_empty() => moved.into_iter().collect(),
+                Ok(other) => return Err(unexpected(&other).into()),
+                Err(error) => {
+                    self.drop_unclaimed(asked).await;
+                    return Err(error.into());
+                }
+            };
+            let here = |file: &&Arc<File>| moved.contains(&file.ino);
+            let arrived: Vec<Arc<File>> =
+                passages.iter().map(|(file, _)| file).filter(here).map(Arc::clone).collect();
+            if let Err(refusal) = self.take_up(&arrived).await {
+                self.drop_unclaimed(asked).await;
+                return Err(refusal);
+            }
+            wanted = passages
+                .into_iter()
+                .map(|(file, _)| file)
+                .filter(|file| !moved.contains(&file.ino))
+                .collect();
         }
-        self.let_go(&file);
+    }
+
+    /// The coordinator has named this node as the server of files: it serves them from now on. The caller has their
+    /// passages.
+    async fn take_up(self: &Arc<Self>, files: &[Arc<File>]) -> Result<(), SetRefusal> {
+        // Those that were served here already have a new right, and are not opened anew.
+        let files: Vec<&Arc<File>> = files.iter().filter(|file| file.is_elsewhere()).collect();
+        let inos: Vec<Ino> = files.iter().map(|file| file.ino).collect();
+        let opened = self.open_set(&inos, |file| self.declared(file)).await;
+        for (file, opened) in files.into_iter().zip(opened) {
+            let ino = Some(file.ino);
+            let opened = opened.map_err(|why| SetRefusal { ino, why })?;
+            let Some(term) = opened.term.filter(|term| term.client == self.client) else {
+                let why = Refusal::Busy("it has gone to another node meanwhile".to_owned());
+                return Err(SetRefusal { ino, why });
+            };
+            self.take_slots(file, &opened.slots);
+            let here = self.service_here(file.ino, &term);
+            if let Some(epoch) = term.owned {
+                self.authority.arrived(&[self.resource(file.ino)], self.client, epoch);
+            }
+            let _turn = file.turn.take().await;
+            let _stop = file.gate.stop();
+            file.gate.drain().await;
+            self.count_lost(file, &term);
+            file.serve(&opened.attr, Some(here));
+        }
+        Ok(())
+    }
+
+    fn declared(&self, ino: Ino) -> bool {
+        self.files.get(ino).is_none_or(|file| file.declared.load(SeqCst))
+    }
+
+    pub(super) fn resource(&self, ino: Ino) -> ResourceId {
+        ResourceId::File(self.volume, ino.0)
+    }
+
+    /// Acquires files, open here or not, for as long as they are open here and no other node acquires them.
+    pub(super) async fn acquire_set(self: &Arc<Self>, inos: &[Ino]) -> Result<(), SetRefusal> {
+        let files = self.hold_files(inos).await?;
+        let claim = Claim { automatic: false, pinned: false, offer: None };
+        let result = self.acquire(&files, claim).await;
+        files.iter().for_each(|file| self.let_go(file));
         result
     }
 
-    /// Lets a file go: it is nobody's, unless its use acquires it again.
-    pub(super) async fn unpin(self: &Arc<Self>, ino: Ino) -> Result<(), Refusal> {
-        let was_pinned = self.pins.lock().remove(&ino);
-        let file = if was_pinned { self.files.get(ino) } else { None };
-        if let Some(file) = &file {
-            file.pinned.store(false, SeqCst);
+    /// Acquires files, which their owner has offered under a cookie if there is one, and keeps them, open or not, until
+    /// [`Core::unpin`]. The epoch that they all have, if it is one.
+    pub(super) async fn pin(
+        self: &Arc<Self>,
+        inos: &[Ino],
+        offer: Option<Cookie>,
+    ) -> Result<Option<Epoch>, SetRefusal> {
+        let files = self.hold_files(inos).await?;
+        let before = files.iter().filter(|file| file.owned_in().is_some() && !file.pinned.load(SeqCst));
+        let before: Vec<ResourceId> = before.map(|file| self.resource(file.ino)).collect();
+        let mut result = self.acquire(&files, Claim { automatic: false, pinned: true, offer }).await;
+        if result.is_ok() && !before.is_empty() {
+            let client = self.client;
+            let pinned = self.with_authority(move |authority| authority.pin(&before, client)).await;
+            result = pinned.map_err(SetRefusal::from);
         }
-        let released = self.done(Operation::Release { ino }).await;
-        if let Some(file) = file {
-            self.let_go(&file);
+        for file in &files {
+            if result.is_ok() {
+                file.pinned.store(true, SeqCst);
+                let is_new = self.pins.lock().insert(file.ino);
+                if is_new {
+                    // Held by the pin from now on.
+                    continue;
+                }
+            }
+            self.let_go(file);
         }
-        released
+        result?;
+        let epochs: HashSet<_> = files.iter().map(|file| file.owned_in()).collect();
+        Ok(if epochs.len() == 1 { epochs.into_iter().next().flatten() } else { None })
     }
 
-    /// The coordinator names this node as the server, and it cannot be: the file is closed and opened again.
-    async fn disclaim(&self, file: &File, slots: &[u8]) {
-        let close = Operation::Close { ino: file.ino, slots: slots.to_vec() };
-        let open = Operation::Open { ino: file.ino, write: file.declared.load(SeqCst) };
-        for operation in [close, open] {
-            if let Err(error) = self.channel.call(operation).await {
-                tracing::error!(ino = file.ino.0, %error, "a file could not be given to the coordinator");
+    /// Holds regular files, all or none.
+    async fn hold_files(self: &Arc<Self>, inos: &[Ino]) -> Result<Vec<Arc<File>>, SetRefusal> {
+        let files = self.hold_set(inos).await?;
+        let odd = files.iter().find(|file| !file.is_regular()).map(|file| {
+            let why = file.owned().err().unwrap_or_else(|| Refusal::Invalid("no file".to_owned()));
+            SetRefusal { ino: Some(file.ino), why }
+        });
+        match odd {
+            None => Ok(files),
+            Some(refusal) => {
+                files.iter().for_each(|file| self.let_go(file));
+                Err(refusal)
             }
+        }
+    }
+
+    /// Lets files go: they are nobody's, unless their use acquires them again.
+    pub(super) async fn unpin(self: &Arc<Self>, inos: &[Ino]) -> Result<(), Refusal> {
+        let mut held = Vec::new();
+        {
+            let mut pins = self.pins.lock();
+            for ino in inos {
+                if pins.remove(ino)
+                    && let Some(file) = self.files.get(*ino)
+                {
+                    file.pinned.store(false, SeqCst);
+                    held.push(file);
+                }
+            }
+        }
+        let result = self.release(inos.to_vec()).await;
+        held.iter().for_each(|file| self.let_go(file));
+        result
+    }
+
+    async fn release(&self, mut inos: Vec<Ino>) -> Result<(), Refusal> {
+        while !inos.is_empty() {
+            match self.channel.call(Operation::Release { files: inos.clone() }).await? {
+                Answer::Moved(moved) if !moved.is_empty() => {
+                    let moved: HashSet<Ino> = moved.into_iter().collect();
+                    inos.retain(|ino| !moved.contains(ino));
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A server that was lost may have given this client the ownership of files, of which the coordinator knows nothing:
+    /// it would be in the way of whoever serves them now.
+    async fn drop_unclaimed(&self, inos: Vec<Ino>) {
+        let client = self.client;
+        let resources: Vec<ResourceId> = inos
+            .iter()
+            .filter(|ino| self.files.get(**ino).is_none_or(|file| file.owned_in().is_none()))
+            .map(|ino| self.resource(*ino))
+            .collect();
+        let drop = move |authority: &dyn Authority| {
+            let holders = authority.holders(&resources);
+            let unclaimed = resources.into_iter().zip(holders).filter_map(|(resource, holder)| {
+                Some((resource, holder.filter(|holder| holder.client == client)?.epoch))
+            });
+            authority.release_all(unclaimed.collect(), client)
+        };
+        if let Err(error) = self.with_authority(drop).await {
+            tracing::warn!(%error, "ownerships that nobody uses could not be released");
         }
     }
 
     /// A file that nobody owns has come back to this node, which is the coordinator's.
     pub(super) async fn serve_again(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Refusal> {
+        let _passage = file.passage.take().await;
         let _turn = file.turn.take().await;
         if !file.is_elsewhere() {
             return Ok(());
@@ -223,7 +272,7 @@ impl Core {
         match self.channel.call(open).await? {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
                 self.take_slots(file, &slots);
-                let here = self.service_here(file.ino, &term).await?;
+                let here = self.service_here(file.ino, &term);
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
                 self.count_lost(file, &term);
@@ -256,7 +305,8 @@ impl Core {
         }
         let (core, file) = (Arc::clone(self), Arc::clone(file));
         run(async move {
-            match core.acquire(&file, true).await {
+            let claim = Claim { automatic: true, pinned: false, offer: None };
+            match core.acquire(std::slice::from_ref(&file), claim).await {
                 Ok(()) => tracing::debug!(ino = file.ino.0, "this node owns the file now"),
                 Err(refusal) => tracing::debug!(ino = file.ino.0, %refusal, "the file stays where it is"),
             }

@@ -9,6 +9,7 @@ use super::Core;
 use super::channel::unexpected;
 use super::file::File;
 use super::gate::Stop;
+use super::pages::Cover;
 use super::turn::Held;
 use crate::proto::{Allocation, Answer, Operation};
 use crate::refusal::Refusal;
@@ -49,19 +50,20 @@ impl Core {
                     None => continue,
                 }
             }
-            match self.resize(file, size, clear_set_id).await {
+            match self.resize(file, size, clear_set_id, None).await {
                 Err(error) if self.has_moved(file, &error) => {}
                 result => return result,
             }
         }
     }
 
-    /// Sets the size of a file that this node serves.
+    /// Sets the size of a file that this node serves. `cover`: for another node.
     pub(super) async fn resize(
         self: &Arc<Self>,
         file: &Arc<File>,
         size: u64,
         clear_set_id: bool,
+        cover: Option<&Cover>,
     ) -> Result<Attr, Refusal> {
         if size > FILE_SIZE_MAX {
             return Err(Refusal::FileTooLarge);
@@ -96,6 +98,10 @@ impl Core {
         }
         file.size.store(size, SeqCst);
         file.known_size.store(size, SeqCst);
+        if let Some(cover) = cover.filter(|_| size < old) {
+            // While the gate is stopped: no page is written back between the cut and this.
+            cover.set(size..u64::MAX, None);
+        }
         file.apply(&mut attr);
         Ok(attr)
     }
@@ -116,21 +122,21 @@ impl Core {
                     None => continue,
                 }
             }
-            match self.allocate_here(file, offset, len, how, keep_size).await {
+            match self.allocate_here(file, offset, len, (how, keep_size), None).await {
                 Err(error) if self.has_moved(file, &error) => {}
                 result => return result,
             }
         }
     }
 
-    /// The same in a file that this node serves.
+    /// The same in a file that this node serves. `cover`: for another node.
     pub(super) async fn allocate_here(
         self: &Arc<Self>,
         file: &Arc<File>,
         offset: u64,
         len: u64,
-        how: Allocation,
-        keep_size: bool,
+        (how, keep_size): (Allocation, bool),
+        cover: Option<&Cover>,
     ) -> Result<(), Refusal> {
         if len == 0 {
             return Err(Refusal::Invalid("an empty range".to_owned()));
@@ -173,6 +179,10 @@ impl Core {
         if let Some(size) = grows {
             file.size.store(size, SeqCst);
             file.known_size.store(size, SeqCst);
+        }
+        if let Some(cover) = cover.filter(|_| how != Allocation::Allocate) {
+            // While the gate is stopped: no page is written back between the change and this.
+            cover.set(offset..end, None);
         }
         if from >= to {
             self.touched(file, false);

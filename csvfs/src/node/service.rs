@@ -10,7 +10,9 @@ use super::task::run;
 use super::{Core, Node};
 use crate::proto::{Allocation, Answer, Created, Operation, RenameMode, SetAttr, XattrMode};
 use crate::refusal::Refusal;
-use crate::service::{Credentials, Done, FileService, HandleId, OpenMode, Opened, ReadData, Seek, WriteMode};
+use crate::service::{
+    Credentials, Done, FileService, HandleId, OpenMode, Opened, Pages, ReadData, Seek, WriteMode,
+};
 use crate::types::{Attr, DirEntry, Ino, SpaceReport, Timestamp};
 
 /// The virtual attribute by which a mount tells the resource of a file; not listed.
@@ -264,6 +266,11 @@ impl FileService for Node {
             let (from, to) = handles?;
             core.copy_range(&from.file, from_offset, &to.file, to_offset, len).await
         });
+    }
+
+    fn has_pages(&self, pages: Arc<dyn Pages>) {
+        // A node has one front end.
+        let _ = self.core.pages.set(pages);
     }
 
     fn now(&self) -> Timestamp {

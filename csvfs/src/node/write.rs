@@ -13,6 +13,7 @@ use super::blocks::{Claim, Hold};
 use super::file::File;
 use super::layout::{Base, Segment, Short};
 use super::media::{refusal, worst};
+use super::pages::Cover;
 use super::task::run;
 use crate::refusal::Refusal;
 use crate::service::{Done, WriteMode};
@@ -106,11 +107,16 @@ impl Core {
             return Some((data, done));
         }
         let blocks = FileBlock::holding(offset)..FileBlock::holding(offset.saturating_add(len));
-        if offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.has_lease() {
+        if offset.saturating_add(len) > file.size.load(SeqCst) || !self.media.may_write() {
             return Some((data, done));
         }
         let Some(hold) = file.locks.try_hold(Claim::new(&blocks, &[])) else { return Some((data, done)) };
         let span = file.layout.read().at(blocks.start);
+        // Under the block locks: a change of another node is noted before it takes them.
+        if mode.from_cache && self.options.cluster && file.has_covers() {
+            drop(hold);
+            return Some((data, done));
+        }
         let (Some(lun), true, true) = (span.data, span.in_place, span.len >= blocks.end - blocks.start)
         else {
             return Some((data, done));
@@ -147,25 +153,31 @@ impl Core {
                     None => continue,
                 }
             }
-            match self.write_any(file, offset, data.clone(), mode).await {
+            match self.write_any(file, offset, data.clone(), mode, None).await {
                 Err(error) if self.has_moved(file, &error) => {}
                 result => return result,
             }
         }
     }
 
-    /// Any write to a file that this node serves, step by step.
+    /// Any write to a file that this node serves, step by step. `cover`: of another node.
     pub(super) async fn write_any(
         self: &Arc<Self>,
         file: &Arc<File>,
         offset: u64,
-        data: Slice,
+        mut data: Slice,
         mode: WriteMode,
+        cover: Option<&Cover>,
     ) -> Result<u64, Refusal> {
         let pass = file.gate.enter().await;
         file.owned()?;
         let turn = if mode.append { Some(file.append.take().await) } else { None };
         let offset = if mode.append { file.size.load(SeqCst) } else { offset };
+        if mode.from_cache && self.options.cluster {
+            // Pages make no file longer: what lies behind the end was cut off by another node.
+            let left = file.size.load(SeqCst).saturating_sub(offset);
+            data = data.part(0..data.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+        }
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         let end = end.ok_or(Refusal::FileTooLarge)?;
         if data.is_empty() {
@@ -175,7 +187,10 @@ impl Core {
         if end > file.size.load(SeqCst) {
             self.zero_tail(file).await?;
         }
-        self.store(file, offset, &data).await?;
+        if let Some(cover) = cover {
+            cover.set(offset..end, Some(data.clone()));
+        }
+        self.store(file, offset, &data, mode.from_cache && self.options.cluster).await?;
         // The size is published when the data is there: nobody reads what an earlier file left in the blocks.
         file.size.fetch_max(end, SeqCst);
         self.touched(file, mode.clear_set_id);
@@ -212,7 +227,7 @@ impl Core {
     ) -> Result<(), Refusal> {
         let len = usize::try_from(bytes.end - bytes.start).unwrap_or_default();
         let zeros = self.media.pool.take_zeroed(len).share();
-        self.store(file, bytes.start, &zeros).await?;
+        self.store(file, bytes.start, &zeros, false).await?;
         if file.soil() {
             self.list(file);
         }
@@ -220,15 +235,18 @@ impl Core {
     }
 
     /// Puts data in its place: on the LUN, and in the layout where it was a hole, unwritten or shared. Size and times
-    /// are the caller's, and the gate.
+    /// are the caller's, and the gate. `from_cache`: written back by the page cache, where other nodes use the file too.
     pub(super) async fn store(
         self: &Arc<Self>,
         file: &Arc<File>,
         offset: u64,
         data: &Slice,
+        from_cache: bool,
     ) -> Result<(), Refusal> {
         let place = Place::new(offset, data.len());
         let (hold, segments) = self.plan(file, &place).await?;
+        let covered = from_cache.then(|| file.covered(offset, data, &self.media.pool));
+        let data = covered.as_ref().unwrap_or(data);
         self.refill_ahead();
         let copies = segments.iter().filter(|segment| matches!(segment.base, Base::Copy(_)));
         let copies: Vec<Run> = copies.map(|copy| Run { start: copy.lun, len: copy.len }).collect();

@@ -5,7 +5,9 @@
 
 use bincode::{Decode, Encode};
 use lockd::ids::{ClientId, Epoch, SessionId};
+use lockd::machine::Cookie;
 
+use super::FileSlots;
 use crate::refusal::Refusal;
 use crate::types::Ino;
 
@@ -42,17 +44,30 @@ pub enum Callback {
         /// What.
         keys: Vec<Key>,
     },
-    /// Stop serving a file: drain, flush, commit, and give it back. Answer: `Yielded`.
+    /// Stop serving files: drain, flush, commit, and give them away, all or none. Answer: `Yielded`.
     Yield {
-        /// The file.
-        ino: Ino,
-        /// The term of service that is to end.
-        tenure: u64,
-        /// Only if no handle of this node uses the file for writing, and it is not pinned.
+        /// The number of this journey: never used for another.
+        journey: u64,
+        /// The files, and the terms of service that are to end.
+        files: Vec<(Ino, u64)>,
+        /// Only if no handle of this node uses a file for writing.
         soft: bool,
-        /// Who serves it next, and is to have the ownership; none if nobody is.
-        next: Option<(SessionId, ClientId)>,
+        /// Who is to have the ownership; none: nobody, and the coordinator's node serves.
+        next: Option<Next>,
     },
+}
+
+/// The next owner of files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Next {
+    /// Its session.
+    pub session: SessionId,
+    /// Who.
+    pub client: ClientId,
+    /// It keeps them until they are released explicitly.
+    pub pinned: bool,
+    /// It names this offer of the server's.
+    pub offer: Option<Cookie>,
 }
 
 /// A node's answer to a call.
@@ -60,10 +75,12 @@ pub enum Callback {
 pub enum CallAnswer {
     /// It is done.
     Done,
-    /// The file is not served here any more; the slots of its remote users, if it was.
+    /// The files have gone to the next owner.
     Yielded {
-        /// See [`super::Operation::Close`].
-        slots: Vec<u8>,
+        /// The epoch of the ownership, if somebody has it.
+        epoch: Option<Epoch>,
+        /// The slots of remote users, where there are any and they have not been handed over before.
+        slots: Vec<FileSlots>,
     },
     /// It cannot be done.
     Refused(Refusal),

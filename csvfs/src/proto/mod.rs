@@ -11,15 +11,18 @@ mod reply;
 use bincode::{Decode, Encode};
 use lockd::ids::{ClientId, Epoch, Sequence, SessionId, SlotId};
 
-pub use callback::{Call, CallAnswer, Callback, Key};
-pub use operation::{Allocation, Created, Declared, Operation, RenameMode, SetAttr, WrittenRun, XattrMode};
-pub use reply::{Answer, Answered, LayoutPart, Term};
+pub use callback::{Call, CallAnswer, Callback, Key, Next};
+pub use operation::{
+    Allocation, Claim, CommitPart, Created, Declared, FileSlots, Operation, RenameMode, SetAttr, WrittenRun,
+    XattrMode,
+};
+pub use reply::{Answer, Answered, LayoutPart, OpenedFile, Term};
 
 use crate::refusal::Refusal;
 use crate::types::Ino;
 
 /// The version of the messages; the first byte of each frame.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Who asks, and in which slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]

@@ -1,6 +1,7 @@
 //! What a node asks of the coordinator.
 
 use bincode::{Decode, Encode};
+use lockd::machine::Cookie;
 
 use super::Owned;
 use crate::types::{FileBlock, Ino, LunBlock, Run, Timestamp};
@@ -96,6 +97,45 @@ pub struct Declared {
     pub write: bool,
 }
 
+/// How a client wants to own files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Claim {
+    /// Only if nobody else has them open for writing, and their server has no use for them.
+    pub automatic: bool,
+    /// They stay until they are released explicitly.
+    pub pinned: bool,
+    /// Their server has offered them under this cookie: all of them, or none.
+    pub offer: Option<Cookie>,
+}
+
+/// The slots of a file's remote users, encoded.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct FileSlots {
+    /// Of which file.
+    pub ino: Ino,
+    /// See [`Operation::Close`].
+    pub slots: Vec<u8>,
+}
+
+/// One file's part of [`Operation::CommitSet`]: the fields of [`Operation::Commit`].
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct CommitPart {
+    /// Which file.
+    pub file: Owned,
+    /// What has been written and flushed.
+    pub written: Vec<WrittenRun>,
+    /// The new size, if the file grew.
+    pub size: Option<u64>,
+    /// Time of the last write, if it has changed.
+    pub mtime: Option<Timestamp>,
+    /// Time of the last read, if it has changed.
+    pub atime: Option<Timestamp>,
+    /// A write takes set-id bits away.
+    pub clear_set_id: bool,
+    /// When the file was changed.
+    pub now: Timestamp,
+}
+
 #[expect(missing_docs, reason = "the fields are described with their operation")]
 /// An operation on the volume's metadata. Names are bytes without `/` and NUL, never `.` or `..`, and not empty.
 /// `now` is the asking node's civil time.
@@ -172,11 +212,17 @@ pub enum Operation {
     /// Who serves a file that somebody holds open; answered when it is not on its way from one server to another.
     /// Answer: `Opened`.
     Serving { ino: Ino },
-    /// The client wants to own a file that it holds open. `automatic`: only if nobody else has it open for writing, and
-    /// its server has no use for it. Answer: `Opened`; the client then acquires it from the authority.
-    Acquire { ino: Ino, automatic: bool },
-    /// A file that somebody holds open is to be nobody's: its owner gives it back. Answer: `Done`.
-    Release { ino: Ino },
+    /// As many openings. Answer: `OpenedSet`, of the first of them: as many as fit into a message, and at least one. Those
+    /// behind are asked for again.
+    OpenSet { files: Vec<Declared> },
+    /// The client wants to own files that it holds open, or a part of them: those that one server has. Answer: `Moved`.
+    Acquire { files: Vec<Ino>, claim: Claim },
+    /// Files are to be nobody's: who owns them gives them back, or a part of them: those that one server has. Answer:
+    /// `Moved`.
+    Release { files: Vec<Ino> },
+    /// The slots of remote users that go with files on their way, before the server's answer that is too long with them.
+    /// Answer: `Done`.
+    HandSlots { journey: u64, slots: Vec<FileSlots> },
     /// Data has been written and flushed (V5). `size` is the new size if the file grew, `mtime` and `atime` what
     /// changed; `clear_set_id` as in [`SetAttr`]. Answer: `Version` of the layout.
     Commit {
@@ -188,6 +234,8 @@ pub enum Operation {
         clear_set_id: bool,
         now: Timestamp,
     },
+    /// Several commits, of different files: all or none of them. Answer: `Versions`.
+    CommitSet { parts: Vec<CommitPart> },
     /// Sets the size; blocks wholly beyond it are freed. The owner has stopped and drained the file (V8), and zeroed
     /// what becomes readable. Answer: `Entry`.
     Truncate { file: Owned, size: u64, clear_set_id: bool, now: Timestamp },

@@ -1,9 +1,10 @@
 //! What the coordinator answers.
 
 use bincode::{Decode, Encode};
-use lockd::ids::{ClientId, SessionId};
+use lockd::ids::{ClientId, Epoch, SessionId};
 
 use super::{Key, Reply};
+use crate::refusal::Refusal;
 use crate::types::{Attr, DirEntry, Extent, Ino, Run, SpaceReport};
 
 /// A part of a file's layout.
@@ -28,6 +29,19 @@ pub struct Term {
     pub tenure: u64,
     /// The first term from which on each has handed over to the next: nothing that was written in it is lost.
     pub since: u64,
+    /// The epoch of the server's ownership; none if nobody owns the file, and the coordinator's node serves it.
+    pub owned: Option<Epoch>,
+}
+
+/// A file that has been opened.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct OpenedFile {
+    /// Its attributes as committed.
+    pub attr: Attr,
+    /// Who serves it; none while it moves.
+    pub term: Option<Term>,
+    /// For its server: the slots of its remote users.
+    pub slots: Vec<u8>,
 }
 
 /// A reply and what goes with it.
@@ -67,6 +81,12 @@ pub enum Answer {
         /// For its server: the slots of its remote users.
         slots: Vec<u8>,
     },
+    /// The first of several openings.
+    OpenedSet(Vec<Result<OpenedFile, Refusal>>),
+    /// These of the files that were asked for are as they are to be.
+    Moved(Vec<Ino>),
+    /// The versions of layouts after the operation, in the order of its parts.
+    Versions(Vec<u64>),
     /// Entries of a directory, and whether they are the last.
     Directory {
         /// In the order of their cookies.

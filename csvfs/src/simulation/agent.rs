@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use lockd::authority::{Authority, AuthorityError, Holding};
+use lockd::authority::{Authority, AuthorityError, Handover, Holding};
 use lockd::client::{ClientError, Listener, Transferred};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId};
@@ -373,6 +373,17 @@ impl Authority for Agent {
         released.map(drop).map_err(|error| self.error(resource, error))
     }
 
+    fn transfer(&self, handover: &Handover) -> Result<Epoch, AuthorityError> {
+        let Some((first, _)) = handover.holdings.first() else { return Ok(Epoch::NOBODY) };
+        match self.transfer_set(handover) {
+            Ok(Transferred::Done(epoch)) => Ok(epoch),
+            Ok(Transferred::Aborted) => {
+                Err(AuthorityError::Unavailable { resource: first.clone(), why: "called off".to_owned() })
+            }
+            Err(error) => Err(self.error(first, error)),
+        }
+    }
+
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
         match self.query(Query::Resource(resource.clone())) {
             Ok(lockd::machine::Answer::Resource(info)) => info.holders.first().map(Holding::from),
@@ -404,23 +415,24 @@ impl Control for Agent {
             }
         }
     }
+}
 
-    fn cookie(&self) -> Cookie {
-        Cookie(self.schedule().draw(rand::Rng::random::<u128>))
-    }
-
-    fn transfer_set(
-        &self,
-        client: ClientId,
-        cookie: Cookie,
-        moves: Vec<Move>,
-        _within: Duration,
-    ) -> Result<Transferred, ClientError> {
+impl Agent {
+    /// Hands a set over, or aborts that after a while (L7).
+    fn transfer_set(&self, handover: &Handover) -> Result<Transferred, ClientError> {
+        let one = |(resource, epoch): &(ResourceId, Epoch)| Move {
+            resource: resource.clone(),
+            epoch: *epoch,
+            from: handover.from,
+            to: handover.to.1,
+        };
+        let (client, moves) = (handover.from, handover.holdings.iter().map(one).collect());
+        let cookie = Cookie(self.schedule().draw(rand::Rng::random::<u128>));
         self.check_live()?;
         let me = self.me();
         let slot = self.slots.try_acquire()?.ok_or(ClientError::Unexpected)?;
         let (of, sequence) = (slot.slot(), slot.sequence());
-        let operation = Operation::Transfer { cookie, moves, escrow: false };
+        let operation = Operation::Transfer { cookie, moves, escrow: false, pinned: handover.pinned };
         let answer = Answer::default();
         let command = Command::Client { client, slot: of, sequence, operation };
         me.send(command.clone(), &answer);

@@ -126,6 +126,7 @@ impl Member {
                 carrier,
                 lun: port,
                 authority: Arc::clone(&plane) as _,
+                beat: None,
                 peers: world.network.ways(party),
                 clock,
                 rules: world.rules,

@@ -13,6 +13,7 @@ use redirector::buffer::{Pool, Slice};
 use super::member::Member;
 use super::model::{FileModel, Named, Place, SHARED_BLOCKS, Written};
 use super::world::World;
+use crate::node::SetRefusal;
 use crate::proto::{Created, RenameMode, SetAttr};
 use crate::refusal::Refusal;
 use crate::service::{Credentials, FileService, HandleId, OpenMode, Piece, ReadData, WriteMode};
@@ -33,6 +34,7 @@ const READ_WRITE: OpenMode = OpenMode {
     clear_set_id: false,
     truncate: false,
     exclusive: false,
+    pid: 0,
 };
 
 #[derive(Debug)]
@@ -515,7 +517,9 @@ impl Users {
                     Err(refusal) => users.refused(world, "acquire", &refusal),
                 },
             );
-        member.node.acquire(ino, done);
+        let done =
+            Box::new(move |result: Result<(), SetRefusal>| done(result.map_err(|refusal| refusal.why)));
+        member.node.acquire(vec![ino], done);
     }
 
     /// Cuts a file off that nobody uses meanwhile.

@@ -1,8 +1,9 @@
 //! What a mount says of itself: a document that anybody on the node can ask for, on a socket under `/run/csvfs`.
 //!
-//! A mount without a cluster answers on `/run/csvfs/local/PID.sock`: who connects gets one JSON document and the end of
-//! the stream. `csvfs status` asks every socket there.
+//! A mount answers on `/run/csvfs/local/PID.sock`: who connects gets one JSON document and the end of the stream. `csvfs
+//! status` asks every socket there; in a cluster it asks the mounts of the other nodes by way of lockd (`cluster`).
 
+pub mod cluster;
 mod socket;
 
 pub use socket::{StatusError, StatusSocket, ask_all};
@@ -20,6 +21,9 @@ pub struct VolumeStatus {
     pub lun: String,
     /// Where it is mounted.
     pub mountpoint: String,
+    /// The cluster, where the mount belongs to one.
+    #[serde(default)]
+    pub cluster: Option<String>,
     /// This node.
     pub node: String,
     /// The process that serves the mount.
@@ -30,8 +34,12 @@ pub struct VolumeStatus {
     pub session: u64,
     /// Whether the mount is read-only.
     pub read_only: bool,
-    /// `direct`; `paused` when no path to the LUN works; `failed` when the metadata cannot be changed any more.
+    /// `direct`; `redirected (file)` when no path to the LUN works from here and other nodes serve all files; `paused` when
+    /// I/O waits; `failed` when it waits for nothing any more.
     pub state: String,
+    /// Since when, in seconds before now; none where that is not known.
+    #[serde(default)]
+    pub since_s: Option<f64>,
     /// What is wrong with the mount and what to do about it; empty when all is well.
     pub problem: String,
     /// The LUN as the redirector describes it: path, state, since when, why, and what is assumed of the target.
@@ -51,6 +59,9 @@ pub struct VolumeStatus {
     pub blocks_free: u64,
     /// Inodes in use.
     pub inodes: u64,
+    /// Files that this node owns, the coordinator's role not counted: their I/O goes from here to the LUN.
+    #[serde(default)]
+    pub owned_files: u64,
 }
 
 /// How a volume was opened, and how long it took.

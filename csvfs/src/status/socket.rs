@@ -121,12 +121,14 @@ mod tests {
             name: "vms".to_owned(),
             lun: "file:x".to_owned(),
             mountpoint: "/mnt".to_owned(),
+            cluster: None,
             node: "n1".to_owned(),
             pid: 1,
             coordinator: "n1".to_owned(),
             session: 3,
             read_only: false,
             state: "direct".to_owned(),
+            since_s: Some(1.5),
             problem: String::new(),
             path: "file".to_owned(),
             metadata: String::new(),
@@ -136,6 +138,7 @@ mod tests {
             blocks: 10,
             blocks_free: 5,
             inodes: 1,
+            owned_files: 0,
         }
     }
 

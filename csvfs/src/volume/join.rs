@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::ids::Epoch;
-use redirector::lun::Identity;
+use lockd::lease::Lease;
+use redirector::lun::{Identity, Lun};
 
 use super::{Control, Office, Settings, Volume, VolumeError, label_at};
 use crate::cluster::{ClusterError, Member, Place, Role};
 use crate::coordinator::{self, Coordinator};
+use crate::disk::member::MemberClaim;
+use crate::disk::open::OpenError;
 use crate::disk::survey::Survey;
 use crate::node::{self, Node};
 use crate::refusal::Refusal;
@@ -24,7 +27,7 @@ impl Volume {
     /// Joins the cluster and opens its volume at `place`.
     pub fn join(place: &Place, settings: Settings) -> Result<Self, VolumeError> {
         // Whether a mount may write is for the kernel to say: as a member it keeps its part of the volume all the same.
-        let settings = Settings { read_only: false, ..settings };
+        let settings = Settings { read_only: false, cluster: Some(place.mark()?), ..settings };
         let url = place.luns.first().ok_or_else(|| ClusterError::Lun("it has no path".to_owned()))?;
         let lun = redirector::open::open(url, &settings.lun_options())?;
         let survey = Survey::read(lun.as_ref())?;
@@ -38,7 +41,7 @@ impl Volume {
         let authority: Arc<dyn Authority> = Arc::clone(&member.plane) as _;
         let mut warned = false;
         loop {
-            let (carrier, epoch, office, coordinator, opening) = match member.role()? {
+            let (carrier, epoch, office, coordinator, beat, opening) = match member.role()? {
                 Role::Coordinator(epoch) => {
                     let ground = Self::take(&lun, &settings)?;
                     let database = Arc::new(ground.database);
@@ -61,7 +64,7 @@ impl Volume {
                     })?;
                     let carrier = member.serve_coordinator(&coordinator);
                     let office = Office { coordinator, database, hold: ground.hold };
-                    (carrier, epoch, Some(office), None, ground.opening)
+                    (carrier, epoch, Some(office), None, ground.lease, ground.opening)
                 }
                 Role::Guest(node, epoch) => {
                     let opening = Opening {
@@ -69,7 +72,8 @@ impl Volume {
                         open_s: settings.clock.boot().since(begun).as_secs_f64(),
                         ..Opening::default()
                     };
-                    (member.way_to_coordinator(&node), epoch, None, Some(node.to_string()), opening)
+                    let beat = Arc::new(Lease::lapsed());
+                    (member.way_to_coordinator(&node), epoch, None, Some(node.to_string()), beat, opening)
                 }
             };
             let options = node::Options { cluster: true, ..settings.node_options() };
@@ -77,6 +81,7 @@ impl Volume {
                 carrier,
                 lun: Arc::clone(&lun),
                 authority: Arc::clone(&authority),
+                beat: Some(Arc::clone(&beat)),
                 peers: Arc::clone(&member.ways) as _,
                 clock: Arc::clone(&settings.clock),
                 rules: settings.rules,
@@ -91,6 +96,11 @@ impl Volume {
             member.serve_node(&node);
             match attach(&node) {
                 Ok(()) => {
+                    // V1: before the first write. The coordinator serves, so that it has opened the volume.
+                    let claim = match &office {
+                        Some(_) => None,
+                        None => Some(claim(&lun, &settings, &beat)?),
+                    };
                     let (client, control) = (member.client, Control::Cluster(member));
                     return Ok(Self {
                         label,
@@ -98,6 +108,7 @@ impl Volume {
                         control,
                         client,
                         office,
+                        claim,
                         coordinator,
                         node,
                         opening,
@@ -115,6 +126,13 @@ impl Volume {
             }
         }
     }
+}
+
+/// The claim of a mount that does not open the store.
+fn claim(lun: &Arc<dyn Lun>, settings: &Settings, beat: &Arc<Lease>) -> Result<MemberClaim, VolumeError> {
+    let mut claim = MemberClaim::claim(lun, &settings.member_options(), beat).map_err(OpenError::from)?;
+    claim.start().map_err(VolumeError::Thread)?;
+    Ok(claim)
 }
 
 /// Makes the node known to the coordinator.

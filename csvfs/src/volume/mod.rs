@@ -2,8 +2,10 @@
 //!
 //! LUN (redirector) -> label, claim, metadata area (`disk`) -> authority (lockd) -> coordinator -> node -> a front end.
 
+mod condition;
 mod error;
 mod format;
+mod inquiry;
 mod join;
 mod reporter;
 mod settings;
@@ -31,6 +33,7 @@ use crate::cluster::{ClusterLocks, Member};
 use crate::coordinator::{self, Beside, Coordinator};
 use crate::disk::area::{Area, AreaError};
 use crate::disk::label::Label;
+use crate::disk::member::MemberClaim;
 use crate::disk::open::{self, Hold, OpenError, OpenVolume, Opened};
 use crate::disk::survey::Survey;
 use crate::disk::view::{View, ViewOptions, open_beside, open_read_only};
@@ -56,6 +59,8 @@ pub struct Volume {
     client: ClientId,
     /// What a mount has that coordinates the volume.
     office: Option<Office>,
+    /// The claim of a mount that does not.
+    claim: Option<MemberClaim>,
     /// The node that does, where it is another one.
     coordinator: Option<String>,
     node: Arc<Node>,
@@ -191,6 +196,7 @@ impl Volume {
             carrier: Arc::new(InProcess(coordinator)),
             lun: Arc::clone(&lun),
             authority: Arc::clone(&authority) as Arc<dyn Authority>,
+            beat: None,
             peers: Arc::new(Alone),
             clock: Arc::clone(&settings.clock),
             rules: settings.rules,
@@ -203,7 +209,8 @@ impl Volume {
         .map_err(VolumeError::Thread)?;
         let node = Arc::new(node);
         let (control, office) = (Control::Alone(authority), Some(office));
-        Ok(Self { label, lun, control, client, office, coordinator: None, node, opening, settings })
+        let (claim, coordinator) = (None, None);
+        Ok(Self { label, lun, control, client, office, claim, coordinator, node, opening, settings })
     }
 
     /// Opens for writing: claims the volume (V1) and opens its store (V2).
@@ -314,8 +321,12 @@ impl Volume {
 
     /// Tells the state of the volume, for as long as it is open.
     #[must_use]
-    pub fn reporter(&self, lun: String, mountpoint: String) -> Reporter {
-        Reporter::new(self, lun, mountpoint)
+    pub fn reporter(&self, lun: String, mountpoint: String) -> Arc<Reporter> {
+        let reporter = Arc::new(Reporter::new(self, lun, mountpoint));
+        if let Control::Cluster(member) = &self.control {
+            member.tell_status(&reporter);
+        }
+        reporter
     }
 
     /// Closes the volume: everything is committed, the reserve returns, the claim is released. The next opening needs no
@@ -329,10 +340,18 @@ impl Volume {
             let _ = sender.send(result);
         }));
         let drained = receiver.recv().unwrap_or(Ok(()));
-        let Self { control, client, office, node, lun, .. } = self;
+        let Self { control, client, office, claim, node, lun, .. } = self;
         let Some(Office { coordinator, database, hold }) = office else {
             let flushed = redirector::blocking::flush(lun.as_ref());
             drop(node);
+            // A claim is closed when all that was sent is done; otherwise it is left as a crash would leave it.
+            if let Some(claim) = claim
+                && drained.is_ok()
+                && flushed.is_ok()
+                && let Err(errno) = claim.close()
+            {
+                tracing::warn!(errno, "the claim could not be closed; the next mount here closes it");
+            }
             if let Control::Cluster(member) = control {
                 member.leave();
             }

@@ -1,20 +1,20 @@
 //! The state of an open volume, for `csvfs status`.
 
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use lockd::clock::Clock;
+use lockd::lease::Lease;
 use redirector::lun::Lun;
 use redirector::metrics::Exposition;
 
+use super::condition::{LeaseSeen, LunSeen, MemberSeen, Seen, judge};
+use super::inquiry::Inquiry;
 use super::{Control, Volume};
+use crate::cluster::Plane;
 use crate::coordinator::{Coordinator, Scrub};
 use crate::node::Node;
-use crate::service::FileService;
 use crate::status::{Counters, VolumeStatus};
-use crate::types::SpaceReport;
-
-/// How long the coordinator may take to tell the space, before the status goes without.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Tells the state of a volume. Keeps neither the volume nor its layers alive.
 #[derive(Debug)]
@@ -23,6 +23,11 @@ pub struct Reporter {
     lun: Weak<dyn Lun>,
     node: Weak<Node>,
     coordinator: Weak<Coordinator>,
+    lease: Arc<Lease>,
+    clock: Arc<dyn Clock>,
+    /// The control plane, where there is a cluster.
+    plane: Weak<Plane>,
+    inquiry: Inquiry,
     /// How long I/O waits for a LUN that is gone.
     hold: Duration,
 }
@@ -35,12 +40,17 @@ impl Reporter {
             name: volume.label.name.clone(),
             lun,
             mountpoint,
+            cluster: match &volume.control {
+                Control::Alone(_) => None,
+                Control::Cluster(member) => Some(member.plane.client().cluster().to_owned()),
+            },
             node: settings.node.clone(),
             pid: std::process::id(),
             coordinator: volume.coordinator.clone().unwrap_or_else(|| settings.node.clone()),
             session: volume.control.authority().session().0,
             read_only: settings.read_only,
             state: String::new(),
+            since_s: None,
             problem: String::new(),
             path: String::new(),
             metadata: String::new(),
@@ -56,6 +66,7 @@ impl Reporter {
             blocks: 0,
             blocks_free: 0,
             inodes: 0,
+            owned_files: 0,
         };
         Self {
             fixed,
@@ -65,6 +76,13 @@ impl Reporter {
                 .office
                 .as_ref()
                 .map_or_else(Weak::new, |office| Arc::downgrade(&office.coordinator)),
+            lease: Arc::clone(volume.control.authority().lease()),
+            clock: Arc::clone(&settings.clock),
+            plane: match &volume.control {
+                Control::Alone(_) => Weak::new(),
+                Control::Cluster(member) => Arc::downgrade(&member.plane),
+            },
+            inquiry: Inquiry::default(),
             hold: settings.hold,
         }
     }
@@ -144,33 +162,18 @@ impl Reporter {
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
         let mut status = self.fixed.clone();
-        match self.lun.upgrade() {
-            Some(lun) => {
-                status.state = if lun.is_working() { "direct" } else { "paused" }.to_owned();
-                status.path = lun.describe();
-                if status.state == "paused" {
-                    status.problem = format!(
-                        "no path to the LUN works: I/O waits, goes on by itself when the LUN is back, and fails with \
-                         EIO after {} s; look after the server and the way to it",
-                        self.hold.as_secs()
-                    );
-                }
-            }
-            None => status.state = "closed".to_owned(),
+        let lun = self.lun.upgrade();
+        if let Some(lun) = &lun {
+            status.path = lun.describe();
         }
-        if let Some(coordinator) = self.coordinator.upgrade() {
+        let coordinator = self.coordinator.upgrade();
+        if let Some(coordinator) = &coordinator {
             status.metadata = match coordinator.scrub() {
                 Scrub::NotNeeded if self.fixed.read_only => "each page is checked when it is read".to_owned(),
                 scrub => scrub.to_string(),
             };
         }
-        if let Some(cause) = self.coordinator.upgrade().and_then(|coordinator| coordinator.failure()) {
-            status.state = "failed".to_owned();
-            status.problem = format!(
-                "the metadata cannot be changed any more ({cause}); what was acknowledged is safe: unmount, and mount \
-                 again when the LUN is well"
-            );
-        }
+        let mut silent = None;
         if let Some(node) = self.node.upgrade() {
             let figures = node.figures();
             status.counters = Counters {
@@ -181,18 +184,45 @@ impl Reporter {
                 syncs: figures.syncs,
                 in_flight: figures.in_flight,
             };
-            if let Some(space) = space(node.as_ref()) {
+            let found = self.inquiry.ask(node.as_ref());
+            if let Some(space) = found.space {
                 (status.blocks, status.blocks_free, status.inodes) = (space.blocks, space.free, space.inodes);
             }
+            silent = found.silent;
         }
+        let member = self.fixed.cluster.is_some().then(|| MemberSeen {
+            coordinator: coordinator.is_none().then(|| self.fixed.coordinator.clone()),
+            silent,
+            owned_files: self.plane.upgrade().map_or(0, |plane| plane.owned_files()),
+        });
+        status.owned_files = member.as_ref().map_or(0, |member| member.owned_files);
+        let judged = judge(&Seen {
+            failure: coordinator.and_then(|coordinator| coordinator.failure()).map(|cause| cause.to_string()),
+            lease: self.lease_seen(),
+            lun: lun.as_ref().map_or(LunSeen::Closed, |lun| {
+                match (lun.is_working(), lun.figures().overdue) {
+                    (false, _) => LunSeen::Down,
+                    (true, true) => LunSeen::Overdue,
+                    (true, false) => LunSeen::Works,
+                }
+            }),
+            lun_age: lun.and_then(|lun| lun.figures().state_age),
+            member,
+            hold: self.hold,
+        });
+        status.state = judged.state.to_owned();
+        (status.since_s, status.problem) = (judged.since_s, judged.problem);
         status
     }
-}
 
-fn space(node: &Node) -> Option<SpaceReport> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    node.space(Box::new(move |result| {
-        let _ = sender.send(result);
-    }));
-    receiver.recv_timeout(PATIENCE).ok()?.ok()
+    fn lease_seen(&self) -> LeaseSeen {
+        let lease = &self.lease;
+        if lease.has_ended() {
+            LeaseSeen::Ended
+        } else if lease.holds(&*self.clock) {
+            LeaseSeen::Holds
+        } else {
+            LeaseSeen::Lapsed(lease.was_granted().then(|| self.clock.boot().since(lease.deadline())))
+        }
+    }
 }

@@ -10,6 +10,8 @@ use lockd::rules::Rules;
 use redirector::buffer::Pool;
 
 use crate::disk;
+use crate::disk::claim::ClusterMark;
+use crate::disk::member::MemberOptions;
 use crate::disk::open::{OpenVolume, Opened};
 use crate::node;
 use crate::status::Opening;
@@ -26,6 +28,8 @@ pub struct Settings {
     pub clock: Arc<dyn Clock>,
     /// This node's name.
     pub node: String,
+    /// The cluster for which the volume is opened, if for one.
+    pub cluster: Option<ClusterMark>,
     /// This process: a number that no other one has had.
     pub client: ClientId,
     /// The secret by which a target knows this process again.
@@ -60,6 +64,7 @@ impl Settings {
             rules: Rules::all(),
             clock: Arc::new(SystemClock),
             node: node.to_owned(),
+            cluster: None,
             // Kept positive and away from the end: clients of this process are numbered from it.
             client: ClientId((random.number() >> 2) + 1),
             cookie,
@@ -85,6 +90,7 @@ impl Settings {
 
     pub(crate) fn open_options(&self) -> disk::open::OpenOptions {
         let mut options = disk::open::OpenOptions::new(self.client, &self.node);
+        options.who.cluster = self.cluster.clone();
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;
         options.check_max = self.check_max;
@@ -93,6 +99,16 @@ impl Settings {
         options.rules = self.rules;
         options.pool = self.pool.clone();
         options
+    }
+
+    pub(super) fn member_options(&self) -> MemberOptions {
+        MemberOptions {
+            who: self.open_options().who,
+            window: self.window,
+            clock: Arc::clone(&self.clock),
+            rules: self.rules,
+            pool: self.pool.clone(),
+        }
     }
 
     pub(super) fn node_options(&self) -> node::Options {

@@ -9,3 +9,4 @@ mod locks;
 mod memory;
 mod mounted;
 mod names;
+mod waiting;

@@ -13,6 +13,7 @@ use csvfs::service::{
 use csvfs::types::{Attr, BLOCK, DirEntry, Ino, Kind, SpaceReport, Timestamp, XATTR_VALUE_MAX};
 use parking_lot::Mutex;
 use redirector::buffer::{Pool, Slice};
+use redirector::memory::{FaultyLun, MemoryLun};
 
 type Answer<T> = Result<T, Refusal>;
 type Later = Box<dyn FnOnce() + Send>;
@@ -63,6 +64,8 @@ pub struct Memory {
     seen: Mutex<Seen>,
     later: Sender<Later>,
     pool: Pool,
+    /// Read by whoever looks up a name that begins with `cold`.
+    pub lun: FaultyLun,
 }
 
 fn now() -> Timestamp {
@@ -383,6 +386,7 @@ impl Memory {
             seen: Mutex::default(),
             later,
             pool: Pool::default(),
+            lun: FaultyLun::new(std::sync::Arc::new(MemoryLun::new(4096))),
         }
     }
 
@@ -413,6 +417,9 @@ impl Memory {
 impl FileService for Memory {
     fn lookup(&self, parent: Ino, name: &[u8], done: Done<Attr>) {
         self.seen.lock().lookups += 1;
+        if name.starts_with(b"cold") {
+            redirector::blocking::read(&self.lun, 0, self.pool.take(4096)).unwrap();
+        }
         self.with(done, |tree| {
             let ino = tree.find(parent.0, name)?;
             Ok(tree.get(ino)?.attr)

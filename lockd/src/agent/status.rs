@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::control::{Ask, Told};
 use super::core::Core;
-use crate::machine::{Answer, Query, SessionState};
+use crate::ids::{NodeName, VolumeId};
+use crate::machine::{Answer, ClientKind, Query, SessionState};
 use crate::raft::{Quorum, Role, Status};
 
 /// How long a node may take to say how it is.
@@ -24,6 +25,7 @@ pub(super) fn node(core: &Core) -> Value {
         json!({
             "client": client.0,
             "kind": kind.to_string(),
+            "volume": volume_of(kind).map(|volume| volume.to_string()),
             "pid": process.map(|process| process.pid),
             "connected": connected,
         })
@@ -127,10 +129,22 @@ pub(super) async fn cluster(core: &Arc<Core>) -> String {
     document.to_string()
 }
 
-async fn of_node(core: &Arc<Core>, name: crate::ids::NodeName) -> Value {
+/// The volume that a client has mounted.
+fn volume_of(kind: ClientKind) -> Option<VolumeId> {
+    match kind {
+        ClientKind::Csvfs { volume } => Some(volume),
+        ClientKind::Vmhost | ClientKind::Tool => None,
+    }
+}
+
+async fn of_node(core: &Arc<Core>, name: NodeName) -> Value {
     if name == core.node {
         return node(core);
     }
+    // Before it is asked: what is asked of it now is heard as well, if it answers.
+    let peer = core.endpoint.status().into_iter().find(|peer| peer.node == name);
+    let last_contact = peer.as_ref().and_then(|peer| peer.last_contact);
+    let address = peer.map(|peer| peer.address.to_string());
     let why = match core.route.ask(&name, &Ask::Status, PATIENCE).await {
         Told::Document(text) => match serde_json::from_str(&text) {
             Ok(value) => return value,
@@ -139,7 +153,15 @@ async fn of_node(core: &Arc<Core>, name: crate::ids::NodeName) -> Value {
         Told::Refused(why) | Told::Unknown(why) => why,
         other => format!("an odd answer: {other:?}"),
     };
-    json!({ "node": name.as_str(), "reachable": false, "trouble": why })
+    // To ask how a node is changes nothing: whether it was asked is not worth a word.
+    let why = why.split("; the request may").next().unwrap_or(&why).to_owned();
+    json!({
+        "node": name.as_str(),
+        "reachable": false,
+        "address": address,
+        "last_contact_s": last_contact.map(|ago| ago.as_secs_f64()),
+        "trouble": why,
+    })
 }
 
 /// What the state says; an error when there is no quorum.

@@ -76,7 +76,14 @@ impl Steward {
         let done = match request {
             HolderRequest::Acquire(resources) => self.acquire(core, &resources).await,
             HolderRequest::Release(resources) => self.release(core, &resources).await,
-            HolderRequest::Transfer { resources, to } => self.transfer(core, &resources, &to).await,
+            HolderRequest::Transfer { with_locks: true, .. } => {
+                Err("nobody has locks there: no program holds these".to_owned())
+            }
+            HolderRequest::Transfer { resources, to, .. } => self.transfer(core, &resources, &to).await,
+            HolderRequest::Take { .. } | HolderRequest::Adopt { .. } | HolderRequest::DropLocks { .. } => {
+                Err("this volume is not mounted on that node".to_owned())
+            }
+            HolderRequest::Status => Err(format!("node {} has no such volume mounted", core.node)),
         };
         done.unwrap_or_else(HolderReply::Refused).encode()
     }
@@ -92,7 +99,7 @@ impl Steward {
                 other => return Err(format!("an odd reply: {other:?}")),
             }
         }
-        Ok(HolderReply::Done { epoch: last, pause_ns: 0 })
+        Ok(HolderReply::Done { epoch: last, pause_ns: 0, cookie: None })
     }
 
     async fn release(&self, core: &Arc<Core>, resources: &[ResourceId]) -> Result<HolderReply, String> {
@@ -102,7 +109,7 @@ impl Steward {
             let operation = Operation::Release { resource: resource.clone(), epoch };
             state.operate(core, kind_for(resource), operation).await?;
         }
-        Ok(HolderReply::Done { epoch: None, pause_ns: 0 })
+        Ok(HolderReply::Done { epoch: None, pause_ns: 0, cookie: None })
     }
 
     async fn transfer(
@@ -130,11 +137,11 @@ impl Steward {
         let mut state = self.state.lock().await;
         let began = Instant::now();
         // Nobody writes through a steward: the pause is the commit alone.
-        let operation = Operation::Transfer { cookie, moves, escrow: false };
+        let operation = Operation::Transfer { cookie, moves, escrow: false, pinned: false };
         match state.operate(core, kind_for(first), operation).await? {
             Reply::Transferred { epoch } => {
                 let pause_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                Ok(HolderReply::Done { epoch: Some(epoch), pause_ns })
+                Ok(HolderReply::Done { epoch: Some(epoch), pause_ns, cookie: None })
             }
             other => Err(format!("an odd reply: {other:?}")),
         }

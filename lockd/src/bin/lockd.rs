@@ -74,6 +74,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let agent = Agent::start(config).await?;
         println!("{line}");
         std::io::stdout().flush()?;
+        lockd::local::notify::ready();
         end.recv().await;
         agent.stop().await;
         Ok(())

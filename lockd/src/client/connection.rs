@@ -91,8 +91,21 @@ impl Connection {
     /// # Errors
     /// If there is no such program, or no answer in time. What was asked for may then have been done.
     pub fn ask_holder(&self, to: Recipient, request: &HolderRequest) -> Result<HolderReply, ClientError> {
+        self.ask_holder_within(to, request, self.patience)
+    }
+
+    /// The same, with another patience for this answer.
+    ///
+    /// # Errors
+    /// As [`Connection::ask_holder`].
+    pub fn ask_holder_within(
+        &self,
+        to: Recipient,
+        request: &HolderRequest,
+        patience: Duration,
+    ) -> Result<HolderReply, ClientError> {
         let request = request.encode().map_err(ClientError::Failed)?;
-        match ask(&self.link, Request::Forward { to, request }, Some(self.patience))? {
+        match ask(&self.link, Request::Forward { to, request }, Some(patience))? {
             Response::Forwarded(answer) => HolderReply::decode(&answer).map_err(ClientError::Failed),
             _ => Err(ClientError::Unexpected),
         }

@@ -3,7 +3,8 @@
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
 
-use crate::ids::{Epoch, NodeName, ResourceId};
+use crate::ids::{ClientId, Epoch, NodeName, ResourceId};
+use crate::machine::Cookie;
 
 /// The longest request or reply, in bytes.
 const BYTES_MAX: usize = 2 << 20;
@@ -24,7 +25,35 @@ pub enum HolderRequest {
         resources: Vec<ResourceId>,
         /// The node.
         to: NodeName,
+        /// Whether the locks that the holder's programs have on the set go along, into escrow for the target (L8): for
+        /// programs that move themselves.
+        with_locks: bool,
     },
+    /// From the holder to the program that is to have the set: take what is offered under the cookie.
+    Take {
+        /// Of the transfer.
+        cookie: Cookie,
+        /// Who offers it.
+        from: ClientId,
+        /// The set: all or nothing.
+        resources: Vec<ResourceId>,
+        /// Whether locks come along.
+        with_locks: bool,
+    },
+    /// Have the locks that came with a transfer.
+    Adopt {
+        /// Of the transfer.
+        cookie: Cookie,
+        /// The adopter's lock owner that gets them all; without, each keeps its owner's number.
+        owner: Option<u64>,
+    },
+    /// Drop the locks that came with a transfer.
+    DropLocks {
+        /// Of the transfer.
+        cookie: Cookie,
+    },
+    /// Tell how you are ([`HolderReply::Document`]).
+    Status,
 }
 
 /// The answer to a [`HolderRequest`].
@@ -36,9 +65,15 @@ pub enum HolderReply {
         epoch: Option<Epoch>,
         /// For a transfer: how long nobody could write to the set, in nanoseconds.
         pause_ns: u64,
+        /// Under which cookie locks went into escrow, if they were asked to.
+        cookie: Option<Cookie>,
     },
+    /// So many locks were adopted or dropped.
+    Locks(u64),
     /// It is not done, and nothing has changed; why, and what to do.
     Refused(String),
+    /// How the program is: a JSON document.
+    Document(String),
 }
 
 macro_rules! bytes {
@@ -86,11 +121,14 @@ mod tests {
     fn requests_and_replies_come_back() {
         let resources = vec![ResourceId::Vm("web".to_owned())];
         let to = "n2".parse().expect("a name");
-        let request = HolderRequest::Transfer { resources, to };
-        assert_eq!(request.encode().as_deref(), Ok(&b"\x01\x02\x01\x02\x03web\x02n2"[..]));
+        let request = HolderRequest::Transfer { resources, to, with_locks: true };
+        assert_eq!(request.encode().as_deref(), Ok(&b"\x01\x02\x01\x02\x03web\x02n2\x01"[..]));
         assert_eq!(HolderRequest::decode(&request.encode().expect("short")), Ok(request));
-        let reply = HolderReply::Done { epoch: Some(Epoch(7)), pause_ns: 1_000 };
+        let reply = HolderReply::Done { epoch: Some(Epoch(7)), pause_ns: 1_000, cookie: None };
         assert_eq!(HolderReply::decode(&reply.encode().expect("short")), Ok(reply));
+        assert_eq!(HolderRequest::Status.encode().as_deref(), Ok(&b"\x01\x06"[..]));
+        let document = HolderReply::Document("{}".to_owned());
+        assert_eq!(document.encode().as_deref(), Ok(&b"\x01\x03\x02{}"[..]));
     }
 
     proptest! {

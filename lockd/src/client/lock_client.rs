@@ -289,6 +289,22 @@ impl LockClient {
         }
     }
 
+    /// As [`LockClient::forward`], for at most so long.
+    ///
+    /// # Errors
+    /// As [`LockClient::forward`].
+    pub fn forward_within(
+        &self,
+        to: Recipient,
+        request: Vec<u8>,
+        within: Duration,
+    ) -> Result<Vec<u8>, ClientError> {
+        match ask(&self.inner.link, Request::Forward { to, request }, Some(within))? {
+            Response::Forwarded(answer) => Ok(answer),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
     /// Has the listener told of events that concern everyone, from now on.
     ///
     /// # Errors

@@ -9,6 +9,19 @@ use crate::ids::{ClientId, Epoch, ResourceId};
 use crate::machine::{AbortOutcome, Cookie, Move, Operation, Reply, decode_reply};
 use crate::random::{Random, SystemRandom};
 
+/// A set that is to change hands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Set {
+    /// Under which locks go into escrow.
+    pub cookie: Cookie,
+    /// What moves.
+    pub moves: Vec<Move>,
+    /// Whether the source's locks go into escrow for the target (L8).
+    pub escrow: bool,
+    /// Whether the target keeps them until they are released explicitly.
+    pub pinned: bool,
+}
+
 /// What became of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transferred {
@@ -27,26 +40,20 @@ impl LockClient {
         Cookie(u128::from_le_bytes(bytes))
     }
 
-    /// Hands `moves` over, all or nothing. If that takes longer than `within`, it is aborted; whichever is applied first
+    /// Hands `set` over, all or nothing. If that takes longer than `within`, it is aborted; whichever is applied first
     /// wins, and the answer is certain: as long as it is not (no quorum), this waits, and the source stays paused (L7).
     ///
     /// # Errors
     /// If it is refused, nothing has moved. If the session has ended, nobody here holds anything any more.
-    pub fn transfer(
-        &self,
-        client: ClientId,
-        cookie: Cookie,
-        moves: Vec<Move>,
-        escrow: bool,
-        within: Duration,
-    ) -> Result<Transferred, ClientError> {
+    pub fn transfer(&self, client: ClientId, set: Set, within: Duration) -> Result<Transferred, ClientError> {
         let inner = &self.inner;
         let slot = inner.slot(client)?;
         let (of, sequence) = (slot.slot(), slot.sequence());
         let (sender, outcome) = sync_channel(4);
         let aborted = sender.clone();
         let told = Box::new(move |reply| drop(sender.send(reply)));
-        inner.operate_in(slot, client, Operation::Transfer { cookie, moves, escrow }, told)?;
+        let Set { cookie, moves, escrow, pinned } = set;
+        inner.operate_in(slot, client, Operation::Transfer { cookie, moves, escrow, pinned }, told)?;
         match outcome.recv_timeout(within) {
             // Without a quorum the command goes on in the background: it must be aborted like a slow one.
             Ok(Err(ClientError::NoQuorum(_))) | Err(_) => {}
@@ -87,6 +94,47 @@ impl LockClient {
             Reply::Escrow { locks } => Ok(locks),
             _ => Err(ClientError::Unexpected),
         }
+    }
+
+    /// Drops the locks that came with a transfer to this client's session (L8). Returns how many there were.
+    ///
+    /// # Errors
+    /// If there are none under the cookie.
+    pub fn drop_escrow(
+        &self,
+        client: ClientId,
+        cookie: Cookie,
+        resource: &ResourceId,
+    ) -> Result<u64, ClientError> {
+        match self.operate(client, Operation::DropEscrow { cookie, resource: resource.clone() })? {
+            Reply::Escrow { locks } => Ok(locks),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Gives `holdings` of `client` back, many at a time. All of them are tried; the first refusal is told.
+    ///
+    /// # Errors
+    /// If one of them is refused.
+    pub fn release_all(
+        &self,
+        client: ClientId,
+        holdings: Vec<(ResourceId, Epoch)>,
+    ) -> Result<(), ClientError> {
+        let (sender, outcomes) = sync_channel(holdings.len());
+        let mut count = 0;
+        for (resource, epoch) in holdings {
+            let told = sender.clone();
+            let told = Box::new(move |reply: Result<Reply, ClientError>| drop(told.send(reply)));
+            self.inner.operate(client, Operation::Release { resource, epoch }, told)?;
+            count += 1;
+        }
+        let mut result = Ok(());
+        for _ in 0..count {
+            let outcome = outcomes.recv().map_err(|_| ClientError::Closed)?;
+            result = result.and(outcome.and_then(refused).map(drop));
+        }
+        result
     }
 }
 

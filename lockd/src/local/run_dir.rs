@@ -87,6 +87,12 @@ impl RunDir {
         &self.0
     }
 
+    /// The name of the cluster.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        self.0.parent()?.file_name()?.to_str()
+    }
+
     /// The socket of lockd.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

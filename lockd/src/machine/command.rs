@@ -23,6 +23,17 @@ impl fmt::Display for Cookie {
     }
 }
 
+impl std::str::FromStr for Cookie {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match u128::from_str_radix(text, 16) {
+            Ok(number) if text.len() == 32 => Ok(Self(number)),
+            _ => Err(format!("{text:?} is not a transfer's cookie: 32 hexadecimal digits")),
+        }
+    }
+}
+
 /// Times that the whole cluster agrees on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Settings {
@@ -153,7 +164,7 @@ pub enum Report {
 pub struct Move {
     /// What moves.
     pub resource: ResourceId,
-    /// The epoch of the holding that the source has.
+    /// The epoch of the holding that the source has; [`Epoch::NOBODY`] if nobody holds it, and the source serves it.
     pub epoch: Epoch,
     /// The source.
     pub from: ClientId,
@@ -281,6 +292,8 @@ pub enum Operation {
         /// Whether the source's locks on the set go into escrow for the target (L8), because the program that has them
         /// moves too. Otherwise they stay with the programs that have them.
         escrow: bool,
+        /// Whether the target is to keep them until they are released explicitly. What was pinned stays so in any case.
+        pinned: bool,
     },
     /// Makes sure that the command in another slot of this client is not applied later (L7).
     Abort {

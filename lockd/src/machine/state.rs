@@ -186,8 +186,8 @@ impl State {
         match operation {
             Operation::Acquire { resource, mode, pinned } => self.acquire(client, resource, *mode, *pinned),
             Operation::Release { resource, epoch } => self.release(client, resource, *epoch),
-            Operation::Transfer { cookie, moves, escrow } => {
-                self.transfer(rules, client, *cookie, moves, *escrow)
+            Operation::Transfer { cookie, moves, escrow, pinned } => {
+                self.transfer(rules, client, *cookie, moves, (*escrow, *pinned))
             }
             Operation::Abort { slot, sequence } => self.abort(rules, client, *slot, *sequence),
             Operation::Adopt { cookie, resource, to } => self.adopt(rules, client, *cookie, resource, *to),

@@ -1,13 +1,16 @@
 //! Handing a set of resources over, all or nothing (L6), with its locks (L8).
+//!
+//! What nobody holds may be in the set: whoever serves such files (the coordinator's mount) names them with
+//! [`Epoch::NOBODY`], and may give them to itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::bounds::{Bound, ESCROWS_MAX, EVENT_RESOURCES_MAX, MOVES_MAX};
+use super::bounds::{Bound, ESCROWS_MAX, EVENT_RESOURCES_MAX, MOVES_MAX, RESOURCES_MAX};
 use super::command::{Cookie, HoldMode, Move};
 use super::event::{Audience, EventKind};
 use super::reply::{Refusal, Reply};
 use super::state::{Holding, Outcome, State};
-use crate::ids::{ClientId, ResourceId, SessionId};
+use crate::ids::{ClientId, Epoch, ResourceId, SessionId};
 use crate::rules::{Rule, Rules};
 
 impl State {
@@ -17,7 +20,7 @@ impl State {
         client: ClientId,
         cookie: Cookie,
         moves: &[Move],
-        escrow: bool,
+        (escrow, pinned): (bool, bool),
     ) -> Outcome {
         if moves.len() > MOVES_MAX {
             return Err(Refusal::Full(Bound::Moves));
@@ -31,15 +34,24 @@ impl State {
         let epoch = self.next_epoch()?;
         let mut counts: BTreeMap<ClientId, u64> = BTreeMap::new();
         for moved in moves {
-            // With all rules kept, every one of the set is there.
-            let Some(holding) = self.resources.get_mut(&moved.resource).and_then(|held| held.first_mut())
-            else {
-                continue;
+            let since_ns = self.time_ns;
+            let mut holding =
+                Holding { client: moved.to, mode: HoldMode::Exclusive, epoch, since_ns, pinned };
+            let from = match self.resources.get_mut(&moved.resource).and_then(|held| held.first_mut()) {
+                Some(held) => {
+                    let from = held.client;
+                    holding.pinned |= held.pinned;
+                    *held = holding;
+                    self.forget_held(from, &moved.resource);
+                    from
+                }
+                None if moved.epoch == Epoch::NOBODY => {
+                    self.resources.insert(moved.resource.clone(), vec![holding]);
+                    moved.from
+                }
+                // With all rules kept, every other one of the set is there.
+                None => continue,
             };
-            let from = holding.client;
-            let (since_ns, pinned) = (self.time_ns, holding.pinned);
-            *holding = Holding { client: moved.to, mode: HoldMode::Exclusive, epoch, since_ns, pinned };
-            self.forget_held(from, &moved.resource);
             self.held.entry(moved.to).or_default().insert(moved.resource.clone());
             *counts.entry(moved.to).or_default() += 1;
             if escrow {
@@ -60,9 +72,14 @@ impl State {
     /// Everything that L6 asks, before anything is changed. Tells the target's session.
     fn check_transfer(&self, rules: Rules, source: SessionId, moves: &[Move]) -> Result<SessionId, Refusal> {
         let first = moves.first().ok_or(Refusal::NothingToMove)?;
+        let added = moves.iter().filter(|moved| moved.epoch == Epoch::NOBODY).count();
+        if self.resources.len() + added > RESOURCES_MAX {
+            return Err(Refusal::Full(Bound::Resources));
+        }
         let target_of = |moved: &Move| {
             let refusal = || Refusal::NotTarget { resource: moved.resource.clone(), to: moved.to };
-            if !self.is_live(moved.to) || moved.to == moved.from {
+            let to_itself = moved.to == moved.from && moved.epoch != Epoch::NOBODY;
+            if !self.is_live(moved.to) || to_itself {
                 return Err(refusal());
             }
             self.clients.get(&moved.to).map(|client| client.session).ok_or_else(refusal)
@@ -85,6 +102,17 @@ impl State {
                 return Err(Refusal::NotTarget { resource: resource.clone(), to: *to });
             }
             self.check_kind(*to, resource)?;
+            if *epoch == Epoch::NOBODY {
+                self.check_kind(*from, resource)?;
+                let held = self.resources.get(resource).and_then(|holdings| holdings.first());
+                match held {
+                    None => continue,
+                    Some(held) => {
+                        let holder = self.show(held);
+                        return Err(Refusal::Held { resource: resource.clone(), holder });
+                    }
+                }
+            }
             let holding = self.holding(*from, resource);
             let held = |holding: &Holding| holding.epoch == *epoch && holding.mode == HoldMode::Exclusive;
             if !holding.is_some_and(held) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockd::authority::Authority;
-use lockd::client::{HolderReply, HolderRequest, Listener, Transferred};
+use lockd::client::{HolderReply, HolderRequest, Listener, Set, Transferred};
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId};
 use lockd::machine::{ClientKind, HoldMode, Move, Operation, Reply};
 use parking_lot::Mutex;
@@ -28,7 +28,8 @@ fn ten_files_and_ten_thousand_change_hands_in_one_entry() {
         let moves: Vec<Move> = moves.collect();
         let began = Instant::now();
         let within = Duration::from_secs(10);
-        let done = source.transfer(source.client(), source.cookie(), moves.clone(), false, within);
+        let set = |cookie| Set { cookie, moves: moves.clone(), escrow: false, pinned: true };
+        let done = source.transfer(source.client(), set(source.cookie()), within);
         let Transferred::Done(epoch) = done.expect("moved") else { panic!("aborted") };
         eprintln!("{count} files in {:?}", began.elapsed());
         for file in [&files[0], &files[files.len() - 1]] {
@@ -36,7 +37,7 @@ fn ten_files_and_ten_thousand_change_hands_in_one_entry() {
             assert_eq!((holding.client, holding.epoch), (target.client(), epoch));
         }
         // A second time it is not the source's any more.
-        assert!(source.transfer(source.client(), source.cookie(), moves, false, within).is_err());
+        assert!(source.transfer(source.client(), set(source.cookie()), within).is_err());
     }
 }
 
@@ -72,7 +73,7 @@ impl Listener for Host {
         let request = HolderRequest::decode(request)?;
         let reply = match &request {
             HolderRequest::Release(_) => HolderReply::Refused("not now".to_owned()),
-            _ => HolderReply::Done { epoch: Some(Epoch(42)), pause_ns: 3_000_000 },
+            _ => HolderReply::Done { epoch: Some(Epoch(42)), pause_ns: 3_000_000, cookie: None },
         };
         self.asked.lock().push((client, from.clone(), request));
         reply.encode()
@@ -97,7 +98,7 @@ fn requests_reach_the_holder_wherever_it_is() {
     let asked = host.asked.lock();
     let to = "n2".parse().expect("a name");
     assert_eq!(asked.len(), 3);
-    assert_eq!(asked[0].2, HolderRequest::Transfer { resources: vec![web], to });
+    assert_eq!(asked[0].2, HolderRequest::Transfer { resources: vec![web], to, with_locks: false });
     assert!(asked.iter().all(|(asked, _, _)| *asked == client.client()));
 }
 

@@ -142,6 +142,7 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
     }
     // Whoever started it may not listen.
     let _ = writeln!(std::io::stdout(), "{ready}");
+    lockd::local::notify::ready();
     let signal = signals.wait();
     tracing::info!(signal, "stopping");
     drop(metrics);

@@ -118,6 +118,12 @@ impl Kept {
         batches
     }
 
+    /// Forgets all: none of it may be written any more.
+    pub fn abandon(&mut self) {
+        self.changes.clear();
+        self.bytes = 0;
+    }
+
     /// Whether something is missing that a restarted target may have lost.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {

@@ -12,6 +12,7 @@
 
 pub mod kept;
 pub mod latency;
+mod lobby;
 pub mod request;
 mod set;
 pub mod state;

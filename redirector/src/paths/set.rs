@@ -275,6 +275,8 @@ impl Lun for PathSet {
             held: (trouble.held.len() + trouble.waiting.len()) as u64,
             ghosts: trouble.ghosts.ranges().len() as u64,
             latencies,
+            overdue: trouble.state.condition() == Condition::Suspect,
+            state_age: Some(self.traffic.clock.boot().since(trouble.state.since())),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::open::OpenError;
 use crate::paths::kept::Change;
 use crate::paths::request::{Command, Request};
 use crate::paths::state::Condition;
+use crate::paths::tenure::Standing;
 use crate::paths::traffic::{LinkEvents, Live, REPLAYED, Traffic, given_up_at};
 use crate::paths::way::{self, Abilities, Drained, Events, Link, Purpose};
 
@@ -75,7 +76,7 @@ impl Traffic {
     }
 
     /// Gives up what was held for too long (P2).
-    fn end_holds(&self, now: BootTime) {
+    pub(super) fn end_holds(&self, now: BootTime) {
         let over: Vec<_> = {
             let mut trouble = self.trouble.lock();
             let over = |request: &Request| given_up_at(request, self.hold) <= now;
@@ -281,8 +282,14 @@ impl Traffic {
             let source = std::io::Error::other(why);
             return Err(OpenError::Unreachable { lun: self.way.name(), source });
         }
+        let ended = self.await_lease(link, events)? == Standing::Ended;
+        let tenure = self.tenure.lock().clone();
         let batches = {
             let mut kept = self.kept.lock();
+            if ended {
+                // Nothing of it may be written any more, and nobody asks: what the session had is over.
+                kept.abandon();
+            }
             if kept.is_incomplete() {
                 self.flush_fails.store(true, Ordering::Release);
                 kept.reported();
@@ -300,7 +307,16 @@ impl Traffic {
             changes,
             "the target was restarted: replaying what was not flushed"
         );
-        for batch in batches {
+        for mut batch in batches {
+            // What the lease is kept alive by is durable when it is done, and may have been written anew in the lobby.
+            batch.retain(|change| !tenure.as_ref().is_some_and(|tenure| tenure.is_free(&change.range())));
+            // L3: it may run out in the middle.
+            if tenure.as_ref().is_some_and(|tenure| tenure.now(self.rules, &*self.clock) != Standing::Holds) {
+                let why =
+                    "the lease has run out while what was not flushed was written again; it begins anew";
+                let source = std::io::Error::other(why);
+                return Err(OpenError::Unreachable { lun: self.way.name(), source });
+            }
             match self.replay_batch(link, batch) {
                 Outcome::Done => {}
                 Outcome::Failed(errno) if !events.is_broken() => {

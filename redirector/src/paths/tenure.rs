@@ -30,14 +30,25 @@ pub enum Standing {
 }
 
 impl Tenure {
+    /// Whether these bytes may be changed without the lease.
+    #[must_use]
+    pub fn is_free(&self, range: &Range<u64>) -> bool {
+        self.free.start <= range.start && range.end <= self.free.end
+    }
+
     /// Whether `request` may be sent now.
     #[must_use]
     pub fn standing(&self, request: &Request, rules: Rules, clock: &dyn Clock) -> Standing {
-        let needs =
-            request.changes().is_some_and(|range| range.start < self.free.start || range.end > self.free.end);
-        if !needs || self.lease.admits(rules, clock) {
+        let needs = request.changes().is_some_and(|range| !self.is_free(&range));
+        if needs { self.now(rules, clock) } else { Standing::Holds }
+    }
+
+    /// Whether what needs the lease may be sent now.
+    #[must_use]
+    pub fn now(&self, rules: Rules, clock: &dyn Clock) -> Standing {
+        if self.lease.admits(rules, clock) {
             Standing::Holds
-        } else if self.lease.deadline().0 == 0 {
+        } else if self.lease.has_ended() {
             Standing::Ended
         } else {
             Standing::Lapsed

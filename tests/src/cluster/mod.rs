@@ -249,7 +249,7 @@ impl Cluster {
     }
 
     fn new_target(&self, daemon: Arc<Daemon>) -> Target {
-        Target::new(self.plan().target, self.folder.join(SAN_HOST), self.san.clone(), daemon)
+        Target::new(&self.plan(), &self.folder.join(SAN_HOST), self.san.clone(), daemon)
     }
 
     fn new_daemon(&self, host: &str, spec: DaemonSpec) -> Result<Daemon> {

@@ -55,6 +55,8 @@ pub struct Plan {
     pub target_args: Vec<String>,
     /// The LUN's size in bytes.
     pub lun_bytes: u64,
+    /// The folder of the LUN's image, which its maker takes away; none: the lab's own.
+    pub lun_folder: Option<PathBuf>,
     /// Bytes a second and direction of each node's LAN interface; none: as fast as the machine is.
     pub rate_lan: Option<u64>,
     /// The same of its SAN interface.
@@ -104,6 +106,7 @@ impl Plan {
             target: TargetKind::CsvTarget,
             target_args: Vec::new(),
             lun_bytes: 4 << 30,
+            lun_folder: None,
             rate_lan: None,
             rate_san: None,
             fence: "lease".to_owned(),

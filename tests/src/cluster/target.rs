@@ -73,15 +73,19 @@ pub struct Touched {
 #[derive(Debug)]
 pub struct Target {
     kind: TargetKind,
-    folder: PathBuf,
+    image: PathBuf,
     namespace: Namespace,
     daemon: Arc<Daemon>,
+}
+
+fn image(plan: &Plan, folder: &Path) -> PathBuf {
+    plan.lun_folder.as_deref().unwrap_or(folder).join("lun.img")
 }
 
 /// The command line of the target that `plan` asks for, with its files in `folder`.
 pub(super) fn spec(plan: &Plan, folder: &Path) -> Result<DaemonSpec> {
     let address = Network::San.address(TARGET);
-    let image = folder.join("lun.img");
+    let image = image(plan, folder);
     if !image.exists() {
         std::fs::File::create(&image)?.set_len(plan.lun_bytes)?;
     }
@@ -108,8 +112,9 @@ pub(super) fn spec(plan: &Plan, folder: &Path) -> Result<DaemonSpec> {
 }
 
 impl Target {
-    pub(super) fn new(kind: TargetKind, folder: PathBuf, namespace: Namespace, daemon: Arc<Daemon>) -> Self {
-        Self { kind, folder, namespace, daemon }
+    /// The target that `plan` asks for, as `daemon` in `namespace`, with its files in `folder`.
+    pub(super) fn new(plan: &Plan, folder: &Path, namespace: Namespace, daemon: Arc<Daemon>) -> Self {
+        Self { kind: plan.target, image: image(plan, folder), namespace, daemon }
     }
 
     /// The daemon, which can be paused and resumed.
@@ -127,7 +132,7 @@ impl Target {
     /// The URL of the LUN's image, for programs that look at it while no target serves it.
     #[must_use]
     pub fn image_url(&self) -> String {
-        format!("file:{}", self.folder.join("lun.img").display())
+        format!("file:{}", self.image.display())
     }
 
     /// Asks the bundled target at its control port; the request is described there.

@@ -2,15 +2,83 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::Cluster;
 use super::config::VOLUME;
+use super::plan::Plan;
 use crate::history::{FileRegister, Register};
+use crate::mounted::fsck_clean;
 
 impl Cluster {
+    /// Makes a lab whose nodes all have the volume mounted, the first one as its coordinator; runs `test` on it, ends it
+    /// in order, and demands that the volume is clean.
+    pub fn run_mounted(plan: Plan, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        Self::run(plan, |cluster| {
+            cluster.mount_all()?;
+            test(cluster)?;
+            cluster.end_clean()
+        })
+    }
+
+    /// Certificates, lockd on all nodes, a fresh volume, and its mount on every node, the first one's first.
+    pub fn mount_all(&self) -> Result<()> {
+        self.init()?;
+        self.start_lockd()?;
+        self.format()?;
+        self.nodes.iter().try_for_each(|node| self.mount(node.number()).map(drop))
+    }
+
+    /// Unmounts all nodes and ends the target in order, and demands that fsck finds nothing wrong.
+    pub fn end_clean(&self) -> Result<()> {
+        // The first coordinates the volume: the others leave before it.
+        for node in self.nodes.iter().rev() {
+            self.stop(&node.name(), "csvfs")?;
+        }
+        self.target().stop()?;
+        fsck_clean(&self.target().image_url())
+    }
+
+    /// Runs lockctl on a node and demands that it succeeds; gives what it printed.
+    pub fn lockctl(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.exec_ours(node, "lockctl", arguments)?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The path of a file of the volume on a node's mount.
+    #[must_use]
+    pub fn path(&self, number: u8, name: &str) -> PathBuf {
+        self.node(number).mount_point().join(name)
+    }
+
+    /// Makes a node the owner of these files, by hand.
+    pub fn acquire<S: AsRef<str>>(&self, number: u8, names: &[S]) -> Result<()> {
+        let node = self.node(number).name();
+        let paths = names.iter().map(|name| self.path(number, name.as_ref()).display().to_string());
+        let paths: Vec<String> = paths.collect();
+        let mut arguments = vec!["acquire"];
+        arguments.extend(paths.iter().map(String::as_str));
+        arguments.extend(["--node", &node]);
+        self.lockctl(&node, &arguments).map(drop)
+    }
+
+    /// Transfers these files as one set from the node that owns them to another; gives the pause that lockctl names.
+    pub fn transfer<S: AsRef<str>>(&self, from: u8, to: u8, names: &[S]) -> Result<Duration> {
+        let (node, to) = (self.node(from).name(), self.node(to).name());
+        let paths = names.iter().map(|name| self.path(from, name.as_ref()).display().to_string());
+        let paths: Vec<String> = paths.collect();
+        let mut arguments = vec!["--json", "transfer"];
+        arguments.extend(paths.iter().map(String::as_str));
+        arguments.extend(["--to", &to]);
+        let said = self.lockctl(&node, &arguments)?;
+        let document: Value = serde_json::from_str(&said).context("lockctl's answer is not JSON")?;
+        let pause = document[0]["pause_s"].as_f64();
+        Ok(Duration::from_secs_f64(pause.with_context(|| format!("no pause in {said}"))?))
+    }
+
     /// Makes the cluster's certificates: `lockctl init`.
     pub fn init(&self) -> Result<()> {
         let file = self.cluster_file().display().to_string();
@@ -62,9 +130,20 @@ impl Cluster {
         let run = node.run_folder().display().to_string();
         let output = self.exec_ours(&node.name(), "csvfs", &["status", "--json", "--run-dir", &run])?;
         let all: Value = serde_json::from_slice(&output.stdout).context("the status is not JSON")?;
-        let mine = |volume: &&Value| volume["node"] == node.name().as_str();
-        let volume = all["volumes"].as_array().and_then(|volumes| volumes.iter().find(mine));
-        volume.cloned().with_context(|| format!("{} has no mount: {all}", node.name()))
+        let volumes = all["volumes"].as_array().map_or(&[][..], Vec::as_slice);
+        // A mount alone is a volume by itself; a cluster's volume has one on each node.
+        let of_cluster = volumes.iter().filter_map(|volume| volume["nodes"].as_array()).flatten();
+        let mounts = volumes.iter().chain(of_cluster.map(|node| &node["mount"]));
+        let mine = |mount: &&Value| mount["node"] == node.name().as_str();
+        mounts.into_iter().find(mine).cloned().with_context(|| format!("{} has no mount: {all}", node.name()))
+    }
+
+    /// What `csvfs status --json` says on a node of the cluster.
+    pub fn cluster_status(&self, number: u8) -> Result<Value> {
+        let node = self.node(number);
+        let run = node.run_folder().display().to_string();
+        let output = self.exec_ours(&node.name(), "csvfs", &["status", "--json", "--run-dir", &run])?;
+        serde_json::from_slice(&output.stdout).context("the status is not JSON")
     }
 
     /// The blocks of a file of the volume, as each of these nodes sees them through its mount.

@@ -1,9 +1,20 @@
 //! The lab itself: hosts, networks, daemons, faults, and that nothing is left.
 
+mod bad_input;
+mod claims;
 mod daemons;
+mod handover;
+mod image_lock;
 mod mounts;
 mod networks;
+mod pages;
+mod ping_pong;
 mod program;
+mod source_tree;
+mod status;
+mod suites;
 mod sweep;
+mod touched;
 mod traces;
+mod transfer;
 mod volume;

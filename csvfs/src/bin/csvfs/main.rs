@@ -43,7 +43,8 @@ enum Command {
     Format(format::Format),
     /// Mount a volume on a folder.
     Mount(mount::MountCommand),
-    /// Show the mounted volumes of this node: path, state, why, and what to do.
+    /// Show the volumes of the cluster on all of its nodes, and the other mounts of this machine: state, since when, why,
+    /// and what to do.
     Status(status::Status),
     /// Check a volume that is not mounted, and repair it if asked to.
     Fsck(fsck::Fsck),

@@ -217,7 +217,7 @@ fn serve(
     run_dir: &Path,
     metrics: Option<&str>,
 ) -> Result<()> {
-    let reporter = Arc::new(volume.reporter(source.to_string(), folder.display().to_string()));
+    let reporter = volume.reporter(source.to_string(), folder.display().to_string());
     let figures = Arc::clone(&reporter);
     let metrics =
         metrics.map(|address| MetricsServer::serve(address, move || figures.exposition())).transpose()?;
@@ -247,6 +247,7 @@ fn serve(
         })
         .context("starting a thread")?;
     say!("{source} is mounted on {}", folder.display());
+    lockd::local::notify::ready();
     mount.wait();
     drop((status, metrics));
     ending.close();

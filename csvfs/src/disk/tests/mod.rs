@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod formatting;
 mod measure;
+mod members;
 mod opening;
 mod structures;
 

@@ -99,6 +99,8 @@ fn claims_of_the_dead_keep_nobody_out_however_many() {
                 beaten: clock.wall(),
                 window: now.label.window,
                 host: "dead".to_owned(),
+                cluster: None,
+                is_member: false,
             };
             let block = usize::try_from(block).unwrap();
             write_claim(wire.as_ref(), &Pool::default(), &now.label, block, &claim).unwrap();

@@ -7,7 +7,7 @@ use lockd::ids::{Epoch, VolumeId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::claim::{Claim, ClaimState};
+use crate::disk::claim::{Claim, ClaimState, ClusterMark};
 use crate::disk::features::Features;
 use crate::disk::frame::{self, Damage};
 use crate::disk::layout;
@@ -53,7 +53,14 @@ fn claim() -> Claim {
         beaten: WallTime(7),
         window: Duration::from_millis(10_000),
         host: "n1".to_owned(),
+        cluster: None,
+        is_member: false,
     }
+}
+
+fn member() -> Claim {
+    let cluster = Some(ClusterMark { id: *b"abcdefghijklmnop", name: "lab".to_owned() });
+    Claim { cluster, is_member: true, ..claim() }
 }
 
 fn map() -> ChunkMap {
@@ -141,6 +148,7 @@ fn what_was_written_is_read() {
     assert_eq!(layout::UUID_AT, 16..32);
     assert_eq!(Superblock::decode(&superblock().encode(VOLUME), VOLUME), Ok(superblock()));
     assert_eq!(Claim::decode(&claim().encode(VOLUME), VOLUME), Ok(claim()));
+    assert_eq!(Claim::decode(&member().encode(VOLUME), VOLUME), Ok(member()));
     let mut region = map().encode(VOLUME);
     region.resize(usize::try_from(layout::MAP_BLOCKS).unwrap() * 4096, 0xee);
     assert_eq!(ChunkMap::decode(&region, VOLUME), Ok(map()), "what lies behind the map does not matter");

@@ -52,7 +52,7 @@ impl Bench {
         let who = Credentials { uid: 0, gid: 0, umask: 0 };
         memory.create_open(who, Ino::ROOT, b"file", 0o644, root, Box::new(|opened| assert!(opened.is_ok())));
         let locks = Locks::new(Arc::new(lockd::locks::FileLocks::default()), ClientId(1));
-        let connection = Arc::new(Connection::new(memory, locks, Validity::new(Caching::alone())));
+        let connection = Arc::new(Connection::new(memory, locks, Validity::new(Caching::alone()), false));
         let ends = [device.try_clone().unwrap(), forwarded.try_clone().unwrap()];
         let device = Arc::new(Device::new(device, 0));
         let dispatcher =

@@ -91,7 +91,9 @@ impl Core {
             let (session, client) = self.channel.client();
             let term = match (here, term) {
                 // What was sent before this node came to serve may have been executed: its slot is here now.
-                (Some(tenure), _) => Term { session, client, tenure, since: file.since.load(SeqCst) },
+                (Some(tenure), _) => {
+                    Term { session, client, tenure, since: file.since.load(SeqCst), owned: None }
+                }
                 (None, Some(term)) if term.client == client => {
                     if !self.is_home() || self.serve_again(file).await.is_err() {
                         self.forget_server(file, term.tenure);

@@ -9,6 +9,7 @@ use lockd::slots::SLOTS_PER_CLIENT;
 
 use super::super::Core;
 use super::super::file::File;
+use super::super::pages::Cover;
 use super::super::task::promise;
 use super::wire::{
     APPEND, Ask, CLEAR_SET_ID, DATA_MAX, DATA_ONLY, HOLE, KEEP_SIZE, Kind, PUNCH, SYNC, Status, Told, ZERO,
@@ -93,7 +94,7 @@ impl Core {
             return Some(Told::elsewhere());
         }
         if !ask.kind.changes() {
-            return Some(self.perform(file, ask, data).await);
+            return Some(self.perform(file, ask, data, None).await);
         }
         let Some((slot, sequence)) = ask.slot else {
             return Some(refused(&Refusal::Invalid("a change needs a reply slot".to_owned())));
@@ -113,12 +114,34 @@ impl Core {
                 Begun::Refused(refusal) => return Some(refused(&Refusal::Invalid(refusal.to_string()))),
             }
         }
-        let told = self.perform(file, ask, data).await;
+        let told = self.perform_beside_pages(file, ask, data).await;
         file.guest_slots.lock().put(ask.client, slot, sequence, told.frame());
         Some(told)
     }
 
-    async fn perform(self: &Arc<Self>, file: &Arc<File>, ask: &Ask, data: &[u8]) -> Told {
+    /// Executes a change, then has the kernel of this node drop the pages that it has made old. Then the change may be
+    /// answered.
+    async fn perform_beside_pages(self: &Arc<Self>, file: &Arc<File>, ask: &Ask, data: &[u8]) -> Told {
+        // What the own kernel asks for it has done to its own pages, and it holds them until it is answered.
+        if !self.has_page_cache() || ask.client == self.client {
+            return self.perform(file, ask, data, None).await;
+        }
+        let cover = file.cover();
+        let told = self.perform(file, ask, data, Some(&cover)).await;
+        // Looked at after the execution: who opens the file from now on reads what it has left.
+        if let Some(range) = cover.range().filter(|_| file.has_pages()) {
+            self.drop_pages(file, range).await;
+        }
+        told
+    }
+
+    async fn perform(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        ask: &Ask,
+        data: &[u8],
+        cover: Option<&Cover>,
+    ) -> Told {
         let has = |flag: u8| ask.flags & flag != 0;
         match ask.kind {
             Kind::Read => {
@@ -138,17 +161,18 @@ impl Core {
                     from_cache: false,
                 };
                 let data = buffer.share().part(0..data.len());
-                told(self.write_any(file, ask.offset, data, mode).await, |at| Told::done(at, Vec::new()))
+                let written = self.write_any(file, ask.offset, data, mode, cover).await;
+                told(written, |at| Told::done(at, Vec::new()))
             }
             Kind::Sync => told(self.sync_file(file, has(DATA_ONLY)).await, |()| Told::done(0, Vec::new())),
-            Kind::Resize => told(self.resize(file, ask.offset, has(CLEAR_SET_ID)).await, attributes),
+            Kind::Resize => told(self.resize(file, ask.offset, has(CLEAR_SET_ID), cover).await, attributes),
             Kind::Allocate => {
                 let how = match (has(PUNCH), has(ZERO)) {
                     (true, _) => Allocation::Punch,
                     (_, true) => Allocation::Zero,
                     _ => Allocation::Allocate,
                 };
-                let done = self.allocate_here(file, ask.offset, ask.len, how, has(KEEP_SIZE)).await;
+                let done = self.allocate_here(file, ask.offset, ask.len, (how, has(KEEP_SIZE)), cover).await;
                 told(done, |()| Told::done(0, Vec::new()))
             }
             Kind::Seek => {

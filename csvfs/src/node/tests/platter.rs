@@ -154,6 +154,13 @@ impl Platter {
         self.state.lock().flush_outcomes.push(outcome);
     }
 
+    /// Nothing fails any more.
+    pub fn recover(&self) {
+        let mut state = self.state.lock();
+        state.write_outcomes.clear();
+        state.flush_outcomes.clear();
+    }
+
     /// Ghosts appear by themselves with unknown outcomes; this sets them.
     pub fn set_ghosts(&self, ghosts: Vec<Range<u64>>) {
         self.state.lock().ghosts = ghosts;

@@ -23,9 +23,7 @@ use crate::disk::{MetadataSpace, SpaceError};
 use crate::node::{Node, Options, Parts};
 use crate::proto::{Operation, Request, SetAttr, codec};
 use crate::refusal::Refusal;
-use crate::service::{
-    Credentials, Done, FileService, HandleId, OpenMode, Opened, Piece, ReadData, WriteMode,
-};
+use crate::service::{Credentials, FileService, HandleId, OpenMode, Opened, Piece, ReadData, WriteMode};
 use crate::store::check::check;
 use crate::store::cookie::HashKey;
 use crate::store::initialise;
@@ -156,6 +154,7 @@ impl World {
             carrier,
             lun: Arc::clone(&platter) as _,
             authority,
+            beat: None,
             peers: Arc::new(crate::peers::Alone),
             clock: Arc::clone(&clock) as _,
             rules,
@@ -253,7 +252,9 @@ pub fn bytes(data: &ReadData) -> Vec<u8> {
 }
 
 /// Starts a request; its answer comes to the receiver.
-pub fn start<T: Send + 'static>(request: impl FnOnce(Done<T>)) -> Receiver<Result<T, Refusal>> {
+pub fn start<T: Send + 'static, E: Send + 'static>(
+    request: impl FnOnce(Box<dyn FnOnce(Result<T, E>) + Send>),
+) -> Receiver<Result<T, E>> {
     let (sender, receiver) = mpsc::channel();
     request(Box::new(move |result| {
         let _ = sender.send(result);
@@ -262,7 +263,9 @@ pub fn start<T: Send + 'static>(request: impl FnOnce(Done<T>)) -> Receiver<Resul
 }
 
 /// Makes a request and waits for its answer.
-pub fn wait<T: Send + 'static>(request: impl FnOnce(Done<T>)) -> Result<T, Refusal> {
+pub fn wait<T: Send + 'static, E: Send + 'static>(
+    request: impl FnOnce(Box<dyn FnOnce(Result<T, E>) + Send>),
+) -> Result<T, E> {
     start(request).recv_timeout(Duration::from_secs(10)).expect("no answer within 10 s")
 }
 

@@ -1,6 +1,8 @@
 //! `lockctl`: looks at the control plane of a cluster, and changes what it holds.
 
 mod commands;
+mod fences;
+mod holdings;
 mod lockd;
 mod names;
 mod show;
@@ -10,6 +12,7 @@ use std::process::ExitCode;
 
 use ::lockd::ids::NodeName;
 use ::lockd::local::run_dir::RUN_DIR;
+use ::lockd::machine::Cookie;
 use clap::{Parser, Subcommand};
 
 /// Looks at the control plane of a cluster, and changes what it holds.
@@ -31,16 +34,16 @@ struct Common {
     #[arg(long, global = true)]
     json: bool,
     /// The cluster file; without it, the only cluster whose lockd runs on this machine.
-    #[arg(long, global = true, env = "CSV_CLUSTER")]
+    #[arg(long, global = true, env = "CSV_CLUSTER", value_name = "FILE")]
     cluster: Option<PathBuf>,
-    /// The node: for `acquire` the one that is to hold, otherwise the one whose lockd is asked.
+    /// The node: for `acquire` and `adopt` the one that is to hold, otherwise the one whose lockd is asked.
     #[arg(long, global = true, env = "CSV_NODE")]
     node: Option<NodeName>,
     /// The directory below which the sockets are.
-    #[arg(long, global = true, env = "CSV_RUN_DIR", default_value = RUN_DIR)]
+    #[arg(long, global = true, env = "CSV_RUN_DIR", default_value = RUN_DIR, value_name = "DIR")]
     run_dir: PathBuf,
     /// How long to try, in seconds.
-    #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds, value_name = "SECONDS")]
     timeout: f64,
 }
 
@@ -69,7 +72,7 @@ enum Command {
     },
     /// Make a node the owner of files, until they are released.
     Acquire {
-        /// Paths or resources.
+        /// Paths or resources. `-` reads them from standard input, one a line.
         #[arg(required = true)]
         paths: Vec<String>,
     },
@@ -85,15 +88,30 @@ enum Command {
         #[arg(required = true)]
         paths: Vec<String>,
         /// The node that gets them.
-        #[arg(long)]
+        #[arg(long, value_name = "NODE")]
         to: NodeName,
+        /// The locks of the programs on the node that has them go along, for programs that move themselves: into escrow,
+        /// under a cookie that is printed.
+        #[arg(long)]
+        with_locks: bool,
+    },
+    /// Take over the locks that came to a node with files that were handed over, or drop them.
+    Adopt {
+        /// The cookie that `transfer --with-locks` printed.
+        cookie: Cookie,
+        /// The lock owner of the node's mount that gets them all; without, each keeps its owner's number.
+        #[arg(long)]
+        owner: Option<u64>,
+        /// Drop them.
+        #[arg(long, conflicts_with = "owner")]
+        drop: bool,
     },
     /// Move the coordinator of a volume to another node.
     Coordinator {
         /// The volume's name.
         volume: String,
         /// The node that gets it.
-        #[arg(long)]
+        #[arg(long, value_name = "NODE")]
         to: NodeName,
     },
     /// Show or change the voters.
@@ -101,15 +119,19 @@ enum Command {
         #[command(subcommand)]
         change: Option<Voters>,
     },
+    /// Show who is being fenced, since when, and who has not reported yet.
+    Fences,
+    /// Show what operators have freed by `break`: the log is kept for good.
+    Breaks,
     /// Free what a dead holder has that the cluster cannot fence, after making sure that its node is off.
     Break {
         /// A path or resource, or `session/NUMBER` for all that an ended session has.
         path: String,
         /// The node that you have made sure is off, or cut off from the storage.
-        #[arg(long)]
+        #[arg(long, value_name = "NODE")]
         confirm_node: Option<String>,
         /// Who you are, for the log.
-        #[arg(long, env = "USER", default_value = "unknown")]
+        #[arg(long, env = "USER", default_value = "unknown", value_name = "NAME")]
         operator: String,
     },
 }

@@ -1,9 +1,9 @@
 //! Resources as a person names them.
 
-use std::io::BufRead;
+use std::io::{BufRead, ErrorKind};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use lockd::ids::ResourceId;
 use lockd::local::xattr::resource_name;
 
@@ -12,10 +12,18 @@ pub(crate) fn resource(name: &str) -> anyhow::Result<ResourceId> {
     if let Ok(resource) = name.parse() {
         return Ok(resource);
     }
-    let told = resource_name(Path::new(name));
-    let told =
-        told.with_context(|| format!("{name} is no resource, and no file of a mounted csvfs volume"))?;
-    Ok(told.parse()?)
+    match resource_name(Path::new(name)) {
+        Ok(told) => Ok(told.parse()?),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("there is no file {name}, and it is no resource such as volume/UUID/file/INODE or vm/NAME")
+        }
+        Err(error)
+            if error.raw_os_error() == Some(libc::ENODATA) || error.kind() == ErrorKind::Unsupported =>
+        {
+            bail!("{name} is not on a volume of a cluster: no csvfs mount knows it")
+        }
+        Err(error) => Err(error).with_context(|| format!("asking the mount about {name}")),
+    }
 }
 
 /// The resources of names; `-` stands for the lines of standard input.

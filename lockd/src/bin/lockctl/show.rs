@@ -4,13 +4,14 @@ use lockd::locks::LockState;
 use lockd::machine::{HolderInfo, LockInfo, ResourceInfo};
 use serde_json::{Value, json};
 
-fn age_s(now_ns: u64, since_ns: u64) -> f64 {
+pub(crate) fn age_s(now_ns: u64, since_ns: u64) -> f64 {
     std::time::Duration::from_nanos(now_ns.saturating_sub(since_ns)).as_secs_f64()
 }
 
 /// A span of time for people.
 pub(crate) fn span(seconds: f64) -> String {
     match seconds {
+        0.0 => "now".to_owned(),
         s if s < 0.001 => format!("{:.0} us", s * 1e6),
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s if s < 120.0 => format!("{s:.1} s"),
@@ -71,13 +72,13 @@ pub(crate) fn print_list(resources: &[ResourceInfo], now_ns: u64) {
         return;
     }
     println!(
-        "{:<54} {:<12} {:<8} {:<10} {:<8} {:<10} STATE",
+        "{:<61} {:<12} {:<8} {:<10} {:<15} {:<10} STATE",
         "RESOURCE", "NODE", "CLIENT", "MODE", "EPOCH", "SINCE"
     );
     for info in resources {
         for holder in &info.holders {
             println!(
-                "{:<54} {:<12} {:<8} {:<10} {:<8} {:<10} {}",
+                "{:<61} {:<12} {:<8} {:<10} {:<15} {:<10} {}",
                 info.resource.to_string(),
                 holder.node,
                 holder.client.to_string(),
@@ -98,7 +99,7 @@ pub(crate) fn print_resource(info: &ResourceInfo, locks: &[LockInfo], now_ns: u6
     }
     for holder in &info.holders {
         let pinned = if holder.pinned { ", pinned" } else { "" };
-        println!("  held by {holder} for {}{pinned}", span(age_s(now_ns, holder.since_ns)));
+        println!("  held by {holder} since {} ago{pinned}", span(age_s(now_ns, holder.since_ns)));
     }
     for lock in locks {
         let request = lock.listed.lock;
@@ -110,8 +111,12 @@ pub(crate) fn print_resource(info: &ResourceInfo, locks: &[LockInfo], now_ns: u6
         let escrow =
             lock.escrow.map(|session| format!(", in escrow for session {session}")).unwrap_or_default();
         println!(
-            "  process {} on node {node} ({}) {state} a {} {:?} lock on {}{escrow}",
-            request.pid, request.owner.client, request.mode, request.owner.kind, request.range,
+            "  process {} on node {node} ({}) {state} a lock on {}: {}, {}{escrow}",
+            request.pid,
+            request.owner.client,
+            request.range,
+            request.mode,
+            format!("{:?}", request.owner.kind).to_lowercase(),
         );
     }
 }
@@ -133,7 +138,10 @@ pub(crate) fn print_status(status: &Value) {
     println!("cluster {}, asked at node {}", text(status, "cluster"), text(status, "asked"));
     match status["problem"].as_str() {
         Some(problem) => println!("NO QUORUM: {problem}"),
-        None => println!("quorum: yes, node {} leads", text(status, "leader")),
+        None => match status["leader"].as_str() {
+            Some(leader) => println!("quorum: yes, node {leader} leads"),
+            None => println!("quorum: yes; the leader has just changed"),
+        },
     }
     let state = &status["state"];
     if state.is_object() {

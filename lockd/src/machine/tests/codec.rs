@@ -21,7 +21,7 @@ fn rich() -> Cluster {
     cluster.lock(a, 1, 1, 0, 9);
     cluster.wait_for(b, 1, 1, 5, 5);
     let moves = vec![moving(&file(1), epoch, a, b)];
-    cluster.ask(a, Operation::Transfer { cookie: Cookie(9), moves, escrow: true });
+    cluster.ask(a, Operation::Transfer { cookie: Cookie(9), moves, escrow: true, pinned: false });
     cluster.acquire(a, &file(2));
     cluster.end(first);
     let target = BreakTarget::Resource(file(2));
@@ -36,14 +36,14 @@ fn rich() -> Cluster {
 #[test]
 fn the_bytes_of_a_command_stay() {
     let moves = vec![moving(&file(300), Epoch(70_000), crate::ids::ClientId(1), crate::ids::ClientId(2))];
-    let operation = Operation::Transfer { cookie: Cookie(5), moves, escrow: true };
+    let operation = Operation::Transfer { cookie: Cookie(5), moves, escrow: true, pinned: false };
     let command = Command::Client {
         client: crate::ids::ClientId(1),
         slot: SlotId(3),
         sequence: Sequence(4),
         operation,
     };
-    let golden = "01080103040205010107070707070707070707070707070707fb2c01fc70110100010201";
+    let golden = "01080103040205010107070707070707070707070707070707fb2c01fc7011010001020100";
     assert_eq!(hex(&encode_command(&command).unwrap()), golden);
     let reply = Reply::Refused(Refusal::NothingToMove);
     assert_eq!(hex(&encode_reply(&reply).unwrap()), "010a0f");

@@ -25,7 +25,7 @@ fn pair() -> Pair {
 }
 
 fn transfer(moves: Vec<Move>) -> Operation {
-    Operation::Transfer { cookie: Cookie(5), moves, escrow: false }
+    Operation::Transfer { cookie: Cookie(5), moves, escrow: false, pinned: false }
 }
 
 #[test]
@@ -120,7 +120,8 @@ fn ten_thousand_files_move_in_one_entry_at_once() {
         let Reply::Acquired(holder) = reply else { panic!("{reply:?}") };
         moves.push(moving(&file(ino), holder.epoch, a, b));
     }
-    let operation = Operation::Transfer { cookie: Cookie(1), moves: moves.clone(), escrow: true };
+    let operation =
+        Operation::Transfer { cookie: Cookie(1), moves: moves.clone(), escrow: true, pinned: false };
     let command = cluster.command_in(a, 0, operation);
     let bytes = encode_command(&command).unwrap();
     let start = Instant::now();
@@ -132,4 +133,36 @@ fn ten_thousand_files_move_in_one_entry_at_once() {
     cluster.done(Command::Tick);
     moves.extend((0..MOVES_MAX as u64).map(|ino| moving(&file(ino), Epoch(1), a, b)));
     assert_eq!(cluster.ask_refused(a, transfer(moves)), Refusal::Full(Bound::Moves));
+}
+
+#[test]
+fn l6_what_nobody_holds_goes_along_in_the_same_entry() {
+    let Pair { mut cluster, a, b, .. } = pair();
+    let held = cluster.acquire(a, &file(1));
+    let moves = vec![moving(&file(1), held, a, b), moving(&file(2), Epoch::NOBODY, a, b)];
+    let set = |moves: &Vec<Move>, pinned| Operation::Transfer {
+        cookie: Cookie(5),
+        moves: moves.clone(),
+        escrow: false,
+        pinned,
+    };
+    let Reply::Transferred { epoch } = cluster.ask(a, set(&moves, true)) else { panic!() };
+    for ino in 1..=2 {
+        let holding = cluster.state.holding(b, &file(ino)).copied();
+        assert!(holding.is_some_and(|held| held.epoch == epoch && held.pinned), "{holding:?}");
+    }
+    // Somebody holds it: the whole set is refused.
+    let third = cluster.acquire(a, &file(3));
+    let before = cluster.state.resources.clone();
+    let moves = vec![moving(&file(3), third, a, b), moving(&file(2), Epoch::NOBODY, a, b)];
+    let refusal = cluster.ask_refused(a, set(&moves, false));
+    assert!(matches!(&refusal, Refusal::Held { resource, .. } if *resource == file(2)), "{refusal}");
+    assert_eq!(cluster.state.resources, before);
+    // To itself, what nobody holds; and nothing else.
+    let to_itself = vec![moving(&file(4), Epoch::NOBODY, a, a), moving(&file(5), Epoch::NOBODY, a, a)];
+    assert!(matches!(cluster.ask(a, set(&to_itself, false)), Reply::Transferred { .. }));
+    assert_eq!(cluster.holder(&file(5)), Some(a));
+    let own = cluster.state.holding(a, &file(4)).map_or(Epoch::NOBODY, |held| held.epoch);
+    let refusal = cluster.ask_refused(a, set(&vec![moving(&file(4), own, a, a)], false));
+    assert!(matches!(refusal, Refusal::NotTarget { .. }), "{refusal}");
 }

@@ -26,7 +26,7 @@ const COOKIE: Cookie = Cookie(5);
 fn hand_over(cluster: &mut Cluster, cookie: Cookie, from: ClientId, to: ClientId) {
     let epoch = cluster.acquire(from, &file(1));
     let moves = vec![moving(&file(1), epoch, from, to)];
-    let reply = cluster.ask(from, Operation::Transfer { cookie, moves, escrow: true });
+    let reply = cluster.ask(from, Operation::Transfer { cookie, moves, escrow: true, pinned: false });
     assert!(matches!(reply, Reply::Transferred { .. }), "{reply:?}");
 }
 
@@ -153,11 +153,11 @@ fn locks_in_escrow_go_back_when_the_target_ends_and_on_when_the_file_does() {
         cluster.ask_refused(b, adopting(COOKIE)),
         Refusal::NoEscrow { resource: file(1), cookie: COOKIE }
     );
-    let busy = Operation::Transfer { cookie: Cookie(6), moves: vec![], escrow: true };
+    let busy = Operation::Transfer { cookie: Cookie(6), moves: vec![], escrow: true, pinned: false };
     assert_eq!(cluster.ask_refused(a, busy), Refusal::NothingToMove);
     let epoch = cluster.acquire(a, &file(2));
     let moves = vec![moving(&file(2), epoch, a, b)];
-    let busy = Operation::Transfer { cookie: Cookie(6), moves, escrow: true };
+    let busy = Operation::Transfer { cookie: Cookie(6), moves, escrow: true, pinned: false };
     assert_eq!(cluster.ask_refused(a, busy), Refusal::CookieInUse(Cookie(6)));
     cluster.end(third);
     for session in [first, second] {

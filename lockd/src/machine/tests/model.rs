@@ -144,6 +144,7 @@ impl Handover {
             cookie: Cookie(1),
             moves: vec![moving(&file(1), epoch, a, b)],
             escrow: true,
+            pinned: false,
         };
         let adopt = |cookie| Operation::Adopt { cookie: Cookie(cookie), resource: file(1), to: None };
         let report = |reporter, report| Command::FenceReport {

@@ -39,6 +39,7 @@ fn l7_of_a_transfer_and_its_abort_the_first_wins() {
         cookie: Cookie(cookie),
         moves: vec![moving(&file(1), epoch, a, b)],
         escrow: false,
+        pinned: false,
     };
     let abort = |sequence| Operation::Abort { slot: SlotId(1), sequence: Sequence(sequence) };
 

@@ -150,7 +150,7 @@ impl Step {
                     moving(&resource, epoch, client, to)
                 });
                 let cookie = Cookie(u128::from(state.last_epoch.0));
-                Operation::Transfer { cookie, moves: moves.collect(), escrow: self.flags[0] }
+                Operation::Transfer { cookie, moves: moves.collect(), escrow: self.flags[0], pinned: false }
             }
             25 => Operation::Abort {
                 slot: SlotId(u32::from(!self.flags[1])),

@@ -110,7 +110,7 @@ fn v8_a_file_is_drained_before_it_goes_to_another_node() {
         stage.node(0).write(file.handle, 4096, slice(&[2; 4096]), WriteMode::default(), done);
     });
     until("the write", || stage.platter.held() > 0);
-    let acquired = start(|done| stage.node(1).acquire(ino, done));
+    let acquired = start(|done| stage.node(1).acquire(vec![ino], done));
     std::thread::sleep(Duration::from_millis(60));
     let early = acquired.try_recv();
     stage.platter.let_go();
@@ -151,14 +151,14 @@ fn a_pinned_file_stays_until_it_is_released() {
     let file = stage.create(2, "a");
     let ino = file.attr.ino;
     stage.write(2, file.handle, 0, &[1; 4096]);
-    wait(|done| stage.node(1).pin(ino, done)).unwrap();
+    stage.pin(1, &[ino]).unwrap();
     assert!(matches!(stage.acquire(2, ino), Err(Refusal::Busy(_))));
     stage.write(2, file.handle, 0, &[2; 4096]);
     // It stays so when nobody has it open any more.
     stage.node(2).release(file.handle);
     std::thread::sleep(Duration::from_millis(30));
     assert!(matches!(stage.acquire(2, ino), Err(Refusal::Busy(_))));
-    wait(|done| stage.node(1).unpin(ino, done)).unwrap();
+    stage.unpin(1, &[ino]).unwrap();
     stage.acquire(2, ino).unwrap();
     let handle = stage.open(0, ino);
     assert!(stage.read(0, handle, 0, 4096) == [2; 4096]);
@@ -193,7 +193,7 @@ fn many_files_change_hands_at_once() {
     }
     let all: Vec<_> = files.iter().map(|file| file.attr.ino).collect();
     for node in [1, 2, 0, 1] {
-        wait(|done| stage.node(node).acquire_all(all.clone(), done)).unwrap();
+        stage.acquire_all(node, &all).unwrap();
         for (number, file) in files.iter().enumerate() {
             assert!(stage.read(1, file.handle, 0, 200) == [u8::try_from(number).unwrap(); 100]);
         }

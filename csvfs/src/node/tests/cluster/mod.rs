@@ -3,6 +3,8 @@
 mod caches;
 mod files;
 mod network;
+mod pages;
 mod realm;
+mod sets;
 mod simulation;
 mod stage;

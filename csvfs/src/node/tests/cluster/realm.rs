@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use lockd::authority::{Authority, AuthorityError, Holding, Standing};
+use lockd::authority::{Authority, AuthorityError, Handover, Holding, Standing};
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::lease::Lease;
 use parking_lot::Mutex;
@@ -17,6 +17,8 @@ struct State {
     session: u64,
     client: u64,
     refuses: bool,
+    /// Transfers that were done.
+    entries: u64,
 }
 
 /// What all sessions see.
@@ -43,6 +45,11 @@ impl Realm {
     /// Transfers are refused from now on, or not.
     pub fn refuse(&self, refuses: bool) {
         self.0.lock().refuses = refuses;
+    }
+
+    /// How many transfers were done.
+    pub fn entries(&self) -> u64 {
+        self.0.lock().entries
     }
 
     /// The session stands so from now on; what a fenced one held is free.
@@ -98,28 +105,29 @@ impl Authority for Seat {
             _ => Err(AuthorityError::Stale { resource: resource.clone(), epoch }),
         }
     }
-    fn transfer(
-        &self,
-        holdings: &[(ResourceId, Epoch)],
-        client: ClientId,
-        to: (SessionId, ClientId),
-    ) -> Result<(), AuthorityError> {
+    fn transfer(&self, handover: &Handover) -> Result<Epoch, AuthorityError> {
+        let Handover { holdings, from: client, to, .. } = handover;
         let mut state = self.realm.0.lock();
         if state.refuses || state.sessions.get(&to.0) != Some(&Standing::Live) {
             return Err(AuthorityError::SessionEnded(to.0));
         }
         for (resource, epoch) in holdings {
             let held = state.holdings.get(resource);
-            if !held.is_some_and(|holding| holding.client == client && holding.epoch == *epoch) {
+            let is_right = match held {
+                None => *epoch == Epoch::NOBODY,
+                Some(held) => held.client == *client && held.epoch == *epoch,
+            };
+            if !is_right {
                 return Err(AuthorityError::Stale { resource: resource.clone(), epoch: *epoch });
             }
         }
+        state.epoch += 1;
         for (resource, _) in holdings {
-            state.epoch += 1;
             let holding = Holding { session: to.0, client: to.1, epoch: Epoch(state.epoch) };
             state.holdings.insert(resource.clone(), holding);
         }
-        Ok(())
+        state.entries += 1;
+        Ok(Epoch(state.epoch))
     }
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
         self.realm.0.lock().holdings.get(resource).copied()

@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use super::super::world::{WHO, slice, wait};
 use super::stage::{READ_WRITE, Stage};
+use crate::node::SetRefusal;
 use crate::proto::{Allocation, Created, RenameMode, SetAttr};
 use crate::refusal::Refusal;
 use crate::service::{FileService, HandleId, WriteMode};
@@ -169,8 +170,8 @@ impl Play {
                 thing.file = None;
                 self.close(thing);
             }
-            13 => match wait(|done| service.acquire(ino, done)) {
-                Ok(()) | Err(Refusal::Busy(_)) => {}
+            13 => match wait(|done| service.acquire(vec![ino], done)) {
+                Ok(()) | Err(SetRefusal { why: Refusal::Busy(_), .. }) => {}
                 Err(error) => panic!("node {node}, {number}: {error}"),
             },
             14 => {

@@ -1,11 +1,13 @@
 //! The nodes, their coordinator and their LUN.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockd::authority::{Authority, Standing};
 use lockd::clock::SystemClock;
-use lockd::ids::{ClientId, ResourceId, SessionId};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
+use lockd::machine::Cookie;
 use lockd::network::InProcess;
 use lockd::rules::Rules;
 use redb::Database;
@@ -18,7 +20,7 @@ use super::super::world::{FIRST, NoSpaceNeeded, VOLUME, WHO, bytes, slice, wait}
 use super::network::Network;
 use super::realm::{Realm, Seat};
 use crate::coordinator::{self, Coordinator};
-use crate::node::{Node, Options, Parts};
+use crate::node::{Given, Node, Offer, Options, Parts, SetRefusal};
 use crate::proto::SetAttr;
 use crate::refusal::Refusal;
 use crate::service::{FileService, HandleId, OpenMode, Opened, WriteMode};
@@ -53,6 +55,7 @@ pub const READ_WRITE: OpenMode = OpenMode {
     clear_set_id: false,
     truncate: false,
     exclusive: false,
+    pid: 0,
 };
 
 impl Stage {
@@ -110,6 +113,7 @@ impl Stage {
                 carrier,
                 lun: Arc::clone(&platter) as _,
                 authority: Arc::clone(&seat) as _,
+                beat: None,
                 peers: Arc::new(Arc::clone(&network)),
                 clock: Arc::new(SystemClock),
                 rules,
@@ -183,7 +187,58 @@ impl Stage {
     }
 
     pub fn acquire(&self, number: usize, ino: Ino) -> Result<(), Refusal> {
-        wait(|done| self.node(number).acquire(ino, done))
+        self.acquire_all(number, &[ino])
+    }
+
+    pub fn acquire_all(&self, number: usize, files: &[Ino]) -> Result<(), Refusal> {
+        wait(|done| self.node(number).acquire(files.to_vec(), done)).map_err(|refusal| refusal.why)
+    }
+
+    pub fn pin(&self, number: usize, files: &[Ino]) -> Result<Option<Epoch>, SetRefusal> {
+        wait(|done| self.node(number).pin(files.to_vec(), None, done))
+    }
+
+    pub fn unpin(&self, number: usize, files: &[Ino]) -> Result<(), Refusal> {
+        wait(|done| self.node(number).unpin(files.to_vec(), done))
+    }
+
+    /// Offers `files` of node `from` to node `to`, which takes them; what became of it, as `from` knows it.
+    pub fn transfer(&self, from: usize, files: &[Ino], to: usize) -> Result<Option<Given>, Refusal> {
+        let cookie = self.offer(from, files, to);
+        let taken = self.take(to, files, cookie);
+        let given = self.close_offer(from, cookie);
+        // Who gives knows it for certain; who takes may have lost its way to the coordinator.
+        if given.is_err() || matches!(given, Ok(None)) {
+            taken.unwrap_err();
+        }
+        given
+    }
+
+    pub fn offer(&self, from: usize, files: &[Ino], to: usize) -> Cookie {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let cookie = Cookie(u128::from(NEXT.fetch_add(1, Ordering::SeqCst)));
+        let files = files.iter().copied().collect();
+        self.node(from).offer(Offer { cookie, files, to: self.session(to), with_locks: false });
+        cookie
+    }
+
+    /// Whether an offer has been taken up.
+    pub fn is_taken(&self, number: usize, cookie: Cookie) -> bool {
+        self.node(number).core.offers.lock().is_taken(cookie)
+    }
+
+    pub fn take(&self, number: usize, files: &[Ino], cookie: Cookie) -> Result<Option<Epoch>, SetRefusal> {
+        wait(|done| self.node(number).pin(files.to_vec(), Some(cookie), done))
+    }
+
+    pub fn close_offer(&self, number: usize, cookie: Cookie) -> Result<Option<Given>, Refusal> {
+        wait(|done| self.node(number).close_offer(cookie, done))
+    }
+
+    /// Who owns a file, and in which epoch.
+    pub fn owner(&self, ino: Ino) -> Option<(ClientId, Epoch)> {
+        let holding = self.members[0].seat.holder(&ResourceId::File(VOLUME, ino.0));
+        holding.map(|holding| (holding.client, holding.epoch))
     }
 
     /// Ends all nodes cleanly, the coordinator's last, and checks the store.

@@ -1,0 +1,121 @@
+//! Threads that take requests in the place of dispatchers that wait for the LUN.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use parking_lot::{Condvar, Mutex};
+use redirector::stand_in::StandIn;
+
+use super::dispatcher::Dispatcher;
+
+/// Most of them. When so many wait as well, the mount waits with them: each waits for an answer of the LUN, which the
+/// redirector bounds.
+const RELIEFS_MAX: usize = 16;
+
+/// Makes a dispatcher beside those of the mount.
+pub(super) type Recruit = Box<dyn Fn(usize) -> Dispatcher + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    /// Threads that wait for the LUN.
+    away: usize,
+    /// Threads that stand in for them; one may go on doing so until it has taken one more request.
+    working: usize,
+    threads: Vec<JoinHandle<()>>,
+    ended: bool,
+}
+
+/// See the module. Nothing runs until somebody has to wait.
+pub(super) struct Relief {
+    recruit: Recruit,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl std::fmt::Debug for Relief {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Relief").field("away", &state.away).field("working", &state.working).finish()
+    }
+}
+
+/// What a dispatcher has for the time of its waiting.
+pub(super) struct Call(pub Arc<Relief>);
+
+impl StandIn for Call {
+    fn begin(&self) {
+        self.0.begin();
+    }
+    fn end(&self) {
+        self.0.state.lock().away -= 1;
+    }
+}
+
+impl Relief {
+    pub(super) fn new(recruit: Recruit) -> Arc<Self> {
+        Arc::new(Self { recruit, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn begin(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.away += 1;
+        let idle = state.threads.len() - state.working;
+        if state.ended || state.working >= state.away || idle > 0 {
+            drop(state);
+            self.changed.notify_one();
+            return;
+        }
+        let number = state.threads.len();
+        if number >= RELIEFS_MAX {
+            return;
+        }
+        let relief = Arc::clone(self);
+        match thread::Builder::new().name(format!("fuse-relief-{number}")).spawn(move || relief.serve(number))
+        {
+            Ok(thread) => state.threads.push(thread),
+            Err(error) => tracing::warn!(%error, "nobody takes requests in the place of a thread that waits"),
+        }
+    }
+
+    /// Works whenever somebody is away.
+    fn serve(self: &Arc<Self>, number: usize) {
+        let mut dispatcher = (self.recruit)(number);
+        loop {
+            {
+                let mut state = self.state.lock();
+                while !state.ended && state.working >= state.away {
+                    self.changed.wait(&mut state);
+                }
+                if state.ended {
+                    return;
+                }
+                state.working += 1;
+            }
+            let more = dispatcher.run(self, || self.is_wanted());
+            self.state.lock().working -= 1;
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        let state = self.state.lock();
+        !state.ended && state.working <= state.away
+    }
+
+    /// Ends all of them; they have been told of the end of the mount like all others.
+    pub(super) fn end(&self) {
+        let threads = {
+            let mut state = self.state.lock();
+            state.ended = true;
+            std::mem::take(&mut state.threads)
+        };
+        self.changed.notify_all();
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread that takes requests has panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `csvfs status` for all nodes, asked for at any of them, with nodes that are away in each way in which they can be.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::Cluster;
+use lab::cluster::{Cut, Network, Plan};
+use lab::wait::until;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn running(plan: Plan, test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let plan = Plan { window_ms: 500, fence: "lease".to_owned(), ..plan };
+    Cluster::run(plan, |cluster| {
+        cluster.init()?;
+        cluster.start_lockd()?;
+        cluster.format()?;
+        (1..=3).try_for_each(|number| cluster.mount(number).map(drop))?;
+        test(cluster)
+    })
+}
+
+/// What is said on node `asked` of node `of`.
+fn said(cluster: &Cluster, asked: u8, of: &str) -> Result<Value> {
+    let status = cluster.cluster_status(asked)?;
+    let nodes = status["volumes"][0]["nodes"].as_array().with_context(|| format!("no table: {status}"))?;
+    let found = nodes.iter().find(|node| node["node"] == of);
+    found.cloned().with_context(|| format!("{of} is left out: {status}"))
+}
+
+/// Waits until node `of` is said to be in `state` on node `asked`.
+fn wait_state(cluster: &Cluster, asked: u8, of: &str, state: &str) -> Result<Value> {
+    until(&format!("{of} is {state}, seen on n{asked}"), LIMIT, || {
+        said(cluster, asked, of).ok().filter(|node| node["state"] == state)
+    })
+}
+
+#[test]
+fn each_node_tells_the_state_of_all() -> Result<()> {
+    running(Plan::new(3), |cluster| {
+        for asked in 1..=3 {
+            let status = cluster.cluster_status(asked)?;
+            ensure!(status["asked"] == format!("n{asked}") && status["quorum"] == true, "{status}");
+            let volume = &status["volumes"][0];
+            ensure!(volume["coordinator"] == "n1" && volume["name"] == "vms", "{status}");
+            ensure!(volume["coordinator_since_s"].is_number() && volume["coordinator_epoch"].is_number());
+            ensure!(volume["fence"].as_str().is_some_and(|fence| fence.contains("lease")), "{status}");
+            for node in ["n1", "n2", "n3"] {
+                let node = said(cluster, asked, node)?;
+                ensure!(node["state"] == "direct" && node["since_s"].is_number(), "{node}");
+                ensure!(
+                    node["mount"]["coordinator"] == "n1" && node["mount"]["cluster"] == cluster.name(),
+                    "{node}"
+                );
+            }
+        }
+        let text = cluster.exec_ours("n2", "csvfs", &["status"])?;
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        ensure!(text.contains("coordinator  n1 for") && text.contains("n3           direct"), "{text}");
+
+        // Unmounted in order; and a mount that hangs.
+        cluster.stop("n3", "csvfs")?;
+        wait_state(cluster, 2, "n3", "not mounted")?;
+        cluster.pause("n2", "csvfs")?;
+        let hung = wait_state(cluster, 1, "n2", "silent")?;
+        ensure!(hung["problem"].as_str().is_some_and(|why| why.contains("does not answer")), "{hung}");
+        cluster.resume("n2", "csvfs")?;
+        wait_state(cluster, 1, "n2", "direct")?;
+
+        // A node that is gone altogether.
+        cluster.kill("n3", "lockd")?;
+        let gone = wait_state(cluster, 1, "n3", "unreachable")?;
+        ensure!(gone["since_s"].is_number(), "it was heard of before: {gone}");
+        ensure!(gone["problem"].as_str().is_some_and(|why| why.contains("10.77.0.3")), "{gone}");
+
+        // Without a quorum the mounts still tell.
+        cluster.kill("n2", "lockd")?;
+        let alone = cluster.cluster_status(1)?;
+        ensure!(alone["quorum"] == false, "{alone}");
+        ensure!(alone["problem"].as_str().is_some_and(|why| why.contains("no quorum")), "{alone}");
+        ensure!(alone["volumes"][0]["coordinator"] == "n1", "{alone}");
+        wait_state(cluster, 1, "n2", "unreachable")?;
+
+        // Without lockd here, the mounts of this machine are what there is.
+        cluster.kill("n1", "lockd")?;
+        let here = cluster.status(1)?;
+        ensure!(here["node"] == "n1", "{here}");
+        cluster.restart("n2", "lockd")?;
+        cluster.restart("n1", "lockd")?;
+        until("all is well again", LIMIT, || {
+            said(cluster, 2, "n1").ok().filter(|node| node["state"] == "direct")
+        })?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_lease_that_has_run_out_is_a_pause_and_an_ended_session_a_failure() -> Result<()> {
+    running(Plan { lease_ms: Some(2000), grace_ms: Some(1000), ..Plan::new(3) }, |cluster| {
+        cluster.cut(2, Network::Lan, Cut::Silent)?;
+        let paused = wait_state(cluster, 2, "n2", "paused")?;
+        ensure!(paused["problem"].as_str().is_some_and(|why| why.contains("lease")), "{paused}");
+        ensure!(paused["since_s"].as_f64().is_some_and(|since| since < 30.0), "{paused}");
+        let seen = wait_state(cluster, 1, "n2", "unreachable")?;
+        ensure!(seen["since_s"].as_f64().is_some_and(|since| since > 0.0), "{seen}");
+        until("the session has ended", LIMIT, || {
+            let node = said(cluster, 3, "n2").ok()?;
+            node["problem"].as_str()?.contains(" ended ").then_some(())
+        })?;
+        cluster.heal(2, Network::Lan)?;
+        let failed = wait_state(cluster, 2, "n2", "failed")?;
+        ensure!(failed["problem"].as_str().is_some_and(|why| why.contains("session has ended")), "{failed}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_without_a_path_works_through_the_others_and_says_so() -> Result<()> {
+    running(Plan::new(3), |cluster| {
+        let file = |number: u8| cluster.node(number).mount_point().join("file");
+        fs::write(file(1), b"through n1")?;
+        cluster.cut(3, Network::San, Cut::Reset)?;
+        let seen = wait_state(cluster, 2, "n3", "redirected (file)")?;
+        ensure!(seen["problem"].as_str().is_some_and(|why| why.contains("no path")), "{seen}");
+        ensure!(fs::read(file(3))? == b"through n1");
+        cluster.heal(3, Network::San)?;
+        wait_state(cluster, 1, "n3", "direct")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_that_hangs_is_a_pause() -> Result<()> {
+    let plan = Plan { window_ms: 500, ..Plan::new(1) };
+    Cluster::run(plan, |cluster| {
+        cluster.format_standalone()?;
+        cluster.mount_standalone(1)?;
+        cluster.pause("san", "target")?;
+        let paused = until("the mount says that it hangs", LIMIT, || {
+            cluster.status(1).ok().filter(|status| status["state"] == "paused")
+        })?;
+        ensure!(paused["problem"].as_str().is_some_and(|why| why.contains("LUN")), "{paused}");
+        ensure!(paused["since_s"].is_number(), "{paused}");
+        cluster.resume("san", "target")?;
+        until("it goes on", LIMIT, || cluster.status(1).ok().filter(|status| status["state"] == "direct"))?;
+        Ok(())
+    })
+}
