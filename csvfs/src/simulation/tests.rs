@@ -23,8 +23,9 @@ fn seeds(most: u64, in_a_soak: u64) -> std::ops::Range<u64> {
     first..first + number("CSV_SEEDS").unwrap_or(most)
 }
 
-/// Seeds that have found what is not mended yet: after healing nobody serves one file to those who wait for it.
-const OPEN: &[u64] = &[74];
+/// Seeds that have found what is not mended yet: after healing nobody serves one file to those who wait for it (74); an
+/// acquisition is refused as stale though no session has ended (114).
+const OPEN: &[u64] = &[74, 114];
 
 fn play(plan: Plan) -> u64 {
     run(plan).unwrap_or_else(|wrong| panic!("{wrong}"))
