@@ -81,7 +81,7 @@ impl Agent {
     pub fn open(self: &Arc<Self>, plane: &Arc<Plane>) -> bool {
         let _ = self.plane.set(Arc::downgrade(plane));
         let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
-        let draw = || Nonce(self.schedule().draw(|random| rand::Rng::random::<u128>(random)));
+        let draw = || Nonce(self.schedule().draw(rand::Rng::random::<u128>));
         let mut nonce = draw();
         let session = loop {
             match self.propose(&Command::OpenSession { node: name.clone(), nonce }) {
@@ -427,7 +427,7 @@ impl Agent {
             to: handover.to.1,
         };
         let (client, moves) = (handover.from, handover.holdings.iter().map(one).collect());
-        let cookie = Cookie(self.schedule().draw(|random| rand::Rng::random::<u128>(random)));
+        let cookie = Cookie(self.schedule().draw(rand::Rng::random::<u128>));
         self.check_live()?;
         let me = self.me();
         let slot = self.slots.try_acquire()?.ok_or(ClientError::Unexpected)?;

@@ -77,8 +77,11 @@ struct Parked {
     turn: Condvar,
 }
 
+/// An act, and the process in which it happens.
+type Due = (Option<Arc<Party>>, Act);
+
 struct State {
-    acts: BTreeMap<(u64, u64), (Option<Arc<Party>>, Act)>,
+    acts: BTreeMap<(u64, u64), Due>,
     random: SmallRng,
     trace: Trace,
     /// Whom the running thread hands over to after its act.
@@ -150,7 +153,11 @@ impl Schedule {
     /// Notes that something has happened; the trace of a seed is always the same.
     pub fn note(&self, what: &'static str, numbers: &[u64]) {
         let now = self.time();
-        self.state.lock().trace.note(now, what, numbers);
+        let mut state = self.state.lock();
+        // Threads that waited when it ended come to their ends after it.
+        if !state.ended {
+            state.trace.note(now, what, numbers);
+        }
     }
 
     /// Does `act` after a while, outside of every process: the network, the LUN.
@@ -355,7 +362,12 @@ impl Schedule {
         }
         match state.failure.take() {
             Some(failure) => Err(format!("{failure}{}", state.trace.tail())),
-            None => Ok(state.trace.hash()),
+            None => {
+                if state.trace.is_kept() {
+                    eprintln!("{}", state.trace.tail());
+                }
+                Ok(state.trace.hash())
+            }
         }
     }
 }

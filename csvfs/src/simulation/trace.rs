@@ -48,6 +48,11 @@ impl Trace {
         self.hash
     }
 
+    /// Whether it is kept in words.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
     /// The last of it in words.
     pub fn tail(&self) -> String {
         let mut text = format!(" ({} things had happened; CSV_TRACE=1 shows the last)", self.count);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use lockd::authority::Authority;
@@ -73,6 +73,7 @@ pub struct World {
     nodes: Mutex<Nodes>,
     door: Mutex<Option<Arc<Door>>>,
     role: Mutex<Epoch>,
+    is_healed: AtomicBool,
 }
 
 impl std::fmt::Debug for World {
@@ -127,6 +128,7 @@ pub fn run(plan: Plan) -> Result<u64, String> {
         nodes: Mutex::default(),
         door: Mutex::default(),
         role: Mutex::new(NO_ROLE),
+        is_healed: AtomicBool::new(false),
     });
     let told = Arc::downgrade(&world);
     world.lockd.tell(Box::new(move |session, fenced| {
@@ -287,7 +289,7 @@ impl World {
             let attached = || world.door().coordinator.attached().len();
             let nodes = world.plan.nodes;
             let settled = world.lockd.sessions() == (nodes, nodes) && attached() == nodes;
-            if time > heals && are_up && settled && world.users.are_done() {
+            if world.is_healed.load(SeqCst) && are_up && settled && world.users.are_done() {
                 return world.finish();
             }
             if time > heals + PROGRESS {
@@ -305,6 +307,7 @@ impl World {
     /// From now on nothing goes wrong.
     fn heal(self: &Arc<Self>) {
         self.schedule.note("healed", &[]);
+        self.is_healed.store(true, SeqCst);
         self.network.heal();
         self.lockd.heal();
         self.disk.heal();
