@@ -71,6 +71,17 @@ impl<'a> Set<'a> {
     }
 }
 
+/// A program that does not outlive the test.
+struct Started(std::process::Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn try_flock(file: &File) -> std::io::Result<()> {
     // SAFETY: the descriptor is open through the call.
     let status = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
@@ -115,15 +126,16 @@ fn a_set_moves_under_fio_and_the_locks_on_both_sides_stay() -> Result<()> {
         try_ofd(&on_three)?;
         let (rival_of_two, rival_of_three) = (open(set.path(1, 0))?, open(set.path(2, 1))?);
         let names: Vec<String> = (0..4).map(|number| set.path(2, number).display().to_string()).collect();
-        let mut fio = Command::new(programs::installed("fio")?)
+        let fio = Command::new(programs::installed("fio")?)
             .args(["--name=lab", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rw=randwrite"])
             .args(["--bs=4k", "--size=4m", "--io_size=48m", "--verify=crc32c", "--do_verify=1"])
             .args(["--verify_state_save=0", "--rate_iops=3000"])
             .arg(format!("--filename={}", names.join(":")))
             .stdout(Stdio::null())
             .spawn()?;
+        let mut fio = Started(fio);
         let (mut owner, mut last, mut moved) = (1, epoch, 0);
-        while fio.try_wait()?.is_none() {
+        while fio.0.try_wait()?.is_none() {
             let next = owner % 3 + 1;
             let (epoch, _) = set.transfer(owner, next)?;
             ensure!(epoch > last, "epoch {epoch} after {last}");
@@ -132,7 +144,7 @@ fn a_set_moves_under_fio_and_the_locks_on_both_sides_stay() -> Result<()> {
             ensure_locked(try_ofd(&rival_of_three), "OFD lock of n3's file by n2")?;
             (owner, last, moved) = (next, epoch, moved + 1);
         }
-        let status = fio.wait()?;
+        let status = fio.0.wait()?;
         ensure!(status.success(), "fio found a wrong block, or could not write: {status}");
         ensure!(moved >= 3, "the set has moved {moved} times only");
         // Those who have the locks are still those who let them go.
