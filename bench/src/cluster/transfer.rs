@@ -72,17 +72,17 @@ pub fn pauses(lab: &Cluster, logs: Logs, effort: Effort) -> Result<Vec<Row>> {
         let mut nodes = [2, 3];
         let done = (|| -> Result<()> {
             for _ in 0..rounds {
-                let first = moved.len();
+                let mut windows = Vec::new();
                 for _ in 0..each {
                     let began = Instant::now();
                     said.push(lab.transfer(nodes[0], nodes[1], &names)?.as_secs_f64() * 1e3);
-                    moved.push((began, Instant::now()));
+                    windows.push((began, Instant::now()));
                     nodes.reverse();
                     std::thread::sleep(REST);
                 }
                 // The same times, with nothing in them.
-                for window in first..moved.len() {
-                    let (from, to) = moved[window];
+                for (from, to) in windows {
+                    moved.push((from, to));
                     let began = Instant::now();
                     std::thread::sleep(to - from);
                     quiet.push((began, Instant::now()));
