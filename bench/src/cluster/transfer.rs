@@ -81,10 +81,9 @@ pub fn pauses(lab: &Cluster, logs: Logs, effort: Effort) -> Result<Vec<Row>> {
                     std::thread::sleep(REST);
                 }
                 // The same times, with nothing in them.
-                for window in first..moved.len() {
-                    let (from, to) = moved[window];
+                for (from, to) in &moved[first..] {
                     let began = Instant::now();
-                    std::thread::sleep(to - from);
+                    std::thread::sleep(*to - *from);
                     quiet.push((began, Instant::now()));
                     std::thread::sleep(REST);
                 }
