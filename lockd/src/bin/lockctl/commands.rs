@@ -24,11 +24,12 @@ pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
         Command::Acquire { paths } => holdings::acquire(common, &paths),
         Command::Release { paths } => holdings::release(common, &paths),
         Command::Transfer { paths, to, with_locks } => {
-            holdings::transfer(common, names::resources(&paths)?, &to, with_locks)
+            holdings::transfer(common, names::resources(&paths, common.patience())?, &to, with_locks)
         }
         Command::Adopt { cookie, owner, drop } => holdings::adopt(common, cookie, owner, drop),
         Command::Coordinator { volume, to } => coordinator(common, &volume, &to),
         Command::Voters { change } => voters(common, change),
+        Command::ResolvePaths => names::resolve_paths(),
         Command::Fences => fences::list(common),
         Command::Breaks => fences::breaks(common),
         Command::Break { path, confirm_node, operator } => break_one(common, &path, confirm_node, operator),
@@ -92,7 +93,7 @@ fn list(common: &Common) -> anyhow::Result<()> {
 }
 
 fn show_one(common: &Common, path: &str) -> anyhow::Result<()> {
-    let resource = names::resource(path)?;
+    let resource = names::resource(path, common.patience())?;
     let connection = common.connect()?;
     let Answer::Resource(info) = connection.query(Query::Resource(resource.clone()))? else {
         bail!(OTHER_RELEASE);
@@ -158,7 +159,7 @@ fn break_one(common: &Common, path: &str, confirmed: Option<String>, operator: S
     let session = path.strip_prefix("session/").map(|number| number.trim_start_matches('s').parse());
     let target = match session {
         Some(number) => BreakTarget::Session(SessionId(number.context("session/NUMBER")?)),
-        None => BreakTarget::Resource(names::resource(path)?),
+        None => BreakTarget::Resource(names::resource(path, common.patience())?),
     };
     let patience = Some(common.patience());
     let client = common.reach(|run_dir, wait| {

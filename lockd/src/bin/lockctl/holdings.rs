@@ -75,7 +75,7 @@ fn called(resources: &[ResourceId]) -> String {
 }
 
 pub(crate) fn acquire(common: &Common, paths: &[String]) -> anyhow::Result<()> {
-    let resources = names::resources(paths)?;
+    let resources = names::resources(paths, common.patience())?;
     let connection = common.connect()?;
     let node = node(common, &connection)?;
     for set in by_program(resources.clone()) {
@@ -102,7 +102,7 @@ pub(crate) fn acquire(common: &Common, paths: &[String]) -> anyhow::Result<()> {
 }
 
 pub(crate) fn release(common: &Common, paths: &[String]) -> anyhow::Result<()> {
-    let resources = names::resources(paths)?;
+    let resources = names::resources(paths, common.patience())?;
     let connection = common.connect()?;
     let held = holders(&connection, &resources)?;
     let mut sets: BTreeMap<_, Vec<ResourceId>> = BTreeMap::new();

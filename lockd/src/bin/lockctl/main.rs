@@ -123,6 +123,9 @@ enum Command {
     Fences,
     /// Show what operators have freed by `break`: the log is kept for good.
     Breaks,
+    /// What this program calls itself with, to ask a mount that may not answer.
+    #[command(name = names::RESOLVE, hide = true)]
+    ResolvePaths,
     /// Free what a dead holder has that the cluster cannot fence, after making sure that its node is off.
     Break {
         /// A path or resource, or `session/NUMBER` for all that an ended session has.
