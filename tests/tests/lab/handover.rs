@@ -18,16 +18,14 @@ const SIZE: u64 = 4;
 fn move_under_fio(cluster: &Cluster, on: u8, between: [u8; 2]) -> Result<(u32, Duration)> {
     let scratch = TempDir::new()?;
     cluster.acquire(between[0], &FILES)?;
-    let mut command = fio_verify_command("moved", scratch.path())?;
+    let mut command = fio_verify_command("global", scratch.path())?;
     let written = if is_soak() { 512 } else { 24 };
     command
         .args(["--direct=1", "--ioengine=libaio", "--iodepth=4", "--rw=randwrite", "--bsrange=4k-16k"])
         .args(["--verify_backlog=256", "--rate_iops=1500", "--fsync=128", &format!("--size={SIZE}m")])
         .args([&format!("--io_size={written}m"), "--group_reporting", "--thread"])
         .args(FILES.iter().enumerate().flat_map(|(job, name)| {
-            let file = format!("--filename={}", cluster.path(on, name).display());
-            let job = (job > 0).then(|| format!("--name=moved{job}"));
-            job.into_iter().chain([file])
+            [format!("--name=moved{job}"), format!("--filename={}", cluster.path(on, name).display())]
         }))
         .stdout(Stdio::null());
     let mut fio = command.spawn()?;
@@ -48,6 +46,10 @@ fn move_under_fio(cluster: &Cluster, on: u8, between: [u8; 2]) -> Result<(u32, D
         at = 1 - at;
     };
     let status = done?;
+    if at == 1 {
+        // Back to where they are acquired from: a pinned file is taken from nobody.
+        cluster.transfer(between[1], between[0], &FILES)?;
+    }
     ensure!(status.success(), "fio on n{on} found a wrong block, or could not write: {status}");
     Ok((moved, longest))
 }
