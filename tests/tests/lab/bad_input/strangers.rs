@@ -15,14 +15,16 @@ fn a_second_cluster_and_a_mount_without_one_are_refused_and_told_who_has_the_vol
         let own = |name: &str| cluster.folder().join("other").join(name).display().to_string();
         fs::create_dir_all(cluster.folder().join("other/mnt"))?;
 
+        // Any node of the cluster that beats may be named, and the cluster is.
+        let whose = "of the cluster \"lab-";
         // A mount without a cluster, a repair, a format.
         let alone = ["csvfs", "mount", "--foreground", "--lun", &url, &own("mnt"), "--run-dir", &own("run")];
-        refused(cluster, "n2", &alone, 1, &["n1"])?;
-        refused(cluster, "n2", &["csvfs", "fsck", "--repair", "--lun", &url], 1, &["n1"]).or_else(|_| {
+        refused(cluster, "n2", &alone, 1, &[whose])?;
+        refused(cluster, "n2", &["csvfs", "fsck", "--repair", "--lun", &url], 1, &[whose]).or_else(|_| {
             // fsck has a code of its own for what it did not do.
             let output = output(cluster, "n2", "csvfs", &["fsck", "--repair", "--lun", &url])?;
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            ensure!(!output.status.success() && said.contains("n1"), "{output:?}");
+            ensure!(!output.status.success() && said.contains(whose), "{output:?}");
             Ok(said)
         })?;
         let format = output(cluster, "n2", "csvfs", &["format", "--lun", &url])?;
@@ -68,7 +70,7 @@ fn a_second_cluster_and_a_mount_without_one_are_refused_and_told_who_has_the_vol
             "--run-dir",
             &own("run"),
         ];
-        refused(cluster, "n2", &mount, 1, &["n1"])?;
+        refused(cluster, "n2", &mount, 1, &[whose])?;
 
         // And nothing is lost.
         ensure!(fs::read(cluster.node(2).mount_point().join("file"))? == b"of the first cluster");
