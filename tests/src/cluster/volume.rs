@@ -68,8 +68,10 @@ impl Cluster {
     /// Transfers these files as one set from the node that owns them to another; gives the pause that lockctl names.
     pub fn transfer<S: AsRef<str>>(&self, from: u8, to: u8, names: &[S]) -> Result<Duration> {
         let (node, to) = (self.node(from).name(), self.node(to).name());
-        let paths = names.iter().map(|name| self.path(from, name.as_ref()).display().to_string());
-        let paths: Vec<String> = paths.collect();
+        let path = |name: &str| self.path(from, name).display().to_string();
+        // A resource is named as it is.
+        let named = |name: &str| if name.starts_with("volume/") { name.to_owned() } else { path(name) };
+        let paths: Vec<String> = names.iter().map(|name| named(name.as_ref())).collect();
         let mut arguments = vec!["--json", "transfer"];
         arguments.extend(paths.iter().map(String::as_str));
         arguments.extend(["--to", &to]);

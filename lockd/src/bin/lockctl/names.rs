@@ -117,6 +117,7 @@ pub(crate) fn resolve_paths() -> anyhow::Result<()> {
             Ok(resource) => write!(out, "+{resource}\0")?,
             Err(why) => write!(out, "-{why:#}\0")?,
         }
+        out.flush()?;
     }
     Ok(())
 }
