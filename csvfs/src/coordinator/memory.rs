@@ -240,12 +240,18 @@ fn open_set(core: &Arc<Core>, files: Vec<Declared>, finish: Finish) {
     core.recall(&keys, Some(client), Box::new(then));
 }
 
+/// Of many; whoever has just acquired them takes them up with that.
 fn opened_one(core: &Core, ino: Ino, client: ClientId) -> Result<OpenedFile, Refusal> {
-    match opened(core, ino, Some(client))? {
-        Answer::Opened { attr, term, slots } => Ok(OpenedFile { attr, term: Some(term), slots }),
-        Answer::Elsewhere(attr, term) => Ok(OpenedFile { attr, term, slots: Vec::new() }),
-        _ => Err(Refusal::NotFound),
+    let attr = attr(core, ino)?;
+    let home = core.home();
+    let mut opens = core.opens.lock();
+    if !opens.is_open(ino) {
+        return Err(Refusal::Stale(format!("nobody has {ino} open")));
     }
+    let term = opens.term_for(ino, client, home);
+    let is_server = term.is_some_and(|term| term.client == client);
+    let slots = if is_server { opens.take_slots(ino) } else { Vec::new() };
+    Ok(OpenedFile { attr, term, slots })
 }
 
 /// The client can be called, has no leases, and holds this open.

@@ -51,6 +51,14 @@ struct Entry {
     waiting: Vec<OnRest>,
 }
 
+impl Entry {
+    fn term(&self, home: (SessionId, ClientId)) -> Term {
+        let (session, client) = self.owner.map_or(home, |owner| (owner.session, owner.client));
+        let owned = self.owner.map(|owner| owner.epoch);
+        Term { session, client, tenure: self.tenure, since: self.since, owned }
+    }
+}
+
 /// The table of opens.
 #[derive(Default)]
 pub struct Opens {
@@ -165,10 +173,15 @@ impl Opens {
     /// Who serves `ino`, which is open; `home` if nobody owns it. `None` while it moves.
     pub fn term(&self, ino: Ino, home: (SessionId, ClientId)) -> Option<Term> {
         let entry = self.by_inode.get(&ino)?;
-        let (session, client) = entry.owner.map_or(home, |owner| (owner.session, owner.client));
-        let Entry { tenure, since, moving, .. } = *entry;
-        let owned = entry.owner.map(|owner| owner.epoch);
-        moving.is_none().then_some(Term { session, client, tenure, since, owned })
+        entry.moving.is_none().then(|| entry.term(home))
+    }
+
+    /// The same, as `client` is told that takes up what it has acquired: its own term also when the file is to leave it
+    /// already. It yields after it has taken it up only; nobody but itself could end that journey.
+    pub fn term_for(&self, ino: Ino, client: ClientId, home: (SessionId, ClientId)) -> Option<Term> {
+        let entry = self.by_inode.get(&ino)?;
+        let is_owner = entry.owner.is_some_and(|owner| owner.client == client);
+        (is_owner || entry.moving.is_none()).then(|| entry.term(home))
     }
 
     /// Takes the slots that no server has.

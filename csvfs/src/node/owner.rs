@@ -16,7 +16,7 @@ use super::file::File;
 use super::task::run;
 use super::turn::Held;
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Answer, Claim, Operation, Term};
+use crate::proto::{Answer, Claim, OpenedFile, Operation, Term};
 use crate::refusal::Refusal;
 use crate::slots::Slot;
 use crate::types::Ino;
@@ -122,24 +122,31 @@ impl Core {
         let files: Vec<&Arc<File>> = files.iter().filter(|file| file.is_elsewhere()).collect();
         let inos: Vec<Ino> = files.iter().map(|file| file.ino).collect();
         let opened = self.open_set(&inos, |file| self.declared(file)).await;
+        // One that cannot be taken up does not keep the others from being served.
+        let mut refused = None;
         for (file, opened) in files.into_iter().zip(opened) {
-            let ino = Some(file.ino);
-            let opened = opened.map_err(|why| SetRefusal { ino, why })?;
-            let Some(term) = opened.term.filter(|term| term.client == self.client) else {
-                let why = Refusal::Busy("it has gone to another node meanwhile".to_owned());
-                return Err(SetRefusal { ino, why });
-            };
-            self.take_slots(file, &opened.slots);
-            let here = self.service_here(file.ino, &term);
-            if let Some(epoch) = term.owned {
-                self.authority.arrived(&[self.resource(file.ino)], self.client, epoch);
+            if let Err(why) = self.take_up_one(file, opened).await {
+                refused = refused.or(Some(SetRefusal { ino: Some(file.ino), why }));
             }
-            let _turn = file.turn.take().await;
-            let _stop = file.gate.stop();
-            file.gate.drain().await;
-            self.count_lost(file, &term);
-            file.serve(&opened.attr, Some(here));
         }
+        refused.map_or(Ok(()), Err)
+    }
+
+    async fn take_up_one(&self, file: &File, opened: Result<OpenedFile, Refusal>) -> Result<(), Refusal> {
+        let opened = opened?;
+        let Some(term) = opened.term.filter(|term| term.client == self.client) else {
+            return Err(Refusal::Busy("it has gone to another node meanwhile".to_owned()));
+        };
+        self.take_slots(file, &opened.slots);
+        let here = self.service_here(file.ino, &term);
+        if let Some(epoch) = term.owned {
+            self.authority.arrived(&[self.resource(file.ino)], self.client, epoch);
+        }
+        let _turn = file.turn.take().await;
+        let _stop = file.gate.stop();
+        file.gate.drain().await;
+        self.count_lost(file, &term);
+        file.serve(&opened.attr, Some(here));
         Ok(())
     }
 

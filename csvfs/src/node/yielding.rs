@@ -181,9 +181,9 @@ impl Core {
         let stopped = self.clock.boot();
         let (_guests, stills) = self.hold_all_still(&files).await;
         for Leaving { ino, tenure, file } in set {
-            // What has come back to the coordinator's node and has not been used there since: nothing is pending.
-            let rests = |file: &Arc<File>| file.is_elsewhere() && self.is_home();
-            if file.as_ref().is_some_and(|file| file.tenure() != Some(*tenure) && !rests(file)) {
+            // Nothing is pending of what has come back to the coordinator's node and has not been used there since, nor of
+            // what was closed here, and opened again, before the call came. Whose it is the authority knows.
+            if file.as_ref().is_some_and(|file| file.tenure() != Some(*tenure) && !file.is_elsewhere()) {
                 let own = file.as_ref().and_then(|file| file.tenure());
                 return Err(Refusal::Stale(format!(
                     "{ino} is not served here in term {tenure}, but in {own:?}"

@@ -23,10 +23,6 @@ fn seeds(most: u64, in_a_soak: u64) -> std::ops::Range<u64> {
     first..first + number("CSV_SEEDS").unwrap_or(most)
 }
 
-/// Seeds that have found what is not mended yet: after healing nobody serves one file to those who wait for it (74); an
-/// acquisition is refused as stale though no session has ended (114).
-const OPEN: &[u64] = &[74, 114];
-
 fn play(plan: Plan) -> u64 {
     run(plan).unwrap_or_else(|wrong| panic!("{wrong}"))
 }
@@ -39,10 +35,10 @@ fn needs(rule: Rule) {
     }
 }
 
+/// Found: an owner that had not taken a file up when the next one acquired it never served it, and could not yield (74).
 #[test]
 fn a_cluster_keeps_its_invariants_under_faults_and_goes_on_after_them() {
-    let is_asked_for = std::env::var_os("CSV_SEED").is_some();
-    for seed in seeds(200, 10_000).filter(|seed| is_asked_for || !OPEN.contains(seed)) {
+    for seed in seeds(200, 10_000) {
         play(plan(seed));
     }
 }

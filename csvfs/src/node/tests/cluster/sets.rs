@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use lockd::authority::{Authority, Standing};
 use lockd::ids::{ClientId, ResourceId, Sequence, SlotId};
-use lockd::network::Service;
+use lockd::network::{OnReply, Service};
 use redirector::lun::Outcome;
 
 use super::super::platter::What;
 use super::super::world::{VOLUME, slice, start, until, wait};
-use super::stage::Stage;
+use super::stage::{READ_WRITE, Stage};
 use crate::node::SetRefusal;
+use crate::node::task::run;
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Answer, Answered, Claim, Head, Operation, Request};
+use crate::proto::{Answer, Answered, Call, Callback, Claim, Declared, Head, Operation, Request};
 use crate::refusal::Refusal;
-use crate::service::{FileService, HandleId, Opened, WriteMode};
+use crate::service::{FileService, HandleId, OpenMode, Opened, WriteMode};
 use crate::types::Ino;
 
 /// Files of node 1, each with its number as data.
@@ -390,4 +391,113 @@ fn a_copy_of_an_acquisition_under_way_gets_the_same_answer() {
     assert!(all[1] == all[0] && all[2] == all[0]);
     assert_eq!(decode::<Answered>(&all[0]).unwrap().reply, Ok(Answer::Moved(vec![ino])));
     assert_eq!(stage.realm.entries(), 1);
+}
+
+/// A node that is called, and answers nothing: its calls are kept.
+#[derive(Debug, Default)]
+struct Silent(parking_lot::Mutex<Vec<Vec<u8>>>);
+
+impl Service for Silent {
+    fn serve(&self, frame: Vec<u8>, _on_reply: OnReply) {
+        self.0.lock().push(frame);
+    }
+}
+
+impl Silent {
+    /// Stands for node `number` from now on.
+    fn of(stage: &Stage, number: usize) -> Arc<Self> {
+        let silent = Arc::new(Self::default());
+        stage.network.serve(stage.members[number].client, Arc::clone(&silent) as _);
+        wait(|done| stage.members[number].node.attach(done)).unwrap();
+        silent
+    }
+
+    /// The call to yield, when it has come.
+    fn yields(&self) -> Vec<u8> {
+        let of_yield = |frame: &Vec<u8>| {
+            decode::<Call>(frame).is_ok_and(|call| matches!(call.what, Callback::Yield { .. }))
+        };
+        until("the call to yield", || self.0.lock().iter().any(of_yield));
+        self.0.lock().iter().find(|frame| of_yield(frame)).unwrap().clone()
+    }
+}
+
+/// Found by the simulation: the next owner was told that nobody serves the file, gave the ownership back, and stayed the
+/// one whom the coordinator named as the server.
+#[test]
+fn who_has_acquired_a_file_is_told_its_term_though_another_acquires_it_already() {
+    let stage = Stage::new(3, 1, 0.0);
+    let ino = stage.create(0, "a").attr.ino;
+    stage.open(1, ino);
+    stage.open(2, ino);
+    let role = stage.members[0].seat.holder(&ResourceId::Coordinator(VOLUME)).unwrap();
+    let (sender, answers) = std::sync::mpsc::channel();
+    let ask = |node: usize, sequence: u64, operation: Operation| {
+        let client = stage.members[node].client;
+        let slot = Some((SlotId(60), Sequence(sequence)));
+        let head = Head { session: stage.session(node), client, coordinator: role.epoch, slot };
+        let (sender, frame) = (sender.clone(), encode(&Request { head, operation }).unwrap());
+        stage.coordinator.serve(frame, Box::new(move |reply| drop(sender.send((node, reply)))));
+    };
+    let answer = || {
+        let (node, reply) = answers.recv_timeout(Duration::from_secs(10)).unwrap();
+        (node, decode::<Answered>(&reply.unwrap()).unwrap().reply)
+    };
+    let claim = Claim { automatic: false, pinned: false, offer: None };
+    let acquire = Operation::Acquire { files: vec![ino], claim };
+    ask(1, 1, acquire.clone());
+    assert_eq!(answer(), (1, Ok(Answer::Moved(vec![ino]))));
+    // Node 1 has heard that, and has not taken the file up; its node is silent from here on.
+    let silent = Silent::of(&stage, 1);
+    ask(2, 1, acquire);
+    silent.yields();
+    let open = || Operation::OpenSet { files: vec![Declared { ino, write: true }] };
+    let term = |reply| match reply {
+        Ok(Answer::OpenedSet(opened)) => opened.into_iter().next().unwrap().unwrap().term,
+        other => panic!("{other:?}"),
+    };
+    ask(1, 2, open());
+    let (node, reply) = answer();
+    assert_eq!((node, term(reply).map(|term| term.client)), (1, Some(stage.members[1].client)));
+    // Nobody else is.
+    ask(0, 1, open());
+    let (node, reply) = answer();
+    assert_eq!((node, term(reply)), (0, None));
+}
+
+/// The call to yield was on its way while the owner gave the file back of itself.
+#[test]
+fn what_was_closed_and_opened_again_before_the_call_came_goes_to_who_wants_it() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(1, "a");
+    let ino = file.attr.ino;
+    stage.acquire(1, ino).unwrap();
+    stage.write(1, file.handle, 0, &[1; 100]);
+    let there = stage.open(2, ino);
+    let silent = Silent::of(&stage, 1);
+    let acquired = start(|done| stage.node(2).acquire(vec![ino], done));
+    let call = silent.yields();
+    stage.node(1).release(file.handle);
+    let core = Arc::clone(&stage.node(1).core);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    run(async move {
+        core.close_idle(u64::MAX).await;
+        let _ = sender.send(());
+    });
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(owners(&stage, &[ino]), [None]);
+    // Its opening ends when somebody serves the file.
+    let mode = OpenMode { direct: true, ..READ_WRITE };
+    let again = start(|done| stage.node(1).open(ino, mode, done));
+    until("it is open again", || stage.node(1).core.files.get(ino).is_some_and(|file| file.is_elsewhere()));
+    let node = &stage.members[1].node;
+    stage.network.serve(stage.members[1].client, Arc::clone(node) as _);
+    node.serve(call, Box::new(drop));
+    wait(|done| node.attach(done)).unwrap();
+    acquired.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    assert_eq!(owners(&stage, &[ino]), [Some(stage.members[2].client)]);
+    let again = again.recv_timeout(Duration::from_secs(10)).unwrap().unwrap().handle;
+    stage.write(1, again, 100, &[2; 100]);
+    assert!(stage.read(2, there, 0, 300) == [[1; 100], [2; 100]].concat());
+    stage.finish();
 }
