@@ -280,6 +280,10 @@ fn p8_a_flush_covers_the_writes_of_every_connection() {
     let mut options = options();
     options.connections = Some(4);
     let lun = try_open(&fake.uri(), &options).unwrap();
+    // One that is not answered: beside it the writes go round all connections that there are.
+    fake.script.lock().swallow = Some(cmd::READ);
+    let _unanswered = start_read(&*lun, 0, place.pool.take(4096));
+    wait_for("the read", || fake.swallowed() == 1);
     for i in 0..16u64 {
         assert_eq!(end(&start_write(&*lun, i * 4096, place.filled(7, 4096), false)), Outcome::Done);
     }
@@ -289,6 +293,7 @@ fn p8_a_flush_covers_the_writes_of_every_connection() {
         "a flushed write is not durable"
     );
     // Where the target covers all of them, all are used.
+    fake.script.lock().swallow = None;
     fake.script.lock().multi_conn = true;
     let lun = try_open(&fake.uri(), &options).unwrap();
     assert!(lun.describe().contains("4 connections"), "{}", lun.describe());
