@@ -59,8 +59,9 @@ impl Relief {
     fn begin(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.away += 1;
-        let idle = state.threads.len() - state.working;
-        if state.ended || state.working >= state.away || idle > 0 {
+        // At the end of the mount the threads are out of the list, and some of them may still work.
+        let has_idle = state.threads.len() > state.working;
+        if state.ended || state.working >= state.away || has_idle {
             drop(state);
             self.changed.notify_one();
             return;
