@@ -119,11 +119,15 @@ impl Office {
             (state.live_sessions().collect::<Vec<_>>(), state.settings(), state.wakes_at_ns())
         });
         let now = self.clock.boot();
+        let quorum = self.voter.raft.leads_with_quorum();
         let (lapsed, configured) = {
             let mut state = self.state.lock();
             let term = self.term(&mut state, leadership);
             term.lapse.set_lease(Duration::from_nanos(settings.lease_ns));
             term.ending.retain(|session| live.contains(session));
+            if !quorum {
+                term.lapse.without_quorum(self.rules, now);
+            }
             let lapsed = term.lapse.look(self.rules, now, live.iter().copied());
             let lapsed: Vec<_> = lapsed.into_iter().filter(|session| term.ending.insert(*session)).collect();
             (lapsed, term.configured)

@@ -10,8 +10,9 @@ use crate::rules::{Rule, Rules};
 /// What a leader has heard, and from when on its silence means something.
 ///
 /// A session that was answered has its lease from the time at which it *sent* its keep-alive; the leader counts from when
-/// it *received* it, which is later. A new leader does not know what the last one answered, and one whose process or
-/// machine stood still does not know what it has missed: both wait a full lease first.
+/// it *received* it, which is later. A new leader does not know what the last one answered, one whose process or machine
+/// stood still does not know what it has missed, and one without a quorum can answer nobody (L4): all of them wait a full
+/// lease first, from when that is over.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lapse {
     lease: Duration,
@@ -39,6 +40,13 @@ impl Lapse {
     pub fn heard(&mut self, session: SessionId, now: BootTime) {
         let last = self.heard.entry(session).or_insert(now);
         *last = now.max(*last);
+    }
+
+    /// At `now` there was no quorum, so that nobody can have been answered: silence up to then means nothing.
+    pub fn without_quorum(&mut self, rules: Rules, now: BootTime) {
+        if rules.keeps(Rule::L1) {
+            self.listens_since = now.max(self.listens_since);
+        }
     }
 
     /// When `session` was last heard, by the leader's clock.

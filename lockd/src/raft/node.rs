@@ -175,7 +175,7 @@ impl<M: Machine> RaftNode<M> {
         if command.len() > COMMAND_MAX {
             return Err(ProposeError::TooLarge { length: command.len(), limit: COMMAND_MAX });
         }
-        self.leads_with_quorum()?;
+        self.may_propose()?;
         let (answer, answered) = oneshot::channel();
         let queued = self.inner.proposals.try_send(Waiting { command, answer });
         queued.map_err(|error| match error {
@@ -242,6 +242,15 @@ impl<M: Machine> RaftNode<M> {
     #[must_use]
     pub fn leadership(&self) -> Leadership {
         self.inner.leadership.borrow().clone()
+    }
+
+    /// Whether this node leads and a quorum has answered it lately.
+    #[must_use]
+    pub fn leads_with_quorum(&self) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        metrics.state == ServerState::Leader && matches!(self.quorum(Role::Leader, configs), Quorum::Yes(_))
     }
 
     /// Who leads, and every change of it: a new leader has duties (L1).
@@ -346,7 +355,7 @@ impl<M: Machine> RaftNode<M> {
         }
     }
 
-    fn leads_with_quorum(&self) -> Result<(), ProposeError> {
+    fn may_propose(&self) -> Result<(), ProposeError> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow();
         match metrics.state {

@@ -58,6 +58,20 @@ fn l1_a_leader_that_stood_still_waits_a_full_lease_again() {
 }
 
 #[test]
+fn l1_a_leader_without_a_quorum_waits_a_full_lease_again() {
+    let rules = Rules::from_test_environment();
+    let mut lapse = Lapse::new(LEASE, GAP, at_ms(0));
+    assert_eq!(run(&mut lapse, 0, 5000, |_| vec![A, B]), []);
+    // It looks all along, but nobody can have been answered.
+    for ms in (5500..=40_000).step_by(500) {
+        lapse.without_quorum(rules, at_ms(ms));
+        assert_eq!(lapse.look(rules, at_ms(ms), [A, B]), [], "at {ms} ms");
+    }
+    assert_eq!(run(&mut lapse, 40_500, 47_500, |_| vec![B]), []);
+    assert_eq!(run(&mut lapse, 48_000, 48_500, |_| vec![B]), [(48_000, A)]);
+}
+
+#[test]
 fn a_clock_that_goes_backwards_ends_nothing() {
     let rules = Rules::from_test_environment();
     let mut lapse = Lapse::new(LEASE, GAP, at_ms(10_000));

@@ -97,7 +97,7 @@ impl<M: Machine> RaftNode<M> {
         if *node == self.inner.config.node {
             return Err(refuse("it leads, with the directory that the cluster knows"));
         }
-        self.leads_with_quorum()?;
+        self.may_propose()?;
         let (storage, _) = self.reach(node).await?;
         let mut voters = self.voter_names();
         if self.known_storage(node) == Some(storage) {
@@ -147,7 +147,7 @@ impl<M: Machine> RaftNode<M> {
         if voters.is_empty() || voters.len() > VOTERS_MAX {
             return Err(MembershipError::Count(voters.len()));
         }
-        self.leads_with_quorum()?;
+        self.may_propose()?;
         let present = self.voter_names();
         for name in voters.difference(&present) {
             self.teach(name).await?;

@@ -104,10 +104,29 @@ fn a_lockd_that_is_killed_and_started_again_costs_its_mounts_nothing() -> Result
     })
 }
 
-#[test]
-fn without_a_quorum_all_say_so_io_pauses_and_goes_on_by_itself() -> Result<()> {
+/// Has lockd of n2 lead, or another one: who leads when the quorum goes is who must not count what it cannot hear (L1).
+fn let_n2(cluster: &Cluster, lead: bool) -> Result<()> {
+    for _ in 0..20 {
+        wait_well(cluster, "n1")?;
+        let leader = lockctl_status(cluster, "n1")?["leader"].as_str().context("nobody leads")?.to_owned();
+        if (leader == "n2") == lead {
+            return Ok(());
+        }
+        cluster.kill(&leader, "lockd")?;
+        let others = ["n1", "n2", "n3"].into_iter().find(|node| *node != leader).context("another node")?;
+        until("another one leads", LIMIT, || {
+            let now = lockctl_status(cluster, others).ok()?;
+            now["leader"].as_str().is_some_and(|now| now != leader).then_some(())
+        })?;
+        cluster.restart(&leader, "lockd")?;
+    }
+    anyhow::bail!("the lead did not come where it should")
+}
+
+fn without_a_quorum(n2_leads: bool) -> Result<()> {
     running(3, |cluster| {
         under_writers(cluster, |counts| {
+            let_n2(cluster, n2_leads)?;
             goes_on("the writers write", &counts[1])?;
             cluster.kill("n1", "lockd")?;
             cluster.kill("n3", "lockd")?;
@@ -128,7 +147,7 @@ fn without_a_quorum_all_say_so_io_pauses_and_goes_on_by_itself() -> Result<()> {
             })?;
             ensure!(paused["problem"].as_str().is_some_and(|why| why.contains("quorum")), "{paused}");
             let held = counts[1].load(Ordering::Acquire);
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_secs(2));
             ensure!(counts[1].load(Ordering::Acquire) == held, "it wrote without a lease");
             cluster.restart("n1", "lockd")?;
             cluster.restart("n3", "lockd")?;
@@ -136,4 +155,14 @@ fn without_a_quorum_all_say_so_io_pauses_and_goes_on_by_itself() -> Result<()> {
             goes_on("n2 goes on", &counts[1])
         })
     })
+}
+
+#[test]
+fn without_a_quorum_all_say_so_io_pauses_and_goes_on_by_itself() -> Result<()> {
+    without_a_quorum(false)
+}
+
+#[test]
+fn l1_a_leader_without_a_quorum_ends_no_session() -> Result<()> {
+    without_a_quorum(true)
 }
