@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use lockd::authority::Standing;
+use lockd::clock::BootTime;
 use lockd::ids::{ClientId, Sequence, SessionId};
 use lockd::network::{CarrierError, OnReply};
 use lockd::rules::Rule;
@@ -23,7 +25,7 @@ use crate::refusal::Refusal;
 use crate::slots::decide;
 use crate::store::record::{ClientRecord, Counters, ENDED, SlotRecord};
 use crate::store::{Snapshot, StoreError, Tables, pair};
-use crate::types::{Ino, Run};
+use crate::types::{BLOCK, Ino, Run};
 
 /// The frame of a reply that nothing goes with.
 pub fn frame(reply: &Reply) -> Vec<u8> {
@@ -116,6 +118,27 @@ pub struct Writer {
     waiting: Vec<Pending>,
     /// Who waited for files that a client has let go by its end.
     told: Vec<OnRest>,
+    gauge: Gauge,
+}
+
+/// When the room inside of the store was measured. That reads the whole store, so it is done when there seems to be no
+/// room, and something was committed since.
+#[derive(Default)]
+struct Gauge {
+    /// The next group begins with it.
+    wanted: bool,
+    /// The commit before the last one, when it was and how long it took.
+    last: Option<(u64, BootTime, Duration)>,
+}
+
+impl Gauge {
+    /// A long measurement is followed by so many times its length without another.
+    const REST: u32 = 4;
+
+    /// Whether a measurement may find more room than is known of, after `commits` commits.
+    fn may_find(&self, commits: u64, now: BootTime) -> bool {
+        self.last.is_none_or(|(before, at, took)| before != commits && now.since(at) >= took * Self::REST)
+    }
 }
 
 impl Writer {
@@ -130,6 +153,7 @@ impl Writer {
             continued: Vec::new(),
             waiting: Vec::new(),
             told: Vec::new(),
+            gauge: Gauge::default(),
         })
     }
 
@@ -233,6 +257,11 @@ impl Writer {
             .map_err(|error| StoreError::Damaged(error.to_string()))?;
         // The allocator's state goes into each commit, so that opening after a crash is instant.
         transaction.set_quick_repair(true);
+        if std::mem::take(&mut self.gauge.wanted) {
+            let (start, commits) = (core.parts.clock.boot(), core.commits.load(Ordering::Relaxed));
+            core.parts.space.measured(transaction.stats()?.allocated_pages() * BLOCK);
+            self.gauge.last = Some((commits, start, core.parts.clock.boot().since(start)));
+        }
         let scene = Scene {
             rules: core.parts.rules,
             key: core.parts.key,
@@ -326,6 +355,10 @@ impl Writer {
                 outcome.answers.push(Answer::Change(pending.on_reply, reply, touched, slot));
                 return None;
             }
+            Err(Stop::Refused(Refusal::NoSpace)) if self.finds_room(change, outcome) => {
+                outcome.continued.push(Work::Request(pending));
+                return None;
+            }
             Err(Stop::Refused(Refusal::NoSpace)) if waits_for_space(change, &pending) => {
                 outcome.urgent = true;
                 self.waiting.push(pending);
@@ -351,6 +384,17 @@ impl Writer {
         };
         outcome.answers.push(Answer::Reply(pending.on_reply, reply));
         None
+    }
+
+    /// Whether the store may have room in the next group for what had none in this one: it has got chunks, into which it
+    /// grows after this transaction, or deletions have made room inside of it.
+    fn finds_room(&mut self, change: &Change<'_, '_>, outcome: &Outcome) -> bool {
+        let commits = self.core.commits.load(Ordering::Relaxed);
+        let measure = self.gauge.wanted || self.gauge.may_find(commits, self.core.parts.clock.boot());
+        if change.scene.scarce && outcome.chunks.is_empty() {
+            self.gauge.wanted = measure;
+        }
+        change.scene.scarce && (measure || !outcome.chunks.is_empty())
     }
 
     /// Checks who asks and whether it was executed already; executes.
@@ -512,7 +556,7 @@ enum Executed {
 /// Whether an operation that found no space should wait for the reclaimer.
 fn waits_for_space(change: &Change<'_, '_>, pending: &Pending) -> bool {
     let takes = matches!(pending.request.operation, Operation::Reserve { .. } | Operation::Allocate { .. });
-    takes && !pending.last_try && change.expects_space()
+    (takes || change.scene.scarce) && !pending.last_try && change.expects_space()
 }
 
 /// Ends the clients of earlier sessions: each one's reserve returns in the transaction of its end (V6).

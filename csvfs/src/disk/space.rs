@@ -25,6 +25,12 @@ pub trait MetadataSpace: Send + Sync + Debug {
     /// Whether so little room is left that operations that need more metadata must be refused (deletes still work).
     fn is_scarce(&self) -> bool;
 
+    /// The store uses so many bytes of what it has at the moment; what it writes from now on may come on top of it. So
+    /// room that deletions have made inside of the store is found: chunks never leave it.
+    fn measured(&self, used: u64) {
+        let _ = used;
+    }
+
     /// What is wrong with the area itself, if anything: the first cause of what its database says later.
     fn trouble(&self) -> Option<String> {
         None

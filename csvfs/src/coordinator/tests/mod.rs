@@ -190,6 +190,9 @@ impl MetadataSpace for Area {
     fn offer(&self, chunks: &[Run]) -> Result<(), SpaceError> {
         self.wanted.fetch_sub((chunks.len() as u64).min(self.wanted()), Ordering::SeqCst);
         self.offered.lock().extend_from_slice(chunks);
+        if !chunks.is_empty() {
+            self.scarce.store(false, Ordering::SeqCst);
+        }
         Ok(())
     }
 }

@@ -26,6 +26,21 @@ fn the_metadata_area_gets_the_chunks_it_wants() {
 }
 
 #[test]
+fn a_name_waits_for_the_chunk_that_makes_room_for_it() {
+    let volume = Volume::new(100);
+    let file = volume.file("a");
+    volume.write(file, 0, 100);
+    volume.area.wanted.store(1, Ordering::SeqCst);
+    volume.area.scarce.store(true, Ordering::SeqCst);
+    assert_eq!(volume.refused(create(Ino::ROOT, "b", Created::File)), Refusal::NoSpace);
+    volume.unlink(Ino::ROOT, "a").unwrap();
+    // The freed blocks are held back until no write to them is on its way, and only then a chunk can be taken.
+    volume.file("b");
+    assert_eq!(volume.area.offered.lock().len(), 1);
+    assert_clean(&volume, 100);
+}
+
+#[test]
 fn a_volume_without_a_whole_free_chunk_goes_on() {
     let volume = Volume::new(10);
     volume.area.wanted.store(2, Ordering::SeqCst);

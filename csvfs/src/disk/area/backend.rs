@@ -188,6 +188,7 @@ impl Area {
             }
             state.map_changed = true;
         }
+        state.slack = state.slack.saturating_sub(BLOCK);
         state.pages.put(page, contents);
         Ok(())
     }

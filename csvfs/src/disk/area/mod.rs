@@ -238,6 +238,8 @@ struct State {
     broken: Option<AreaError>,
     /// The first page that was found to be damaged.
     damage: Option<AreaError>,
+    /// Bytes inside of the area's chunks that are free for certain.
+    slack: u64,
 }
 
 /// The store's address space on chunks of the LUN; see the module's text.
@@ -261,6 +263,7 @@ impl Area {
             busy: false,
             broken: None,
             damage: None,
+            slack: 0,
         };
         Self { around, side, state: Mutex::new(state), changed: Condvar::new(), ledger: Ledger::default() }
     }

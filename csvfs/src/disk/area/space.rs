@@ -60,7 +60,15 @@ impl MetadataSpace for Area {
 
     fn is_scarce(&self) -> bool {
         let state = self.state.lock();
-        (state.map.spare().len() as u64) < self.budget(&state.map).0.scarce
+        let (spare, scarce) = (state.map.spare().len() as u64, self.budget(&state.map).0.scarce);
+        // Free pages may lie so that a large value still needs a new chunk: half is for deletions alone.
+        spare < scarce / 2 || spare < scarce && state.slack < scarce * self.around.label.chunk_size
+    }
+
+    fn measured(&self, used: u64) {
+        let mut state = self.state.lock();
+        let chunks = self.budget(&state.map).1;
+        state.slack = (chunks * self.around.label.chunk_size).saturating_sub(used);
     }
 
     fn trouble(&self) -> Option<String> {
