@@ -4,6 +4,7 @@
 //! Each checks first and changes after: the transaction is shared by a group, so that a refused operation must leave
 //! no trace in it. [`Change`] neither commits nor answers: a journal between the two would go into the writer.
 
+use lockd::ids::{ClientId, SessionId};
 use lockd::rules::Rules;
 use parking_lot::Mutex;
 use redb::ReadableTable;
@@ -16,7 +17,7 @@ use crate::refusal::Refusal;
 use crate::store::cookie::HashKey;
 use crate::store::record::{Counters, InodeRecord};
 use crate::store::{COUNTERS_ROW, Result, Tables};
-use crate::types::{Ino, Kind};
+use crate::types::{Attr, Ino, Kind};
 
 /// How an operation went that was not stopped.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub struct Scene<'a> {
     pub key: HashKey,
     /// Who has what open.
     pub opens: &'a Mutex<Opens>,
+    /// Who serves what nobody owns.
+    pub home: (SessionId, ClientId),
     /// Whether operations that create must be refused: the metadata area has too little room.
     pub scarce: bool,
     /// Civil time of the group, in nanoseconds.
@@ -78,6 +81,8 @@ pub struct Change<'a, 't> {
     pub dying: Vec<Ino>,
     /// What the operation under way has touched, if that is noted.
     pub touched: Vec<Key>,
+    /// The directories among it, as they are now.
+    pub directories: Vec<Attr>,
 }
 
 impl<'a, 't> Change<'a, 't> {
@@ -92,6 +97,7 @@ impl<'a, 't> Change<'a, 't> {
             scene,
             dying: Vec::new(),
             touched: Vec::new(),
+            directories: Vec::new(),
         }
     }
 
@@ -138,6 +144,10 @@ impl<'a, 't> Change<'a, 't> {
     pub fn put(&mut self, ino: Ino, record: &InodeRecord) -> Result<(), Stop> {
         self.dirty = true;
         self.touch_attr(ino);
+        if self.scene.tracks && record.kind() == Kind::Directory {
+            self.directories.retain(|known| known.ino != ino);
+            self.directories.push(record.attr(ino));
+        }
         if record.kind() == Kind::Symlink {
             let value = match self.tables.inodes()?.get(ino.0)? {
                 Some(old) => [record.as_bytes(), InodeRecord::parse(ino, old.value())?.1].concat(),
@@ -162,6 +172,19 @@ impl<'a, 't> Change<'a, 't> {
         if self.scene.tracks {
             self.touched.push(Key::Name { parent, name: name.to_vec() });
         }
+    }
+
+    /// An operation begins.
+    pub fn begin(&mut self) {
+        self.touched.clear();
+        self.directories.clear();
+    }
+
+    /// The directories that the operation that ends here has changed.
+    pub fn take_directories(&mut self) -> Vec<Attr> {
+        let mut directories = std::mem::take(&mut self.directories);
+        directories.retain(|attr| attr.nlink > 0);
+        directories
     }
 
     /// What the operation that ends here has touched.

@@ -235,6 +235,11 @@ impl Core {
             return then();
         }
         let told = self.leases.lock().take(keys, asker);
+        self.tell(told, then);
+    }
+
+    /// Tells clients what they must not have in their caches any more, and calls `then` when they have answered.
+    pub fn tell(&self, told: Vec<(ClientId, Vec<Key>)>, then: super::clients::Then) {
         if told.is_empty() {
             return then();
         }
@@ -247,9 +252,7 @@ impl Core {
     pub fn grant(&self, client: ClientId, keys: &[Key]) -> bool {
         let Some(back) = self.leases.lock().grant(client, keys) else { return false };
         if !back.is_empty() {
-            let wait = Wait::new(Box::new(|| {}));
-            self.clients.invalidate(vec![(client, back)], &wait);
-            wait.over();
+            self.tell(vec![(client, back)], Box::new(|| {}));
         }
         true
     }

@@ -10,14 +10,14 @@ use lockd::network::OnReply;
 use lockd::slots::{SLOTS_PER_CLIENT, SlotRefusal};
 
 use super::core::Core;
+use super::due::{encoded, frame};
 use super::moving;
 use super::opens::Opening;
 use super::question;
 use super::queue::{Internal, Way, Work};
 use super::stop::Stop;
 use super::unseal;
-use super::writer::{answered, frame};
-use crate::proto::{Answer, Answered, Declared, Head, Key, OpenedFile, Operation, Reply, Request};
+use crate::proto::{Answer, Answered, Declared, FileSlots, Head, Key, OpenedFile, Operation, Reply, Request};
 use crate::refusal::Refusal;
 use crate::slots::Begun;
 use crate::store::pair;
@@ -55,7 +55,7 @@ pub struct Finish {
 
 impl Finish {
     fn with(self, answer: &Answered) {
-        let bytes = answered(answer);
+        let bytes = encoded(answer);
         let mut copies = Vec::new();
         if let Some((slot, sequence)) = self.head.slot {
             let client = self.head.client;
@@ -98,12 +98,14 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
     let finish = Finish { core: Arc::clone(core), head, on_reply };
     match request.operation {
         Operation::Open { ino, write } => open(core, ino, write, finish),
-        Operation::Close { ino, slots } => {
-            let closed = core.opens.lock().close(ino, head.client, slots);
-            if closed.frees {
-                core.call_reclaimer(false);
+        Operation::Close { files } => {
+            for FileSlots { ino, slots } in files {
+                let closed = core.opens.lock().close(ino, head.client, slots);
+                if closed.frees {
+                    core.call_reclaimer(false);
+                }
+                core.rested(closed.told);
             }
-            core.rested(closed.told);
             finish.reply(Ok(Answer::Done));
         }
         Operation::Attach { open } => attach(core, &open, finish),

@@ -14,6 +14,8 @@ mod change;
 mod clients;
 mod core;
 mod data;
+mod due;
+mod gauge;
 mod leased;
 mod leases;
 mod mapping;
@@ -47,9 +49,10 @@ use parking_lot::Mutex;
 
 use self::core::Core;
 pub use self::core::{Beside, Parts};
+use self::due::{encoded, frame};
 use self::queue::{Internal, NotTaken, Pending, Work};
 pub use self::scrub::Scrub;
-use self::writer::{Writer, answered, frame};
+use self::writer::Writer;
 use crate::proto::codec::decode;
 use crate::proto::{Answered, Head, Operation, Request};
 use crate::refusal::Refusal;
@@ -217,7 +220,7 @@ impl Service for Coordinator {
             return memory::serving(&self.core, ino, on_reply);
         }
         if !request.operation.changes() {
-            return on_reply(Ok(answered(&self.ask(&request.head, &request.operation))));
+            return on_reply(Ok(encoded(&self.ask(&request.head, &request.operation))));
         }
         if memory::is_of_memory(&request.operation) {
             return memory::execute(&self.core, request, on_reply);

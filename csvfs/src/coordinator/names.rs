@@ -261,10 +261,16 @@ impl Change<'_, '_> {
         self.insert_entry(parent, cookie, ino, kind, name)?;
         directory.touch(now);
         self.put(parent, &directory)?;
-        if open {
-            self.scene.opens.lock().open(ino, client, true);
+        let attr = new.record.attr(ino);
+        if !open {
+            return Ok(Answer::Entry(attr));
         }
-        Ok(Answer::Entry(new.record.attr(ino)))
+        let mut opens = self.scene.opens.lock();
+        opens.open(ino, client, true);
+        Ok(match opens.term(ino, self.scene.home) {
+            Some(term) => Answer::Opened { attr, term, slots: Vec::new() },
+            None => Answer::Entry(attr),
+        })
     }
 
     /// [`crate::proto::Operation::CreateUnnamed`].

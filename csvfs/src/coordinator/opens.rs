@@ -87,7 +87,7 @@ pub enum Opening {
     Refused,
     /// Open; nobody else learns of it.
     Open,
-    /// Open for writing, the first of its kind: from now on its attributes are known to its server only.
+    /// Open for writing by a client that did not have it so: from now on its attributes are known to its server only.
     BeginsWriting,
 }
 
@@ -121,12 +121,12 @@ impl Opens {
             self.by_inode.insert(ino, Entry { tenure, since: tenure, ..Entry::default() });
         }
         let Some(entry) = self.by_inode.get_mut(&ino) else { return Opening::Refused };
-        let was_written = entry.holders.iter().any(|(_, write)| *write);
+        let was_writing = entry.holders.iter().any(|(holder, write)| *write && *holder == client);
         match entry.holders.iter_mut().find(|(holder, _)| *holder == client) {
             Some(holder) => holder.1 |= write,
             None => entry.holders.push((client, write)),
         }
-        if write && !was_written { Opening::BeginsWriting } else { Opening::Open }
+        if write && !was_writing { Opening::BeginsWriting } else { Opening::Open }
     }
 
     /// `client` holds `ino` open no more. `slots`: what its server hands over.
@@ -156,6 +156,15 @@ impl Opens {
     /// Whether `client` holds `ino` open.
     pub fn is_holder(&self, ino: Ino, client: ClientId) -> bool {
         self.by_inode.get(&ino).is_some_and(|entry| entry.holders.iter().any(|(holder, _)| *holder == client))
+    }
+
+    /// Whether `client` alone holds `ino` open, and nobody owns it.
+    pub fn is_only_holder(&self, ino: Ino, client: ClientId) -> bool {
+        self.by_inode.get(&ino).is_some_and(|entry| {
+            entry.owner.is_none()
+                && entry.moving.is_none()
+                && entry.holders.iter().all(|(holder, _)| *holder == client)
+        })
     }
 
     /// Whether somebody has `ino` open for writing.

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use lockd::authority::Standing;
-use lockd::clock::BootTime;
 use lockd::ids::{ClientId, Sequence, SessionId};
-use lockd::network::{CarrierError, OnReply};
+use lockd::network::CarrierError;
 use lockd::rules::Rule;
 use lockd::slots::{SLOTS_PER_CLIENT, SlotDecision, SlotRefusal};
 use redb::{Durability, ReadableTable};
@@ -16,83 +14,22 @@ use zerocopy::little_endian::{U32, U64};
 use super::apply::apply;
 use super::change::{Change, Hints, Scene, Verdict};
 use super::core::Core;
+use super::due::{Changed, Due, encoded, frame, made_by};
+use super::gauge::Gauge;
 use super::opens::OnRest;
 use super::queue::{Internal, OnInternal, Pending, Work};
 use super::stop::Stop;
-use crate::proto::codec::encode;
-use crate::proto::{Answered, Key, Operation, Reply};
+use crate::proto::{Answered, Key, Operation};
 use crate::refusal::Refusal;
 use crate::slots::decide;
 use crate::store::record::{ClientRecord, Counters, ENDED, SlotRecord};
 use crate::store::{Snapshot, StoreError, Tables, pair};
 use crate::types::{BLOCK, Ino, Run};
 
-/// The frame of a reply that nothing goes with.
-pub fn frame(reply: &Reply) -> Vec<u8> {
-    answered(&Answered::from(reply.clone()))
-}
-
-/// The frame of a reply.
-pub fn answered(answer: &Answered) -> Vec<u8> {
-    encode(answer).unwrap_or_else(|error| {
-        let refused: Reply = Err(Refusal::Io(format!("the answer cannot be sent: {error}")));
-        encode(&Answered::from(refused)).unwrap_or_default()
-    })
-}
-
-/// An answer that waits for the commit.
-enum Answer {
-    Reply(OnReply, Vec<u8>),
-    /// Of a change: what it has touched, by whom and in which slot.
-    Change(OnReply, Vec<u8>, Vec<Key>, (ClientId, u32)),
-    /// The reply of an earlier copy, which may not have been answered yet.
-    Repeated(OnReply, Vec<u8>, (ClientId, u32)),
-    Internal(OnInternal, Option<u64>),
-}
-
-impl Answer {
-    fn give(self, core: &Arc<Core>) {
-        match self {
-            Self::Reply(on_reply, frame) => on_reply(Ok(frame)),
-            Self::Internal(done, value) => done(Ok(value)),
-            Self::Change(on_reply, frame, keys, _) if keys.is_empty() => on_reply(Ok(frame)),
-            Self::Change(on_reply, frame, keys, slot) => {
-                // V9: committed, and answered when nobody has the old state in its cache any more. The writer goes on.
-                core.held.lock().insert(slot, vec![(on_reply, frame)]);
-                let held = Arc::clone(core);
-                let then = move || {
-                    let answers = held.held.lock().remove(&slot).unwrap_or_default();
-                    answers.into_iter().for_each(|(on_reply, frame)| on_reply(Ok(frame)));
-                };
-                core.recall(&keys, Some(slot.0), Box::new(then));
-            }
-            Self::Repeated(on_reply, frame, slot) => {
-                let mut held = core.held.lock();
-                if let Some(waiting) = held.get_mut(&slot) {
-                    waiting.push((on_reply, frame));
-                    return;
-                }
-                drop(held);
-                on_reply(Ok(frame));
-            }
-        }
-    }
-
-    /// What it would have said did not become durable.
-    fn fail(self, refusal: &Refusal) {
-        match self {
-            Self::Reply(on_reply, _) | Self::Change(on_reply, ..) | Self::Repeated(on_reply, ..) => {
-                on_reply(Ok(frame(&Err(refusal.clone()))));
-            }
-            Self::Internal(done, _) => done(Err(refusal.clone())),
-        }
-    }
-}
-
 /// What a group leaves behind.
 #[derive(Default)]
 struct Outcome {
-    answers: Vec<Answer>,
+    answers: Vec<Due>,
     continued: Vec<Work>,
     chunks: Vec<Run>,
     gone: Vec<Ino>,
@@ -119,26 +56,6 @@ pub struct Writer {
     /// Who waited for files that a client has let go by its end.
     told: Vec<OnRest>,
     gauge: Gauge,
-}
-
-/// When the room inside of the store was measured. That reads the whole store, so it is done when there seems to be no
-/// room, and something was committed since.
-#[derive(Default)]
-struct Gauge {
-    /// The next group begins with it.
-    wanted: bool,
-    /// The commit before the last one, when it was and how long it took.
-    last: Option<(u64, BootTime, Duration)>,
-}
-
-impl Gauge {
-    /// A long measurement is followed by so many times its length without another.
-    const REST: u32 = 4;
-
-    /// Whether a measurement may find more room than is known of, after `commits` commits.
-    fn may_find(&self, commits: u64, now: BootTime) -> bool {
-        self.last.is_none_or(|(before, at, took)| before != commits && now.since(at) >= took * Self::REST)
-    }
 }
 
 impl Writer {
@@ -266,6 +183,7 @@ impl Writer {
             rules: core.parts.rules,
             key: core.parts.key,
             opens: &core.opens,
+            home: core.home(),
             scarce: core.parts.space.is_scarce(),
             now: core.parts.clock.wall().0,
             // Who attaches does so in this thread: before that nobody has leases.
@@ -329,13 +247,13 @@ impl Writer {
         mut pending: Pending,
         outcome: &mut Outcome,
     ) -> Option<StoreError> {
-        change.touched.clear();
+        change.begin();
         let result = self.execute(change, &pending);
         let head = pending.request.head;
         let slot = (head.client, head.slot.map_or(u32::MAX, |(slot, _)| slot.0));
         let reply = match result {
             Ok(Executed::Repeated(reply)) => {
-                outcome.answers.push(Answer::Repeated(pending.on_reply, reply, slot));
+                outcome.answers.push(Due::Repeated(pending.on_reply, reply, slot));
                 return None;
             }
             Ok(Executed::Now(Verdict::More(mark))) => {
@@ -347,12 +265,20 @@ impl Writer {
                 let touched = change.take_touched();
                 let outdated =
                     if self.core.clients.knows(head.client) { touched.clone() } else { Vec::new() };
-                let reply = answered(&Answered { outdated, ..Answered::from(Ok(answer)) });
+                let answered = Answered { outdated, ..Answered::from(Ok(answer)) };
+                let reply = encoded(&answered);
                 if let Err(error) = self.remember(change, &pending, &reply) {
-                    outcome.answers.push(Answer::Reply(pending.on_reply, reply));
+                    outcome.answers.push(Due::Reply(pending.on_reply, reply));
                     return Some(error);
                 }
-                outcome.answers.push(Answer::Change(pending.on_reply, reply, touched, slot));
+                outcome.answers.push(if touched.is_empty() {
+                    Due::Reply(pending.on_reply, reply)
+                } else {
+                    let directories = change.take_directories();
+                    let made = made_by(&pending.request.operation);
+                    let changed = Changed { answered, directories, touched, slot, made };
+                    Due::Change(pending.on_reply, Box::new(changed))
+                });
                 return None;
             }
             Err(Stop::Refused(Refusal::NoSpace)) if self.finds_room(change, outcome) => {
@@ -378,11 +304,11 @@ impl Writer {
             }
             Err(Stop::Broken(error)) => {
                 let refusal = Refusal::Io(error.to_string());
-                outcome.answers.push(Answer::Reply(pending.on_reply, frame(&Err(refusal))));
+                outcome.answers.push(Due::Reply(pending.on_reply, frame(&Err(refusal))));
                 return Some(error);
             }
         };
-        outcome.answers.push(Answer::Reply(pending.on_reply, reply));
+        outcome.answers.push(Due::Reply(pending.on_reply, reply));
         None
     }
 
@@ -492,7 +418,7 @@ impl Writer {
         done: OnInternal,
         outcome: &mut Outcome,
     ) -> Option<StoreError> {
-        change.touched.clear();
+        change.begin();
         let result = match internal {
             Internal::EndClient(client) => {
                 outcome.ended.push(client);
@@ -518,7 +444,7 @@ impl Writer {
         outcome.touched.append(&mut change.take_touched());
         match result {
             Ok(value) => {
-                outcome.answers.push(Answer::Internal(done, value));
+                outcome.answers.push(Due::Internal(done, value));
                 None
             }
             Err(Stop::Refused(refusal)) => {
@@ -581,6 +507,7 @@ pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
         rules: core.parts.rules,
         key: core.parts.key,
         opens: &core.opens,
+        home: core.home(),
         scarce: false,
         now: core.parts.clock.wall().0,
         tracks: false,

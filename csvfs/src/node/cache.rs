@@ -130,26 +130,33 @@ impl Cache {
     pub(super) fn answered(&self, asked: Asked, operation: &Operation, answered: &Answered) {
         let Some(since) = asked.0 else { return };
         let mut state = self.state.lock();
-        state.invalidate(&answered.outdated);
         let attr = match &answered.reply {
-            Ok(Answer::Entry(attr) | Answer::Elsewhere(attr, _)) => Some(*attr),
+            Ok(Answer::Entry(attr) | Answer::Elsewhere(attr, _) | Answer::Opened { attr, .. }) => Some(*attr),
             _ => None,
         };
         let is_full = state.names_count + state.attrs.len() >= KEPT_MAX;
-        if answered.leased_attr
-            && let Some(attr) = attr
-            && !is_full
-            && !state.is_outdated(since, &Key::Attr(attr.ino))
-        {
+        // What others have invalidated meanwhile; then what this operation itself has made old, and what holds after it.
+        let mut attrs: Vec<Attr> = attr.filter(|_| answered.leased_attr).into_iter().collect();
+        attrs.extend(&answered.directories);
+        attrs.retain(|attr| !is_full && !state.is_outdated(since, &Key::Attr(attr.ino)));
+        let name = match operation {
+            Operation::Lookup { parent, name } | Operation::Create { parent, name, .. } => {
+                Some((*parent, name))
+            }
+            _ => None,
+        };
+        let name = name.filter(|(parent, name)| {
+            answered.leased_name
+                && (attr.is_some() || answered.reply == Err(Refusal::NotFound))
+                && !is_full
+                && !state.is_outdated(since, &Key::Name { parent: *parent, name: (*name).clone() })
+        });
+        state.invalidate(&answered.outdated);
+        for attr in attrs {
             state.attrs.insert(attr.ino, attr);
         }
-        if answered.leased_name
-            && let Operation::Lookup { parent, name } = operation
-            && (attr.is_some() || answered.reply == Err(Refusal::NotFound))
-            && !is_full
-            && !state.is_outdated(since, &Key::Name { parent: *parent, name: name.clone() })
-        {
-            state.keep_name(*parent, name, attr.map(|attr| attr.ino));
+        if let Some((parent, name)) = name {
+            state.keep_name(parent, name, attr.map(|attr| attr.ino));
         }
         if let Some(count) = state.asking.get_mut(&since) {
             *count -= 1;

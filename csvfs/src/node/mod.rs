@@ -7,7 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | `service` | the front end's words, given to the parts |
-//! | `names`, `open` | names and attributes; opening, closing, ownership |
+//! | `names`, `open`, `closings` | names and attributes; opening, closing, ownership |
 //! | `read`, `write` | the data path |
 //! | `commit`, `commit_set` | flush, then tell the coordinator (V5): of one file, of several |
 //! | `resize`, `copy` | what the owner holds still for (V8) |
@@ -50,6 +50,7 @@ mod blocks;
 mod cache;
 mod callback;
 mod channel;
+mod closings;
 mod commit;
 mod commit_set;
 mod copy;
@@ -196,6 +197,7 @@ struct Core {
     peers: Arc<dyn Peers>,
     /// Files that were given up lately, and what was answered: the coordinator may ask again.
     journeys: Mutex<journeys::Journeys>,
+    closings: closings::Closings,
     /// Files that this node offers to others.
     offers: Mutex<offer::Offers>,
     /// Files that this node keeps.
@@ -296,6 +298,7 @@ impl Node {
             authority,
             peers,
             journeys: Mutex::default(),
+            closings: closings::Closings::default(),
             offers: Mutex::default(),
             pins: Mutex::default(),
             clock,

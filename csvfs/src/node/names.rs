@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::Core;
 use super::channel::unexpected;
+use super::open::Made;
 use crate::proto::{Answer, Created, Operation, Reply, SetAttr, Term};
 use crate::refusal::Refusal;
 use crate::service::{Credentials, OpenMode, Opened};
@@ -48,8 +49,8 @@ impl Core {
             && self.media.has_lease()
         {
             match kept? {
-                (_, Some(attr)) => return Ok(attr),
-                (ino, None) => match self.get_attr(ino).await {
+                (ino, Some(attr)) if !self.serves(ino) => return Ok(attr),
+                (ino, _) => match self.get_attr(ino).await {
                     // Its last name has gone meanwhile: what the name stands for now is asked for.
                     Err(Refusal::NotFound) => {}
                     result => return result,
@@ -63,10 +64,16 @@ impl Core {
     pub(super) async fn get_attr(self: &Arc<Self>, ino: Ino) -> Result<Attr, Refusal> {
         if let Some(attr) = self.channel.cache.attr(ino)
             && self.media.has_lease()
+            && !self.serves(ino)
         {
             return Ok(attr);
         }
         self.attr(Operation::GetAttr { ino }).await
+    }
+
+    /// Whether this node knows better than any answer how the file is.
+    fn serves(&self, ino: Ino) -> bool {
+        self.files.get(ino).is_some_and(|file| file.tenure().is_some())
     }
 
     /// Attributes of a file that is being written, from the node that serves it.
@@ -252,12 +259,15 @@ impl Core {
             open: true,
             now,
         };
-        let attr = self.entry(operation).await?;
-        // An existing file may have been closed here since the coordinator opened it: it is opened once more.
-        let is_known = self.files.get(attr.ino).is_some();
-        let is_new = !is_known && attr.btime == now && attr.size == 0 && attr.nlink == 1;
-        let mode = OpenMode { truncate: open.truncate && !is_new, ..open };
-        self.open(attr.ino, is_new.then_some(attr), mode).await
+        match self.call(operation).await? {
+            Answer::Opened { attr, term, .. } => {
+                let mode = OpenMode { truncate: false, ..open };
+                self.open(attr.ino, Some(Made { attr, term: Some(term) }), mode).await
+            }
+            // An existing file may have been closed here since the coordinator opened it: it is opened once more.
+            Answer::Entry(attr) => self.open(attr.ino, None, open).await,
+            other => Err(unexpected(&other)),
+        }
     }
 
     pub(super) async fn create_unnamed(
@@ -271,7 +281,7 @@ impl Core {
         let operation = Operation::CreateUnnamed { parent, mode, umask, uid, gid, now: self.now() };
         let attr = self.entry(operation).await?;
         let mode = OpenMode { truncate: false, ..open };
-        let opened = self.open(attr.ino, Some(attr), mode).await?;
+        let opened = self.open(attr.ino, Some(Made { attr, term: None }), mode).await?;
         if let Some(file) = self.files.get(attr.ino) {
             file.nameless.store(true, SeqCst);
         }

@@ -27,6 +27,14 @@ const IDLE_MAX: u64 = 2048;
 /// Inodes that one message opens.
 const OPENINGS_MAX: usize = 2500;
 
+/// An inode that has just been made and opened, as the coordinator has answered.
+#[derive(Clone, Copy)]
+pub(super) struct Made {
+    pub(super) attr: Attr,
+    /// Who serves it, if that was told.
+    pub(super) term: Option<Term>,
+}
+
 /// A handle of a front end.
 pub(super) struct Handle {
     pub(super) file: Arc<File>,
@@ -54,10 +62,10 @@ impl Core {
     pub(super) async fn hold_with(
         self: &Arc<Self>,
         ino: Ino,
-        attr: Option<Attr>,
+        made: Option<Made>,
         write: bool,
     ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
-        let (file, attr) = self.hold_any(ino, attr, write).await?;
+        let (file, attr) = self.hold_any(ino, made, write).await?;
         if self.options.cluster && write && file.is_regular() && !file.declared.load(SeqCst) {
             match self.channel.call(Operation::Open { ino, write }).await {
                 Ok(Answer::Opened { slots, .. }) => {
@@ -78,12 +86,11 @@ impl Core {
         Ok((file, attr))
     }
 
-    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked. `attr`: what the coordinator has answered
-    /// to a creation that has also opened the inode.
+    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked, or has told them with the creation.
     async fn hold_any(
         self: &Arc<Self>,
         ino: Ino,
-        attr: Option<Attr>,
+        made: Option<Made>,
         write: bool,
     ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
         loop {
@@ -92,7 +99,7 @@ impl Core {
             }
             let (file, is_new) = self.files.get_or_insert(ino, || Arc::new(File::new(ino)));
             if is_new {
-                return self.begin(file, attr, write).await.map(|(file, attr)| (file, Some(attr)));
+                return self.begin(file, made, write).await.map(|(file, attr)| (file, Some(attr)));
             }
             let waits = {
                 let mut life = file.life.lock();
@@ -102,7 +109,8 @@ impl Core {
                             self.idle.fetch_sub(1, SeqCst);
                         }
                         life.uses += 1;
-                        return Ok((Arc::clone(&file), attr));
+                        // Whoever has opened a new one already may have changed it.
+                        return Ok((Arc::clone(&file), None));
                     }
                     Phase::Opening | Phase::Closing => {
                         let (sender, receiver) = promise();
@@ -115,7 +123,7 @@ impl Core {
             if let Some(waits) = waits {
                 waits.await;
                 // The closing that was awaited may have come after the creation that opened it.
-                if attr.is_some() {
+                if made.is_some() {
                     return Box::pin(self.hold_any(ino, None, write)).await;
                 }
             }
@@ -125,11 +133,11 @@ impl Core {
     async fn begin(
         self: &Arc<Self>,
         file: Arc<File>,
-        attr: Option<Attr>,
+        made: Option<Made>,
         write: bool,
     ) -> Result<(Arc<File>, Attr), Refusal> {
         let recalls = file.recalls.load(SeqCst);
-        let begun = self.begin_service(&file, attr, write).await;
+        let begun = self.begin_service(&file, made, write).await;
         self.begun(&file, begun, Some(recalls)).map(|attr| (file, attr))
     }
 
@@ -163,13 +171,13 @@ impl Core {
     async fn begin_service(
         &self,
         file: &File,
-        attr: Option<Attr>,
+        made: Option<Made>,
         write: bool,
     ) -> Result<(Attr, Option<Service>), Refusal> {
         // A file that has just been made is known to be nobody's only where nobody else could have acquired it.
-        let attr = attr.filter(|_| !self.options.cluster || !self.is_home());
-        let (opened, write) = match attr {
-            Some(attr) => (OpenedFile { attr, term: None, slots: Vec::new() }, true),
+        let made = made.filter(|_| !self.options.cluster || !self.is_home());
+        let (opened, write) = match made {
+            Some(Made { attr, term }) => (OpenedFile { attr, term, slots: Vec::new() }, true),
             None => match self.channel.call(Operation::Open { ino: file.ino, write }).await? {
                 Answer::Opened { attr, term, slots } => (OpenedFile { attr, term: Some(term), slots }, write),
                 Answer::Elsewhere(attr, term) => (OpenedFile { attr, term, slots: Vec::new() }, write),
@@ -432,7 +440,7 @@ impl Core {
             tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
         }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
-        if let Err(error) = self.channel.call(Operation::Close { ino: file.ino, slots }).await {
+        if let Err(error) = self.tell_closed(file.ino, slots).await {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
         }
         true
@@ -466,20 +474,20 @@ impl Core {
         self.handles.get(handle.0).ok_or_else(|| Refusal::Stale(format!("handle {} is not open", handle.0)))
     }
 
-    /// Opens for a front end. `attr` as in [`Core::hold_with`].
+    /// Opens for a front end.
     pub(super) async fn open(
         self: &Arc<Self>,
         ino: Ino,
-        attr: Option<Attr>,
+        made: Option<Made>,
         mode: OpenMode,
     ) -> Result<Opened, Refusal> {
-        let (file, asked) = self.hold_with(ino, attr, mode.write || mode.truncate).await?;
+        let (file, asked) = self.hold_with(ino, made, mode.write || mode.truncate).await?;
         if (mode.write || mode.truncate) && (file.is_sealed() || asked.is_some_and(|attr| attr.sealed)) {
             tracing::warn!(ino = ino.0, pid = mode.pid, "a sealed file is not opened for writing");
             self.let_go(&file);
             return Err(Refusal::NotPermitted);
         }
-        match self.opened(&file, asked, mode).await {
+        match self.opened(&file, asked, made.is_some(), mode).await {
             Ok(attr) => {
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
                 // has done to its own pages; those of a truncation by opening it drops when told. In a cluster others
@@ -508,13 +516,15 @@ impl Core {
         self: &Arc<Self>,
         file: &Arc<File>,
         asked: Option<Attr>,
+        is_new: bool,
         mode: OpenMode,
     ) -> Result<Attr, Refusal> {
         if mode.truncate && file.is_regular() {
             return self.set_size(file, 0, mode.clear_set_id).await;
         }
         match asked {
-            Some(mut attr) if !file.is_elsewhere() => {
+            // Whatever its server does to a new file comes after its creation.
+            Some(mut attr) if is_new || !file.is_elsewhere() => {
                 file.apply(&mut attr);
                 Ok(attr)
             }

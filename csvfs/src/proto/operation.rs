@@ -203,9 +203,9 @@ pub enum Operation {
     /// The client holds the inode open, for writing or not: it outlives its last name. May be repeated, to change
     /// `write`. Answer: `Opened`.
     Open { ino: Ino, write: bool },
-    /// The client's last handle is closed. Whoever served the file has committed it, and hands over the `slots` of its
-    /// remote users. Answer: `Done`.
-    Close { ino: Ino, slots: Vec<u8> },
+    /// The client's last handles of these are closed. Whoever served a file has committed it, and hands over the `slots`
+    /// of its remote users. Answer: `Done`.
+    Close { files: Vec<FileSlots> },
     /// The client is here and can be called back. Leases that it had are over, and what it holds open is this. Answer:
     /// `Done`.
     Attach { open: Vec<Declared> },

@@ -55,11 +55,13 @@ pub struct Answered {
     pub leased_name: bool,
     /// The asker has the lease of the attributes in the reply (V9).
     pub leased_attr: bool,
+    /// Attributes of directories that the operation has changed, as they are after it; the asker has their leases (V9).
+    pub directories: Vec<Attr>,
 }
 
 impl From<Reply> for Answered {
     fn from(reply: Reply) -> Self {
-        Self { reply, outdated: Vec::new(), leased_name: false, leased_attr: false }
+        Self { reply, outdated: Vec::new(), leased_name: false, leased_attr: false, directories: Vec::new() }
     }
 }
 
@@ -72,7 +74,7 @@ pub enum Answer {
     Entry(Attr),
     /// An inode's attributes as committed; it is being written, and its server knows better (none while it moves).
     Elsewhere(Attr, Option<Term>),
-    /// An inode is open.
+    /// An inode is open; a new one by its creation.
     Opened {
         /// Its attributes as committed.
         attr: Attr,

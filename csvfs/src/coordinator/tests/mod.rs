@@ -31,8 +31,8 @@ use super::{Coordinator, Parts};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::proto::codec::{decode, encode};
 use crate::proto::{
-    Answer, Answered, Created, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request, SetAttr,
-    WrittenRun,
+    Answer, Answered, Created, FileSlots, Head, LayoutPart, Operation, Owned, RenameMode, Reply, Request,
+    SetAttr, WrittenRun,
 };
 use crate::refusal::Refusal;
 use crate::store::check::check;
@@ -406,6 +406,10 @@ pub fn send(service: &dyn Service, head: Head, operation: Operation) -> std::syn
         }),
     );
     receiver
+}
+
+pub fn close(ino: Ino) -> Operation {
+    Operation::Close { files: vec![FileSlots { ino, slots: Vec::new() }] }
 }
 
 pub fn create(parent: Ino, name: &str, what: Created) -> Operation {

@@ -355,7 +355,7 @@ impl Model {
         if open {
             assert!(self.volume.ask(Operation::Open { ino: Ino(ino), write: false }).is_ok());
         } else {
-            self.volume.done(Operation::Close { ino: Ino(ino), slots: Vec::new() });
+            self.volume.done(close(Ino(ino)));
             if gone {
                 self.nodes.remove(&ino);
             }

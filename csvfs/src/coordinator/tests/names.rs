@@ -182,7 +182,7 @@ fn an_open_directory_that_is_removed_takes_no_new_names() {
     assert_eq!(volume.attr(directory).nlink, 0);
     assert_eq!(volume.refused(create(directory, "x", Created::File)), Refusal::NotFound);
     assert_clean(&volume, 100);
-    volume.done(Operation::Close { ino: directory, slots: Vec::new() });
+    volume.done(close(directory));
     until("the directory's end", || volume.ask(Operation::GetAttr { ino: directory }).is_err());
     assert_clean(&volume, 100);
 }
@@ -198,7 +198,7 @@ fn a_file_that_is_open_outlives_its_name() {
     assert_clean(&volume, 1000);
     let link = Operation::Link { ino: file, parent: Ino::ROOT, name: b"b".to_vec(), now: NOW };
     assert_eq!(volume.refused(link), Refusal::NotFound, "a removed file gets no new name");
-    volume.done(Operation::Close { ino: file, slots: Vec::new() });
+    volume.done(close(file));
     until("the file's end", || volume.ask(Operation::GetAttr { ino: file }).is_err());
     assert_eq!(volume.ask(Operation::Open { ino: file, write: false }), Err(Refusal::NotFound));
     assert_clean(&volume, 1000);
@@ -223,7 +223,7 @@ fn an_unnamed_file_lives_while_it_is_open_and_may_get_a_name() {
     let linked = Operation::Link { ino: kept.ino, parent: Ino::ROOT, name: b"n".to_vec(), now: NOW };
     assert_eq!(volume.entry(linked).nlink, 1);
     for file in [kept, dropped] {
-        volume.done(Operation::Close { ino: file.ino, slots: Vec::new() });
+        volume.done(close(file.ino));
     }
     until("the unnamed file's end", || volume.ask(Operation::GetAttr { ino: dropped.ino }).is_err());
     assert_eq!(volume.lookup(Ino::ROOT, "n").unwrap().ino, kept.ino);

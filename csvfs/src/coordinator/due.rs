@@ -1,0 +1,144 @@
+//! What the writer owes: answers that wait for the commit, and for those who have to hear of the change first (V9).
+
+use std::sync::Arc;
+
+use lockd::ids::ClientId;
+use lockd::network::OnReply;
+use lockd::rules::Rule;
+
+use super::core::Core;
+use super::queue::OnInternal;
+use crate::proto::codec::encode;
+use crate::proto::{Answer, Answered, Created, Key, Operation, Reply};
+use crate::refusal::Refusal;
+use crate::types::Attr;
+
+/// The frame of a reply that nothing goes with.
+pub fn frame(reply: &Reply) -> Vec<u8> {
+    encoded(&Answered::from(reply.clone()))
+}
+
+/// The frame of a reply.
+pub fn encoded(answer: &Answered) -> Vec<u8> {
+    encode(answer).unwrap_or_else(|error| {
+        let refused: Reply = Err(Refusal::Io(format!("the answer cannot be sent: {error}")));
+        encode(&Answered::from(refused)).unwrap_or_default()
+    })
+}
+
+/// An answer that waits for the commit.
+pub enum Due {
+    /// As it is.
+    Reply(OnReply, Vec<u8>),
+    /// Of a change that has touched something.
+    Change(OnReply, Box<Changed>),
+    /// The reply of an earlier copy, which may not have been answered yet.
+    Repeated(OnReply, Vec<u8>, (ClientId, u32)),
+    /// Of the coordinator's own work.
+    Internal(OnInternal, Option<u64>),
+}
+
+impl Due {
+    /// It is committed.
+    pub fn give(self, core: &Arc<Core>) {
+        match self {
+            Self::Reply(on_reply, frame) => on_reply(Ok(frame)),
+            Self::Internal(done, value) => done(Ok(value)),
+            Self::Change(on_reply, changed) => {
+                // V9: committed, and answered when nobody has the old state in its cache any more. The writer goes on.
+                let slot = changed.slot;
+                let (frame, told) = changed.conclude(core);
+                if told.is_empty() {
+                    return on_reply(Ok(frame));
+                }
+                core.held.lock().insert(slot, vec![(on_reply, frame)]);
+                let held = Arc::clone(core);
+                let then = move || {
+                    let answers = held.held.lock().remove(&slot).unwrap_or_default();
+                    answers.into_iter().for_each(|(on_reply, frame)| on_reply(Ok(frame)));
+                };
+                core.tell(told, Box::new(then));
+            }
+            Self::Repeated(on_reply, frame, slot) => {
+                let mut held = core.held.lock();
+                if let Some(waiting) = held.get_mut(&slot) {
+                    waiting.push((on_reply, frame));
+                    return;
+                }
+                drop(held);
+                on_reply(Ok(frame));
+            }
+        }
+    }
+
+    /// What it would have said did not become durable.
+    pub fn fail(self, refusal: &Refusal) {
+        match self {
+            Self::Reply(on_reply, _) | Self::Change(on_reply, _) | Self::Repeated(on_reply, ..) => {
+                on_reply(Ok(frame(&Err(refusal.clone()))));
+            }
+            Self::Internal(done, _) => done(Err(refusal.clone())),
+        }
+    }
+}
+
+/// A change that is committed.
+pub struct Changed {
+    /// As it is kept in the slot: without leases.
+    pub answered: Answered,
+    /// The directories that it has changed, as they are after it.
+    pub directories: Vec<Attr>,
+    /// What is not as before.
+    pub touched: Vec<Key>,
+    /// Who has asked, and in which slot.
+    pub slot: (ClientId, u32),
+    /// The name that it has made, if it may be new.
+    pub made: Option<Key>,
+}
+
+impl Changed {
+    /// Takes back what it has made old, and grants the asker what it has made: in the writer's thread, before the next
+    /// change. The frame of the answer, and who has to be told before it is given.
+    fn conclude(self, core: &Core) -> (Vec<u8>, Vec<(ClientId, Vec<Key>)>) {
+        let Self { mut answered, directories, touched, slot: (client, _), made } = self;
+        if !core.clients.any() || !core.parts.rules.keeps(Rule::V9) {
+            return (encoded(&answered), Vec::new());
+        }
+        let (new, back, told) = {
+            // Whoever opens the new file for writing comes before this and is seen, or after it and takes the lease back.
+            let opens = core.opens.lock();
+            let new = match &answered.reply {
+                Ok(Answer::Opened { attr, .. }) => opens.is_only_holder(attr.ino, client).then_some(attr.ino),
+                Ok(Answer::Entry(attr)) => (!opens.is_open(attr.ino)).then_some(attr.ino),
+                _ => None,
+            };
+            let new = new.filter(|_| made.is_some());
+            let directories = directories.iter().map(|attr| attr.ino);
+            let granted: Vec<Key> =
+                made.iter().cloned().chain(new.into_iter().chain(directories).map(Key::Attr)).collect();
+            let mut leases = core.leases.lock();
+            let told = leases.take(&touched, Some(client));
+            let back = if granted.is_empty() { None } else { leases.grant(client, &granted) };
+            (new, back, told)
+        };
+        if let Some(back) = back {
+            answered.leased_name = made.is_some();
+            answered.leased_attr = new.is_some();
+            answered.directories = directories;
+            if !back.is_empty() {
+                core.tell(vec![(client, back)], Box::new(|| {}));
+            }
+        }
+        (encoded(&answered), told)
+    }
+}
+
+/// The name that an operation makes, of which its asker may keep what it stands for.
+pub fn made_by(operation: &Operation) -> Option<Key> {
+    match operation {
+        Operation::Create { parent, name, what: Created::File | Created::Directory, .. } => {
+            Some(Key::Name { parent: *parent, name: name.clone() })
+        }
+        _ => None,
+    }
+}
