@@ -103,6 +103,39 @@ fn v9_attributes_of_a_file_that_is_being_written_are_kept_nowhere() {
 }
 
 #[test]
+fn v9_who_makes_a_file_keeps_what_it_has_made_until_somebody_changes_it() {
+    let stage = Stage::new(3, 1, 0.0);
+    let made = stage.create(1, "a");
+    let ino = made.attr.ino;
+    // No question can be answered now.
+    stage.network.cut(stage.members[1].client);
+    assert_eq!(stage.attr(1, ino).unwrap(), made.attr);
+    assert_eq!(stage.lookup(1, "a").unwrap(), made.attr);
+    let parent = stage.attr(1, Ino::ROOT).unwrap();
+    stage.network.heal(stage.members[1].client);
+    assert_eq!(parent, stage.attr(0, Ino::ROOT).unwrap());
+    // The second who opens it for writing, and the first, which had it open for writing all the time.
+    let handle = stage.open(2, ino);
+    stage.write(2, handle, 0, b"twelve bytes");
+    assert_eq!(stage.attr(1, ino).unwrap().size, 12);
+    let own = stage.create(1, "b");
+    stage.write(1, own.handle, 0, b"twelve bytes");
+    assert_eq!(stage.attr(1, own.attr.ino).unwrap().size, 12);
+    // One that comes to be served here.
+    let third = stage.create(1, "c");
+    stage.acquire(1, third.attr.ino).unwrap();
+    stage.write(1, third.handle, 0, b"twelve bytes");
+    assert_eq!(stage.attr(1, third.attr.ino).unwrap().size, 12);
+    assert_eq!(stage.lookup(1, "c").unwrap().size, 12);
+    stage.set_mode(0, ino, 0o640);
+    assert_eq!(stage.attr(1, ino).unwrap().mode, 0o640);
+    wait(|done| stage.node(2).unlink(Ino::ROOT, b"b", done)).unwrap();
+    assert_eq!(stage.lookup(1, "b"), Err(Refusal::NotFound));
+    assert_ne!(stage.attr(1, Ino::ROOT).unwrap(), parent, "the directory has changed");
+    stage.finish();
+}
+
+#[test]
 fn l3_nothing_is_answered_from_the_cache_without_the_lease() {
     let stage = Stage::new(2, 1, 0.0);
     let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
