@@ -105,7 +105,8 @@ impl Changed {
             return (encoded(&answered), Vec::new());
         }
         let (new, back, told) = {
-            // Whoever opens the new file for writing comes before this and is seen, or after it and takes the lease back.
+            // Whoever opens the new file for writing, its server at the first write among them, comes before this and is
+            // seen, or after it and takes the lease back.
             let opens = core.opens.lock();
             let new = match &answered.reply {
                 Ok(Answer::Opened { attr, .. }) => opens.is_only_holder(attr.ino, client).then_some(attr.ino),

@@ -17,7 +17,7 @@ use super::wire::{
     ZERO,
 };
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Allocation, Answer, Key, Operation, SetAttr, Term};
+use crate::proto::{Allocation, Answer, Operation, SetAttr, Term};
 use crate::refusal::Refusal;
 use crate::service::{Piece, ReadData, Seek, WriteMode};
 use crate::types::{Attr, Ino};
@@ -66,10 +66,6 @@ impl Core {
         what: What,
         data: &[u8],
     ) -> Result<Option<(Told, Term)>, Refusal> {
-        if what.kind.changes() {
-            // As this node has made it: from now on its server knows better.
-            self.channel.cache.invalidate(&[Key::Attr(file.ino)]);
-        }
         let slots = file.slots.get_or_init(|| Slots::of(self.next_slots.fetch_add(1, SeqCst)));
         let slot = if what.kind.changes() { Some(slots.take().await?) } else { None };
         let number = slot.as_ref().map(|slot| (slot.slot(), slot.sequence()));
