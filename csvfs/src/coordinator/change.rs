@@ -171,6 +171,7 @@ impl<'a, 't> Change<'a, 't> {
     pub fn touch_name(&mut self, parent: Ino, name: &[u8]) {
         if self.scene.tracks {
             self.touched.push(Key::Name { parent, name: name.to_vec() });
+            self.touched.push(Key::Names(parent));
         }
     }
 

@@ -11,7 +11,7 @@ use super::queue::OnInternal;
 use crate::proto::codec::encode;
 use crate::proto::{Answer, Answered, Created, Key, Operation, Reply};
 use crate::refusal::Refusal;
-use crate::types::Attr;
+use crate::types::{Attr, Ino};
 
 /// The frame of a reply that nothing goes with.
 pub fn frame(reply: &Reply) -> Vec<u8> {
@@ -92,54 +92,74 @@ pub struct Changed {
     pub touched: Vec<Key>,
     /// Who has asked, and in which slot.
     pub slot: (ClientId, u32),
-    /// The name that it has made, if it may be new.
-    pub made: Option<Key>,
+    /// What it has made.
+    pub making: Making,
+}
+
+/// What an operation makes or takes away, as far as its asker knows it afterwards by the answer.
+#[derive(Default)]
+pub struct Making {
+    /// The name of which it is told what it stands for.
+    name: Option<Key>,
+    /// The directory of which it is told all that happens to its names.
+    within: Option<Ino>,
+    /// Whether that is a new directory, without names.
+    is_directory: bool,
+}
+
+impl Making {
+    /// Of this operation.
+    pub fn of(operation: &Operation) -> Self {
+        match operation {
+            Operation::Create { parent, name, what, .. } => Self {
+                name: Some(Key::Name { parent: *parent, name: name.clone() }),
+                within: Some(*parent),
+                is_directory: *what == Created::Directory,
+            },
+            Operation::Unlink { parent, .. } | Operation::RemoveDirectory { parent, .. } => {
+                Self { within: Some(*parent), ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
 }
 
 impl Changed {
     /// Takes back what it has made old, and grants the asker what it has made: in the writer's thread, before the next
     /// change. The frame of the answer, and who has to be told before it is given.
     fn conclude(self, core: &Core) -> (Vec<u8>, Vec<(ClientId, Vec<Key>)>) {
-        let Self { mut answered, directories, touched, slot: (client, _), made } = self;
+        let Self { mut answered, directories, touched, slot: (client, _), making } = self;
         if !core.clients.any() || !core.parts.rules.keeps(Rule::V9) {
             return (encoded(&answered), Vec::new());
         }
-        let (new, back, told) = {
+        let made = match &answered.reply {
+            Ok(Answer::Entry(attr) | Answer::Opened { attr, .. }) if making.name.is_some() => Some(attr.ino),
+            _ => None,
+        };
+        let (new, all_names, back, told) = {
             // Whoever opens the new file for writing, its server at the first write among them, comes before this and is
             // seen, or after it and takes the lease back.
             let opens = core.opens.lock();
-            let new = match &answered.reply {
-                Ok(Answer::Opened { attr, .. }) => opens.is_only_holder(attr.ino, client).then_some(attr.ino),
-                Ok(Answer::Entry(attr)) => (!opens.is_open(attr.ino)).then_some(attr.ino),
-                _ => None,
-            };
-            let new = new.filter(|_| made.is_some());
-            let directories = directories.iter().map(|attr| attr.ino);
-            let granted: Vec<Key> =
-                made.iter().cloned().chain(new.into_iter().chain(directories).map(Key::Attr)).collect();
+            let new = made.filter(|ino| !opens.is_open(*ino) || opens.is_only_holder(*ino, client));
             let mut leases = core.leases.lock();
+            let knew = making.within.filter(|directory| leases.holds(client, &Key::Names(*directory)));
+            let all_names: Vec<Ino> = knew.into_iter().chain(made.filter(|_| making.is_directory)).collect();
+            let attrs = new.into_iter().chain(directories.iter().map(|attr| attr.ino)).map(Key::Attr);
+            let names = all_names.iter().copied().map(Key::Names);
+            let granted: Vec<Key> = making.name.iter().cloned().chain(attrs).chain(names).collect();
             let told = leases.take(&touched, Some(client));
             let back = if granted.is_empty() { None } else { leases.grant(client, &granted) };
-            (new, back, told)
+            (new, all_names, back, told)
         };
         if let Some(back) = back {
-            answered.leased_name = made.is_some();
+            answered.leased_name = making.name.is_some();
             answered.leased_attr = new.is_some();
             answered.directories = directories;
+            answered.all_names = all_names;
             if !back.is_empty() {
                 core.tell(vec![(client, back)], Box::new(|| {}));
             }
         }
         (encoded(&answered), told)
-    }
-}
-
-/// The name that an operation makes, of which its asker may keep what it stands for.
-pub fn made_by(operation: &Operation) -> Option<Key> {
-    match operation {
-        Operation::Create { parent, name, what: Created::File | Created::Directory, .. } => {
-            Some(Key::Name { parent: *parent, name: name.clone() })
-        }
-        _ => None,
     }
 }

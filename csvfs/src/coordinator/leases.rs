@@ -116,6 +116,11 @@ impl Leases {
         self.drop_holder(key, client);
     }
 
+    /// Whether `client` has the lease of `key`.
+    pub fn holds(&self, client: ClientId, key: &Key) -> bool {
+        self.by_key.get(key).is_some_and(|holders| holders.contains(&client))
+    }
+
     /// How many leases `client` has.
     #[cfg(test)]
     pub fn count(&self, client: ClientId) -> usize {

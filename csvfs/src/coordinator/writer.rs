@@ -14,7 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use super::apply::apply;
 use super::change::{Change, Hints, Scene, Verdict};
 use super::core::Core;
-use super::due::{Changed, Due, encoded, frame, made_by};
+use super::due::{Changed, Due, Making, encoded, frame};
 use super::gauge::Gauge;
 use super::opens::OnRest;
 use super::queue::{Internal, OnInternal, Pending, Work};
@@ -275,8 +275,8 @@ impl Writer {
                     Due::Reply(pending.on_reply, reply)
                 } else {
                     let directories = change.take_directories();
-                    let made = made_by(&pending.request.operation);
-                    let changed = Changed { answered, directories, touched, slot, made };
+                    let making = Making::of(&pending.request.operation);
+                    let changed = Changed { answered, directories, touched, slot, making };
                     Due::Change(pending.on_reply, Box::new(changed))
                 });
                 return None;

@@ -3,7 +3,7 @@
 //! An invalidation may overtake the answer whose contents it makes old. What has been invalidated is therefore kept as
 //! long as a question is under way that was asked before, and is looked up before an answer is kept.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ pub(super) struct Asked(Option<u64>);
 struct State {
     names: HashMap<Ino, HashMap<Vec<u8>, Option<Ino>>>,
     names_count: usize,
+    /// Directories of which all names are known: another one is absent.
+    whole: HashSet<Ino>,
     attrs: HashMap<Ino, Attr>,
     /// The last invalidations; the first of them has the number `log_start`.
     log: VecDeque<Key>,
@@ -52,7 +54,11 @@ impl State {
             }
             // Kept with the file.
             Key::Layout(_) => {}
+            Key::Names(directory) => {
+                self.whole.remove(directory);
+            }
             Key::Name { parent, name } => {
+                self.whole.remove(parent);
                 if let Some(names) = self.names.get_mut(parent) {
                     if names.remove(name).is_some() {
                         self.names_count -= 1;
@@ -87,6 +93,7 @@ impl State {
     fn clear(&mut self) {
         self.names.clear();
         self.names_count = 0;
+        self.whole.clear();
         self.attrs.clear();
         // Whatever is under way is older than what is remembered from now on.
         self.log_start = self.now() + 1;
@@ -151,7 +158,24 @@ impl Cache {
                 && !is_full
                 && !state.is_outdated(since, &Key::Name { parent: *parent, name: (*name).clone() })
         });
+        let mut whole = answered.all_names.clone();
+        whole.retain(|directory| {
+            let is_current = !state.is_outdated(since, &Key::Names(*directory));
+            is_current
+                && match operation {
+                    // What it has done to the names that were known is known, too.
+                    Operation::Create { parent, .. } if directory == parent => {
+                        state.whole.contains(directory) && name.is_some()
+                    }
+                    Operation::Unlink { parent, .. } | Operation::RemoveDirectory { parent, .. } => {
+                        directory == parent && state.whole.contains(directory)
+                    }
+                    // A new directory has none.
+                    _ => !is_full,
+                }
+        });
         state.invalidate(&answered.outdated);
+        state.whole.extend(whole);
         for attr in attrs {
             state.attrs.insert(attr.ino, attr);
         }
@@ -184,10 +208,11 @@ impl Cache {
             return None;
         }
         let state = self.state.lock();
-        Some(match state.names.get(&parent)?.get(name)? {
-            Some(ino) => Ok((*ino, state.attrs.get(ino).copied())),
-            None => Err(Refusal::NotFound),
-        })
+        match state.names.get(&parent).and_then(|names| names.get(name)) {
+            Some(Some(ino)) => Some(Ok((*ino, state.attrs.get(ino).copied()))),
+            Some(None) => Some(Err(Refusal::NotFound)),
+            None => state.whole.contains(&parent).then_some(Err(Refusal::NotFound)),
+        }
     }
 
     /// The attributes of `ino`, if they are known.
@@ -202,6 +227,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::Created;
     use crate::types::{Kind, Timestamp};
 
     fn attr(size: u64) -> Attr {
@@ -253,6 +279,38 @@ mod tests {
         cache.switch(true);
         cache.answered(late, &lookup(), &answer(1));
         assert!(cache.attr(Ino(7)).is_none() && cache.lookup(Ino::ROOT, b"a").is_none());
+    }
+
+    #[test]
+    fn a_name_that_is_taken_back_ends_that_all_names_are_known() {
+        let cache = cache();
+        let make = |parent, what| Operation::Create {
+            parent,
+            name: b"a".to_vec(),
+            what,
+            mode: 0o755,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            exclusive: true,
+            open: false,
+            now: Timestamp(1),
+        };
+        let with = |all_names: &[Ino]| Answered { all_names: all_names.to_vec(), ..answer(0) };
+        cache.answered(cache.ask(), &make(Ino::ROOT, Created::Directory), &with(&[Ino(7)]));
+        assert_eq!(cache.lookup(Ino(7), b"b"), Some(Err(Refusal::NotFound)));
+        // One of which it was not known that all names are.
+        cache.answered(cache.ask(), &make(Ino(9), Created::File), &with(&[Ino(9)]));
+        assert_eq!(cache.lookup(Ino(9), b"b"), None);
+        // Without the name that was made, what is absent is not known.
+        let unnamed = Answered { leased_name: false, ..with(&[Ino(7)]) };
+        let before = cache.ask();
+        cache.answered(cache.ask(), &make(Ino(7), Created::File), &with(&[Ino(7)]));
+        assert_eq!(cache.lookup(Ino(7), b"b"), Some(Err(Refusal::NotFound)));
+        cache.invalidate(&[Key::Name { parent: Ino(7), name: b"a".to_vec() }]);
+        assert_eq!((cache.lookup(Ino(7), b"a"), cache.lookup(Ino(7), b"b")), (None, None));
+        cache.answered(before, &make(Ino(7), Created::File), &unnamed);
+        assert_eq!(cache.lookup(Ino(7), b"b"), None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Key {
         /// The name.
         name: Vec<u8>,
     },
+    /// All names of a directory: any other is absent.
+    Names(Ino),
     /// The attributes of an inode.
     Attr(Ino),
     /// The layout of a sealed file, by which its data is read directly (V8).

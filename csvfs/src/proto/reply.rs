@@ -57,11 +57,21 @@ pub struct Answered {
     pub leased_attr: bool,
     /// Attributes of directories that the operation has changed, as they are after it; the asker has their leases (V9).
     pub directories: Vec<Attr>,
+    /// The asker has the lease of all names of these directories: of a new one, which is empty, and of one whose names it
+    /// knew, with what the operation has done to them (V9).
+    pub all_names: Vec<Ino>,
 }
 
 impl From<Reply> for Answered {
     fn from(reply: Reply) -> Self {
-        Self { reply, outdated: Vec::new(), leased_name: false, leased_attr: false, directories: Vec::new() }
+        Self {
+            reply,
+            outdated: Vec::new(),
+            leased_name: false,
+            leased_attr: false,
+            directories: Vec::new(),
+            all_names: Vec::new(),
+        }
     }
 }
 

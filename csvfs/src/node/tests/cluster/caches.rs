@@ -7,7 +7,7 @@ use lockd::authority::Standing;
 
 use super::super::world::{WHO, start, until, wait};
 use super::stage::Stage;
-use crate::proto::{Created, SetAttr};
+use crate::proto::{Created, RenameMode, SetAttr};
 use crate::refusal::Refusal;
 use crate::service::FileService;
 use crate::types::Ino;
@@ -132,6 +132,52 @@ fn v9_who_makes_a_file_keeps_what_it_has_made_until_somebody_changes_it() {
     wait(|done| stage.node(2).unlink(Ino::ROOT, b"b", done)).unwrap();
     assert_eq!(stage.lookup(1, "b"), Err(Refusal::NotFound));
     assert_ne!(stage.attr(1, Ino::ROOT).unwrap(), parent, "the directory has changed");
+    stage.finish();
+}
+
+#[test]
+fn v9_who_makes_a_directory_knows_which_names_it_does_not_have() {
+    let stage = Stage::new(3, 1, 0.0);
+    let directory = wait(|done| stage.node(1).create(WHO, Ino::ROOT, b"d", Created::Directory, 0o700, done));
+    let directory = directory.unwrap().ino;
+    let lookup =
+        |node: usize, name: &str| wait(|done| stage.node(node).lookup(directory, name.as_bytes(), done));
+    let is_absent = |name: &str| lookup(1, name) == Err(Refusal::NotFound);
+    let without_questions = |check: &dyn Fn()| {
+        stage.network.cut(stage.members[1].client);
+        check();
+        stage.network.heal(stage.members[1].client);
+    };
+    without_questions(&|| assert!(is_absent("a") && is_absent("b")));
+    // What it does itself it knows.
+    let own = stage.create_in(1, directory, "a").attr.ino;
+    without_questions(&|| assert!(lookup(1, "a").is_ok() && is_absent("b")));
+    wait(|done| stage.node(1).unlink(directory, b"a", done)).unwrap();
+    without_questions(&|| assert!(is_absent("a") && is_absent("b")));
+    wait(|done| stage.node(1).create(WHO, directory, b"s", Created::Symlink(b"x".to_vec()), 0, done))
+        .unwrap();
+    without_questions(&|| assert!(lookup(1, "s").is_ok() && is_absent("b")));
+    // What others do ends it: nothing is absent because it was not known.
+    stage.create_in(2, directory, "b");
+    assert!(lookup(1, "b").is_ok());
+    let rename = |node: usize, to: &str| {
+        let mode = RenameMode::Replace;
+        wait(|done| stage.node(node).rename(directory, b"b", directory, to.as_bytes(), mode, done)).unwrap();
+    };
+    rename(1, "c");
+    assert!(lookup(1, "c").is_ok() && is_absent("b"));
+    wait(|done| stage.node(1).link(lookup(1, "c").unwrap().ino, directory, b"b", done)).unwrap();
+    rename(0, "e");
+    assert!(lookup(1, "c").is_ok());
+    assert_ne!(own, lookup(1, "c").unwrap().ino);
+    // Its own renaming in a directory of which it knows all.
+    let other = wait(|done| stage.node(1).create(WHO, Ino::ROOT, b"o", Created::Directory, 0o700, done));
+    let other = other.unwrap().ino;
+    let file = stage.create_in(1, other, "x").attr.ino;
+    let mode = RenameMode::Replace;
+    wait(|done| stage.node(1).rename(other, b"x", other, b"y", mode, done)).unwrap();
+    let found = wait(|done| stage.node(1).lookup(other, b"y", done));
+    assert_eq!(found.map(|attr| attr.ino), Ok(file));
     stage.finish();
 }
 
