@@ -113,6 +113,12 @@ pub trait Pages: Send + Sync + Debug {
     /// Has the kernel write back what programs have changed in its pages of a range of bytes, and drop the pages; then
     /// calls `then`, on a thread of its own. Returns at once. What is written back comes as any write, and is waited for.
     fn drop_range(&self, ino: Ino, bytes: Range<u64>, then: Box<dyn FnOnce() + Send>);
+
+    /// Has the kernel forget the attributes of an inode, or of all, that it was told it may keep for a moment because they
+    /// [`stay`](FileService::stays); then calls `then`. That they do not stay must hold before this is called.
+    fn drop_attributes(&self, _ino: Option<Ino>, then: Box<dyn FnOnce() + Send>) {
+        then();
+    }
 }
 
 /// The file system as a front end sees it. Offsets and lengths are in bytes.
@@ -121,6 +127,11 @@ pub trait FileService: Send + Sync + Debug {
     fn lookup(&self, parent: Ino, name: &[u8], done: Done<Attr>);
     /// The attributes of an inode, as its owner knows them.
     fn get_attr(&self, ino: Ino, done: Done<Attr>);
+    /// Whether these are the attributes of their inode, and stay so until [`Pages::drop_attributes`] has been called and
+    /// has called back. Asked where other nodes use the volume, too.
+    fn stays(&self, _attr: &Attr) -> bool {
+        false
+    }
     /// Changes attributes and, with `size`, the size.
     fn set_attr(&self, ino: Ino, set: SetAttr, size: Option<u64>, done: Done<Attr>);
     /// A new inode.

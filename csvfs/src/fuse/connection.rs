@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use fuser::InitFlags;
 
 use super::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES};
 use super::caching::Validity;
 use super::locks::Locks;
+use super::told::{KEPT, Told};
 use crate::service::{FileService, OpenMode, Opened};
+use crate::types::Attr;
 
 /// One mount: the file system behind it, and what the kernel was promised.
 #[derive(Debug)]
@@ -19,18 +22,36 @@ pub(super) struct Connection {
     extended_setxattr: AtomicBool,
     /// Other nodes use the volume, too.
     shared: bool,
+    told: Arc<Told>,
 }
 
 impl Connection {
     pub(super) fn new(service: Arc<dyn FileService>, locks: Locks, validity: Validity, shared: bool) -> Self {
-        let extended_setxattr = AtomicBool::new(false);
-        Self { service, locks: Arc::new(locks), validity, extended_setxattr, shared }
+        let (extended_setxattr, told) = (AtomicBool::new(false), Arc::default());
+        Self { service, locks: Arc::new(locks), validity, extended_setxattr, shared, told }
     }
 
     /// What the kernel is asked for beyond what a mount always asks for. A file that is open past the page cache may
     /// be mapped shared only where nobody else can change it.
     pub(super) fn wanted(&self) -> InitFlags {
         if self.shared { InitFlags::empty() } else { InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP }
+    }
+
+    /// How long the kernel may keep attributes that it has asked for.
+    pub(super) fn kept(&self, attr: &Attr) -> Duration {
+        if !self.shared {
+            return self.validity.attributes(attr);
+        }
+        if !self.service.stays(attr) {
+            return Duration::ZERO;
+        }
+        self.told.note(attr.ino);
+        if self.service.stays(attr) { KEPT } else { Duration::ZERO }
+    }
+
+    /// What the kernel was told that it may keep.
+    pub(super) fn told(&self) -> &Arc<Told> {
+        &self.told
     }
 
     /// Remembers which capabilities the kernel and we have agreed on, as far as they change the requests' form.

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redirector::buffer::Pool;
 use redirector::{plug, stand_in};
@@ -233,7 +234,7 @@ impl Dispatcher {
         let connection = Arc::clone(&self.connection);
         let absent = self.connection.validity.absent();
         let done: Done<Attr> = Box::new(move |result| match result {
-            Ok(attr) => reply.structure(&entry_out(&connection, &attr)),
+            Ok(attr) => reply.structure(&entry_out(&connection, &attr, connection.kept(&attr))),
             // An entry without an inode says for how long the name does not exist.
             Err(Refusal::NotFound) if !absent.is_zero() => reply.structure(&EntryOut {
                 entry_valid: absent.as_secs(),
@@ -287,7 +288,8 @@ impl Dispatcher {
         let done: Done<_> = Box::new(move |result: Result<Opened, Refusal>| match result {
             Ok(opened) => {
                 let open = open_out(&connection, &opened, mode);
-                reply.structures(&entry_out(&connection, &opened.attr), &open);
+                let validity = connection.validity.attributes(&opened.attr);
+                reply.structures(&entry_out(&connection, &opened.attr, validity), &open);
             }
             Err(refusal) => reply.refuse(operation, &refusal),
         });
@@ -295,17 +297,23 @@ impl Dispatcher {
     }
 
     fn get_attr(&self, header: &InHeader) -> Option<()> {
-        self.connection.service.get_attr(Ino(header.nodeid), self.attributes(header, "getattr"));
+        let done = self.attributes(header, "getattr", |connection, attr| connection.kept(attr));
+        self.connection.service.get_attr(Ino(header.nodeid), done);
         Some(())
     }
 
     /// Answers with attributes.
-    fn attributes(&self, header: &InHeader, operation: &'static str) -> Done<Attr> {
+    fn attributes(
+        &self,
+        header: &InHeader,
+        operation: &'static str,
+        validity: fn(&Connection, &Attr) -> Duration,
+    ) -> Done<Attr> {
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
         Box::new(move |result| match result {
             Ok(attr) => {
-                let validity = connection.validity.attributes(&attr);
+                let validity = validity(&connection, &attr);
                 reply.structure(&AttrOut {
                     valid: validity.as_secs(),
                     valid_nanos: validity.subsec_nanos(),
@@ -321,7 +329,8 @@ impl Dispatcher {
         let body = self.inbox.body();
         let (request, _) = SetAttrIn::read_from_prefix(&body).ok()?;
         let (set, size) = set_attr(&request, || self.connection.service.now());
-        let done = self.attributes(header, "setattr");
+        let done =
+            self.attributes(header, "setattr", |connection, attr| connection.validity.attributes(attr));
         self.connection.service.set_attr(Ino(header.nodeid), set, size, done);
         Some(())
     }
@@ -360,7 +369,7 @@ impl Dispatcher {
         let reply = self.reply(header);
         let connection = Arc::clone(&self.connection);
         let done: Done<_> = Box::new(move |result| match result {
-            Ok(attr) => reply.structure(&statx(&attr, connection.validity.attributes(&attr))),
+            Ok(attr) => reply.structure(&statx(&attr, connection.kept(&attr))),
             Err(refusal) => reply.refuse("statx", &refusal),
         });
         self.connection.service.get_attr(Ino(header.nodeid), done);
@@ -410,8 +419,8 @@ fn open_out(connection: &Connection, opened: &Opened, mode: OpenMode) -> OpenOut
     OpenOut { fh: opened.handle.0, open_flags: connection.opened(opened, mode), backing_id: 0 }
 }
 
-fn entry_out(connection: &Connection, attr: &Attr) -> EntryOut {
-    let (entry, attributes) = (connection.validity.entry(), connection.validity.attributes(attr));
+fn entry_out(connection: &Connection, attr: &Attr, attributes: Duration) -> EntryOut {
+    let entry = connection.validity.entry();
     EntryOut {
         nodeid: attr.ino.0,
         generation: 0,

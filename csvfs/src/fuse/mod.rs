@@ -24,6 +24,7 @@ mod pages;
 mod relief;
 mod reply;
 mod sys;
+mod told;
 
 pub use caching::Caching;
 pub use mount::{MountError, MountHandle, Unmounter, mount};

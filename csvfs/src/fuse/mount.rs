@@ -102,10 +102,11 @@ pub fn mount(
     }
     let locks = Locks::new(locks, client);
     let shared = options.caching == Caching::none();
-    if shared {
-        service.has_pages(Arc::new(KernelPages::start(&first).map_err(MountError::Resources)?));
-    }
     let connection = Arc::new(Connection::new(service, locks, Validity::new(options.caching), shared));
+    if shared {
+        let pages = KernelPages::start(&first, connection.told()).map_err(MountError::Resources)?;
+        connection.service.has_pages(Arc::new(pages));
+    }
     handle.connection = Some(Arc::clone(&connection));
 
     let (bridge, known) = (Arc::clone(&handle.bridge), devices.clone());

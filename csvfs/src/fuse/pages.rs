@@ -8,64 +8,117 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
 use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, OutHeader};
 use super::device::Device;
+use super::told::Told;
 use crate::service::Pages;
 use crate::types::Ino;
 
+enum What {
+    /// Pages of this inode.
+    Pages(Ino, Range<u64>),
+    /// Attributes of this inode, or of all, that may be kept until then.
+    Attributes(Option<Ino>, Instant),
+}
+
 struct Job {
-    ino: Ino,
-    bytes: Range<u64>,
+    what: What,
     then: Box<dyn FnOnce() + Send>,
 }
+
+/// How often a kernel that does not know the inode yet is told again.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// See the module. The thread ends when this is dropped. As many jobs wait at most as other nodes have changes under
 /// way.
 #[derive(Debug)]
-pub(super) struct KernelPages(Sender<Job>);
+pub(super) struct KernelPages {
+    jobs: Sender<Job>,
+    told: Arc<Told>,
+}
 
 impl KernelPages {
-    /// Of the connection of `device`.
-    pub(super) fn start(device: &Arc<Device>) -> io::Result<Self> {
+    /// Of the connection of `device`, which was `told` this.
+    pub(super) fn start(device: &Arc<Device>, told: &Arc<Told>) -> io::Result<Self> {
         let (sender, jobs) = channel();
         let device = Arc::clone(device);
         std::thread::Builder::new().name("fuse-pages".to_owned()).spawn(move || run(&device, &jobs))?;
-        Ok(Self(sender))
+        Ok(Self { jobs: sender, told: Arc::clone(told) })
     }
-}
 
-impl Pages for KernelPages {
-    fn drop_range(&self, ino: Ino, bytes: Range<u64>, then: Box<dyn FnOnce() + Send>) {
-        if let Err(unsent) = self.0.send(Job { ino, bytes, then }) {
+    fn send(&self, what: What, then: Box<dyn FnOnce() + Send>) {
+        if let Err(unsent) = self.jobs.send(Job { what, then }) {
             // Only a panic ends the thread; who waits is answered.
             (unsent.0.then)();
         }
     }
 }
 
+impl Pages for KernelPages {
+    fn drop_range(&self, ino: Ino, bytes: Range<u64>, then: Box<dyn FnOnce() + Send>) {
+        self.send(What::Pages(ino, bytes), then);
+    }
+
+    fn drop_attributes(&self, ino: Option<Ino>, then: Box<dyn FnOnce() + Send>) {
+        match self.told.kept_until(ino) {
+            None => then(),
+            Some(until) => self.send(What::Attributes(ino, until), then),
+        }
+    }
+}
+
 fn run(device: &Device, jobs: &Receiver<Job>) {
-    for Job { ino, bytes, then } in jobs {
-        if let Err(error) = drop_range(device, ino, &bytes) {
-            // ENOENT: the kernel does not know the inode, and has no page of it. The others: nothing is mounted any more.
-            let gone = [libc::ENOENT, libc::ENODEV, libc::ENOTCONN, libc::ECONNABORTED, libc::EPERM];
-            if !error.raw_os_error().is_some_and(|errno| gone.contains(&errno)) {
-                tracing::error!(ino = ino.0, "the kernel does not drop pages that are old: {error}");
+    for Job { what, then } in jobs {
+        match what {
+            What::Pages(ino, bytes) => drop_pages(device, ino, &bytes),
+            What::Attributes(Some(ino), until) => drop_attributes(device, ino, until),
+            What::Attributes(None, until) => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()))
             }
         }
         then();
     }
 }
 
-fn drop_range(device: &Device, ino: Ino, bytes: &Range<u64>) -> io::Result<()> {
-    let len = size_of::<OutHeader>() + size_of::<InvalInodeOut>();
-    let len = u32::try_from(len).map_err(io::Error::other)?;
-    let header = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
+fn drop_pages(device: &Device, ino: Ino, bytes: &Range<u64>) {
     // A length of zero means up to the end.
-    let part = i64::try_from(bytes.end - bytes.start).unwrap_or(0);
+    let len = i64::try_from(bytes.end - bytes.start).unwrap_or(0);
     let offset = i64::try_from(bytes.start).unwrap_or(0);
-    let body = InvalInodeOut { ino: ino.0, offset, len: part };
+    if let Err(error) = notify(device, ino, offset, len) {
+        // ENOENT: the kernel does not know the inode, and has no page of it.
+        complain(ino, "drop pages", &error);
+    }
+}
+
+/// Until the kernel has forgotten them, or keeps them no longer.
+fn drop_attributes(device: &Device, ino: Ino, until: Instant) {
+    // A negative offset: the attributes alone.
+    while let Err(error) = notify(device, ino, -1, 0) {
+        complain(ino, "forget attributes", &error);
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(AGAIN));
+    }
+}
+
+/// The inode is not known, or nothing is mounted any more: that is no fault.
+fn complain(ino: Ino, what: &str, error: &io::Error) {
+    let gone = [libc::ENOENT, libc::ENODEV, libc::ENOTCONN, libc::ECONNABORTED, libc::EPERM];
+    if !error.raw_os_error().is_some_and(|errno| gone.contains(&errno)) {
+        tracing::error!(ino = ino.0, "the kernel does not {what} that are old: {error}");
+    }
+}
+
+fn notify(device: &Device, ino: Ino, offset: i64, len: i64) -> io::Result<()> {
+    let length = size_of::<OutHeader>() + size_of::<InvalInodeOut>();
+    let length = u32::try_from(length).map_err(io::Error::other)?;
+    let header = OutHeader { len: length, error: NOTIFY_INVAL_INODE, unique: 0 };
+    let body = InvalInodeOut { ino: ino.0, offset, len };
     device.send(&[IoSlice::new(header.as_bytes()), IoSlice::new(body.as_bytes())])
 }

@@ -41,8 +41,10 @@ impl Core {
             Callback::Invalidate { keys } => {
                 self.channel.cache.invalidate(&keys);
                 for key in keys {
-                    if let Key::Layout(ino) = key {
-                        self.return_layout(ino).await;
+                    match key {
+                        Key::Layout(ino) => self.return_layout(ino).await,
+                        Key::Attr(ino) => self.drop_attributes(Some(ino)).await,
+                        Key::Name { .. } | Key::Names(_) => {}
                     }
                 }
                 CallAnswer::Done
@@ -58,6 +60,7 @@ impl Core {
     pub(super) async fn attach(self: &Arc<Self>) -> Result<(), Refusal> {
         // What was kept before is not covered by leases any more.
         self.channel.cache.switch(false);
+        self.drop_attributes(None).await;
         loop {
             let mut open = Vec::new();
             for file in self.files.values() {

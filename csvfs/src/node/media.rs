@@ -103,6 +103,11 @@ impl Media {
         self.lease.admits(self.rules, &*self.clock)
     }
 
+    /// L3: the same, and for so long from now on.
+    pub(super) fn has_lease_for(&self, span: Duration) -> bool {
+        self.has_lease() && self.lease.deadline().since(self.clock.boot()) >= span
+    }
+
     /// L3, V1: whether a write to the LUN may start now.
     #[inline]
     pub(super) fn may_write(&self) -> bool {

@@ -22,6 +22,7 @@ use super::task::promise;
 use crate::proto::Claim;
 use crate::refusal::Refusal;
 use crate::service::OpenMode;
+use crate::types::Ino;
 
 /// An open that may leave pages in the kernel's cache.
 struct Keeper {
@@ -227,6 +228,14 @@ impl Core {
         receiver.await;
     }
 
+    /// Has the kernel forget the attributes of an inode, or of all, that it keeps under this node's leases.
+    pub(super) async fn drop_attributes(&self, ino: Option<Ino>) {
+        let Some(pages) = self.pages.get() else { return };
+        let (sender, receiver) = promise();
+        pages.drop_attributes(ino, Box::new(move || sender.send(())));
+        receiver.await;
+    }
+
     /// An open for reading and writing is to keep pages: this node tries to serve the file.
     pub(super) async fn come_to_serve(self: &Arc<Self>, file: &Arc<File>, mode: OpenMode) {
         let wants = self.has_page_cache()
@@ -250,7 +259,6 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Ino;
 
     fn slice(bytes: &[u8]) -> Slice {
         let mut buffer = Pool::default().take(bytes.len());

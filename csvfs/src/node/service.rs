@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockd::ids::ResourceId;
 use redirector::buffer::Slice;
@@ -13,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::service::{
     Credentials, Done, FileService, HandleId, OpenMode, Opened, Pages, ReadData, Seek, WriteMode,
 };
-use crate::types::{Attr, DirEntry, Ino, SpaceReport, Timestamp};
+use crate::types::{Attr, DirEntry, Ino, Kind, SpaceReport, Timestamp};
 
 /// The virtual attribute by which a mount tells the resource of a file; not listed.
 const RESOURCE_ATTRIBUTE: &[u8] = b"user.csvfs.resource";
@@ -21,6 +22,9 @@ const RESOURCE_ATTRIBUTE: &[u8] = b"user.csvfs.resource";
 const SEALED_ATTRIBUTE: &[u8] = b"user.csvfs.sealed";
 /// The one by which `csvfs seal` and `unseal` ask: only root may set attributes of this kind.
 const SEAL_ATTRIBUTE: &[u8] = b"trusted.csvfs.sealed";
+
+/// How long the lease must run on for the kernel to keep attributes: far longer than it keeps them.
+const LEASE_LEFT: Duration = Duration::from_millis(500);
 
 impl Node {
     /// Runs a request of several steps and answers it.
@@ -54,6 +58,13 @@ impl FileService for Node {
 
     fn get_attr(&self, ino: Ino, done: Done<Attr>) {
         self.answer(done, |core| async move { core.get_attr(ino).await });
+    }
+
+    fn stays(&self, attr: &Attr) -> bool {
+        // V9: as long as this node has the lease of them. What is done to a file goes many ways; to a directory, this one.
+        attr.kind == Kind::Directory
+            && self.core.channel.cache.attr(attr.ino).is_some_and(|kept| kept == *attr)
+            && self.core.media.has_lease_for(LEASE_LEFT)
     }
 
     fn set_attr(&self, ino: Ino, set: SetAttr, size: Option<u64>, done: Done<Attr>) {

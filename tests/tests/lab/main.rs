@@ -6,6 +6,7 @@ mod daemons;
 mod handover;
 mod image_lock;
 mod mounts;
+mod names;
 mod networks;
 mod pages;
 mod ping_pong;
