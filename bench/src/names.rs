@@ -21,7 +21,7 @@ pub fn creation(folder: &Path, effort: Effort) -> Result<Vec<Row>> {
         let mut rounds = Rounds::default();
         for round in 0..effort.rounds {
             let top = volume.mount.path().join(format!("create-{threads}-{round}"));
-            rounds.add(vec![create_rate(&top, threads, Duration::from_secs(effort.seconds.into()))?]);
+            rounds.add(vec![create_rate(&top, threads, Duration::from_secs(effort.seconds.into()), true)?]);
         }
         let rate = rounds.contender(0);
         rows.push(Row {
@@ -35,8 +35,9 @@ pub fn creation(folder: &Path, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Files made a second by so many threads, each in its own directory below `top`.
-pub fn create_rate(top: &Path, threads: usize, span: Duration) -> Result<f64> {
+/// Files made a second by so many threads, each in its own directory below `top`; opened for writing, as creat(2) does,
+/// or for reading as well.
+pub fn create_rate(top: &Path, threads: usize, span: Duration, read: bool) -> Result<f64> {
     std::fs::create_dir(top)?;
     let folders: Vec<_> = (0..threads).map(|i| top.join(i.to_string())).collect();
     for folder in &folders {
@@ -50,7 +51,8 @@ pub fn create_rate(top: &Path, threads: usize, span: Duration) -> Result<f64> {
                 scope.spawn(move || -> Result<u64> {
                     let mut made = 0;
                     while start.elapsed() < span {
-                        File::create_new(folder.join(format!("file-{made}")))?;
+                        let path = folder.join(format!("file-{made}"));
+                        File::options().read(read).write(true).create_new(true).open(path)?;
                         made += 1;
                     }
                     Ok(made)

@@ -17,6 +17,9 @@ pub const ALIGNMENT: usize = 4096;
 
 /// Size classes in bytes: a request takes the smallest that holds it; larger ones are allocated exactly.
 const CLASSES: [usize; 4] = [4 << 10, 64 << 10, 256 << 10, (1 << 20) + ALIGNMENT];
+/// The size of the kernel's large pages, in bytes. A buffer of more than half of one gets whole ones: the kernel's copies
+/// into and out of it then look up one page instead of some hundreds.
+const LARGE_PAGE: usize = 2 << 20;
 /// Bytes that each class keeps for reuse at most.
 const KEPT_BYTES: usize = 32 << 20;
 
@@ -32,7 +35,11 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, ALIGNMENT).expect("a buffer's size fits into the address space")
+        let (size, alignment) = match capacity {
+            large if large > LARGE_PAGE / 2 => (large.next_multiple_of(LARGE_PAGE), LARGE_PAGE),
+            small => (small, ALIGNMENT),
+        };
+        Layout::from_size_align(size, alignment).expect("a buffer's size fits into the address space")
     }
 
     fn new(capacity: usize) -> Self {
@@ -40,6 +47,10 @@ impl Memory {
         // SAFETY: the layout's size is not zero: `Pool::take` rounds up to `ALIGNMENT`.
         let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        if layout.align() == LARGE_PAGE {
+            // SAFETY: whole pages of this allocation alone. A kernel without large pages refuses, and nothing is lost.
+            unsafe { libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+        }
         // SAFETY: the allocation is `capacity` bytes long. Zeroed once, so that every byte is initialised; a recycled
         // buffer holds the bytes of an earlier request.
         unsafe { start.as_ptr().write_bytes(0, capacity) };
@@ -148,7 +159,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let (Some(memory), Some(class)) = (self.memory.take(), self.class) else { return };
         let mut shelf = self.pool.shelves.free[class].lock();
-        if shelf.len() < (KEPT_BYTES / CLASSES[class]).max(1) {
+        if shelf.len() < (KEPT_BYTES / Memory::layout(CLASSES[class]).size()).max(1) {
             shelf.push(memory);
         }
     }

@@ -89,6 +89,11 @@ fn row(what: impl Into<String>, measured: impl Into<String>, figure: Spread, bar
     }
 }
 
+/// A row that no bar is set for.
+fn noted(what: impl Into<String>, measured: impl Into<String>, figure: Spread) -> Row {
+    Row { bar: "written down".to_owned(), kept: true, ..row(what, measured, figure, Bar::AtLeast(0.0)) }
+}
+
 /// The rows of `measure`; a figure that could not be taken is a row that says why, so that the others are taken.
 fn rows_of(what: &str, measure: impl FnOnce() -> Result<Vec<Row>>) -> Vec<Row> {
     eprintln!("  {what}");
