@@ -39,6 +39,16 @@ impl Epoch {
     pub const NOBODY: Self = Self(0);
 }
 
+impl FromStr for Epoch {
+    type Err = String;
+
+    /// From its number, as documents have it, or from what it is shown as.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = text.strip_prefix('e').unwrap_or(text).parse();
+        number.map(Self).map_err(|_| format!("{text:?} is no epoch: say a number, such as 7 or e7"))
+    }
+}
+
 number!(
     /// The number of one of a client's reply slots (L5).
     SlotId(u32), "slot "
