@@ -287,6 +287,10 @@ impl Core {
                 self.with_authority(move |authority| authority.transfer(&handover)).await.map(Some)
             }
             None => {
+                // What this node has acquired and could not take up is nobody's before the coordinator's node serves it.
+                let is_untaken = |file: &Arc<File>| file.is_elsewhere();
+                let untaken = set.iter().filter(|leaving| leaving.file.as_ref().is_some_and(is_untaken));
+                self.drop_unclaimed(untaken.map(|leaving| leaving.ino).collect()).await;
                 let held = holdings.into_iter().filter(|(_, epoch)| *epoch != Epoch::NOBODY).collect();
                 self.with_authority(move |authority| authority.release_all(held, client)).await?;
                 Ok(None)
