@@ -241,6 +241,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_epoch_is_read_as_it_is_shown_and_as_a_number() {
+        for epoch in [Epoch::NOBODY, Epoch(7), Epoch(u64::MAX)] {
+            assert_eq!(epoch.to_string().parse(), Ok(epoch));
+            assert_eq!(epoch.0.to_string().parse(), Ok(epoch));
+        }
+        for wrong in ["", "e", "-1", "7e", "ee7", "18446744073709551616"] {
+            let refused = wrong.parse::<Epoch>().expect_err(wrong);
+            assert!(refused.contains("such as 7 or e7"), "{refused}");
+        }
+    }
+
+    #[test]
     fn a_resource_is_read_as_it_is_written() {
         let volume = VolumeId([0xab; 16]);
         for resource in
