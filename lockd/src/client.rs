@@ -23,7 +23,7 @@ mod upcalls;
 pub use choice::{Choice, ChoiceError};
 pub use connection::Connection;
 pub use error::ClientError;
-pub use holder::{HolderReply, HolderRequest};
+pub use holder::{HolderReply, HolderRequest, check_epoch};
 pub use listener::{Deaf, Listener};
 pub use lock_client::{ClientConfig, LockClient};
 pub use locks::LockHandle;

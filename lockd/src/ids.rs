@@ -39,6 +39,16 @@ impl Epoch {
     pub const NOBODY: Self = Self(0);
 }
 
+impl FromStr for Epoch {
+    type Err = String;
+
+    /// From its number, as documents have it, or from what it is shown as.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = text.strip_prefix('e').unwrap_or(text).parse();
+        number.map(Self).map_err(|_| format!("{text:?} is no epoch: say a number, such as 7 or e7"))
+    }
+}
+
 number!(
     /// The number of one of a client's reply slots (L5).
     SlotId(u32), "slot "
@@ -229,6 +239,18 @@ impl FromStr for ResourceId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_epoch_is_read_as_it_is_shown_and_as_a_number() {
+        for epoch in [Epoch::NOBODY, Epoch(7), Epoch(u64::MAX)] {
+            assert_eq!(epoch.to_string().parse(), Ok(epoch));
+            assert_eq!(epoch.0.to_string().parse(), Ok(epoch));
+        }
+        for wrong in ["", "e", "-1", "7e", "ee7", "18446744073709551616"] {
+            let refused = wrong.parse::<Epoch>().expect_err(wrong);
+            assert!(refused.contains("such as 7 or e7"), "{refused}");
+        }
+    }
 
     #[test]
     fn a_resource_is_read_as_it_is_written() {

@@ -8,6 +8,7 @@ pub mod content;
 pub mod history;
 pub mod model;
 pub mod mounted;
+pub mod nonsense;
 pub mod process;
 pub mod programs;
 pub mod server;

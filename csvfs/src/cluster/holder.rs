@@ -5,7 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use lockd::client::{ClientError, HolderReply, HolderRequest};
+use lockd::client::{ClientError, HolderReply, HolderRequest, check_epoch};
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, VolumeId};
 use lockd::local::message::Recipient;
 use lockd::machine::{Cookie, MOVES_MAX, Refusal as LockdRefusal};
@@ -101,7 +101,10 @@ impl Holder {
             }
             HolderRequest::Release(resources) => self.inos(&resources).and_then(|inos| self.release(inos)),
             HolderRequest::Transfer { resources, to, with_locks } => {
-                self.transfer(&resources, &to, with_locks)
+                self.transfer(&resources, &to, with_locks, None)
+            }
+            HolderRequest::TransferIn { epoch, resources, to, with_locks } => {
+                self.transfer(&resources, &to, with_locks, Some(epoch))
             }
             HolderRequest::Take { cookie, resources, with_locks, .. } => {
                 self.take(cookie, resources, with_locks)
@@ -158,6 +161,7 @@ impl Holder {
         resources: &[ResourceId],
         to: &NodeName,
         with_locks: bool,
+        epoch: Option<Epoch>,
     ) -> Result<HolderReply, String> {
         let inos = self.inos(resources)?;
         let Some(first) = resources.first() else { return Err("no files are named".to_owned()) };
@@ -165,6 +169,8 @@ impl Holder {
             return Err(format!("{} files are too many for one set; there can be {MOVES_MAX}", inos.len()));
         }
         let (node, plane) = (self.node()?, self.plane()?);
+        // Looked at again when nothing can change any more.
+        inos.iter().try_for_each(|ino| check_epoch(ino, node.owned_in(*ino), epoch))?;
         if to == plane.client().node() {
             // They are here; from now on because somebody wants it.
             return self.acquire(inos, None);
@@ -182,7 +188,7 @@ impl Holder {
         let (cookie, from) = (plane.client().cookie(), plane.client().client());
         let request =
             HolderRequest::Take { cookie, from, resources: resources.to_vec(), with_locks }.encode()?;
-        node.offer(Offer { cookie, files: inos.clone(), to: session, with_locks });
+        node.offer(Offer { cookie, files: inos.clone(), to: session, with_locks, epoch });
         let recipient = Recipient::Node { node: to.clone(), resource: first.clone() };
         let answer = plane.client().forward_within(recipient, request, OFFER_STANDS);
         let answer = answer

@@ -396,6 +396,12 @@ impl Node {
         self.core.files.get(ino).is_some_and(|file| file.owned_in().is_some())
     }
 
+    /// The epoch in which this node owns a file; [`Epoch::NOBODY`] if it does not.
+    #[must_use]
+    pub fn owned_in(&self, ino: Ino) -> Epoch {
+        self.core.files.get(ino).and_then(|file| file.owned_in()).unwrap_or(Epoch::NOBODY)
+    }
+
     /// The node's clock, of which [`Given::stopped`] is.
     #[must_use]
     pub fn now_boot(&self) -> BootTime {

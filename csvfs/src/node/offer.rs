@@ -26,6 +26,17 @@ pub struct Offer {
     pub to: SessionId,
     /// This node's locks on the set go into escrow (L8).
     pub with_locks: bool,
+    /// It stands only while all of the set is owned in this epoch, or by nobody in [`Epoch::NOBODY`]; none: in any.
+    pub epoch: Option<Epoch>,
+}
+
+/// On which terms a set goes that was offered.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Terms {
+    /// Locks go along, under this cookie.
+    pub(super) escrow: Option<Cookie>,
+    /// See [`Offer::epoch`].
+    pub(super) epoch: Option<Epoch>,
 }
 
 /// What became of an offer that was taken up.
@@ -68,13 +79,13 @@ impl Offers {
         self.0.insert(offer.cookie, (offer, State::Open));
     }
 
-    /// `next` takes the set up: all of it, once. Whether locks go along.
+    /// `next` takes the set up: all of it, once.
     pub(super) fn take(
         &mut self,
         cookie: Cookie,
         next: &Next,
         files: &[(Ino, u64)],
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Terms, Refusal> {
         let off = || Refusal::Stale("the transfer has been called off".to_owned());
         let (offer, state) = self.0.get_mut(&cookie).ok_or_else(off)?;
         let all = files.len() == offer.files.len() && files.iter().all(|(ino, _)| offer.files.contains(ino));
@@ -82,7 +93,7 @@ impl Offers {
             return Err(off());
         }
         *state = State::Taken(None);
-        Ok(offer.with_locks)
+        Ok(Terms { escrow: offer.with_locks.then_some(cookie), epoch: offer.epoch })
     }
 
     /// Whether an offer has been taken up.

@@ -489,6 +489,7 @@ impl Core {
         }
         match self.opened(&file, asked, made.is_some(), mode).await {
             Ok(attr) => {
+                self.borrow_again(&file, &attr).await;
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it
                 // has done to its own pages; those of a truncation by opening it drops when told. In a cluster others
                 // may change it at any time: the kernel keeps pages only where this node sees them do so.

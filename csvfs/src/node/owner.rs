@@ -104,7 +104,10 @@ impl Core {
             let arrived: Vec<Arc<File>> =
                 passages.iter().map(|(file, _)| file).filter(here).map(Arc::clone).collect();
             if let Err(refusal) = self.take_up(&arrived).await {
-                self.drop_unclaimed(asked).await;
+                let untaken = self.unclaimed(asked).await;
+                // The coordinator asks for them, and whoever yields them takes their passages.
+                drop(passages);
+                self.return_untaken(untaken).await;
                 return Err(refusal);
             }
             wanted = passages
@@ -247,23 +250,54 @@ impl Core {
         Ok(())
     }
 
+    /// Which of these the authority has given to this client, and this node does not own.
+    async fn unclaimed(&self, mut inos: Vec<Ino>) -> Vec<(Ino, Epoch)> {
+        let (client, volume) = (self.client, self.volume);
+        inos.retain(|ino| self.files.get(*ino).is_none_or(|file| file.owned_in().is_none()));
+        if inos.is_empty() {
+            return Vec::new();
+        }
+        let look = move |authority: &dyn Authority| {
+            let resources: Vec<_> = inos.iter().map(|ino| ResourceId::File(volume, ino.0)).collect();
+            let holders = authority.holders(&resources).into_iter();
+            let of_client = inos.into_iter().zip(holders).filter_map(|(ino, holder)| {
+                Some((ino, holder.filter(|holder| holder.client == client)?.epoch))
+            });
+            Ok(of_client.collect())
+        };
+        self.with_authority(look).await.unwrap_or_default()
+    }
+
+    /// The coordinator names this node as the server of files that it could not take up: as long as it does, nobody can
+    /// use them. They go back to the coordinator's node.
+    async fn return_untaken(&self, untaken: Vec<(Ino, Epoch)>) {
+        let mut inos: Vec<Ino> = untaken.into_iter().map(|(ino, _)| ino).collect();
+        if inos.is_empty() {
+            return;
+        }
+        inos.sort_unstable();
+        if let Err(error) = self.release(inos.clone()).await {
+            tracing::warn!(%error, "files that were not taken up could not be given back");
+        }
+        // Where the coordinator does not name this node any more, nothing was asked of it.
+        let files: Vec<Arc<File>> = inos.iter().filter_map(|ino| self.files.get(*ino)).collect();
+        let mut passages = Vec::with_capacity(files.len());
+        for file in &files {
+            passages.push(file.passage.take().await);
+        }
+        self.drop_unclaimed(inos).await;
+    }
+
     /// A server that was lost may have given this client the ownership of files, of which the coordinator knows nothing:
     /// it would be in the way of whoever serves them now.
-    async fn drop_unclaimed(&self, inos: Vec<Ino>) {
+    pub(super) async fn drop_unclaimed(&self, inos: Vec<Ino>) {
         let client = self.client;
-        let resources: Vec<ResourceId> = inos
-            .iter()
-            .filter(|ino| self.files.get(**ino).is_none_or(|file| file.owned_in().is_none()))
-            .map(|ino| self.resource(*ino))
-            .collect();
-        let drop = move |authority: &dyn Authority| {
-            let holders = authority.holders(&resources);
-            let unclaimed = resources.into_iter().zip(holders).filter_map(|(resource, holder)| {
-                Some((resource, holder.filter(|holder| holder.client == client)?.epoch))
-            });
-            authority.release_all(unclaimed.collect(), client)
-        };
-        if let Err(error) = self.with_authority(drop).await {
+        let unclaimed = self.unclaimed(inos).await;
+        if unclaimed.is_empty() {
+            return;
+        }
+        let held = unclaimed.into_iter().map(|(ino, epoch)| (self.resource(ino), epoch)).collect();
+        if let Err(error) = self.with_authority(move |authority| authority.release_all(held, client)).await {
             tracing::warn!(%error, "ownerships that nobody uses could not be released");
         }
     }

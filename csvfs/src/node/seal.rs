@@ -96,6 +96,24 @@ impl Core {
         }
     }
 
+    /// The same of a file that was open here already, if only because it was closed a moment ago: it may have been sealed
+    /// since. Without the layout it is read through its server.
+    pub(super) async fn borrow_again(&self, file: &File, attr: &Attr) {
+        if !attr.sealed || attr.kind != Kind::File || !file.is_elsewhere() || file.lent.load(SeqCst) {
+            return;
+        }
+        let recalls = file.recalls.load(SeqCst);
+        match self.channel.call(Operation::Open { ino: file.ino, write: false }).await {
+            Ok(Answer::Opened { attr, slots, .. }) => {
+                // It may have come here meanwhile.
+                self.take_slots(file, &slots);
+                self.borrow(file, &attr, recalls);
+            }
+            Ok(Answer::Elsewhere(attr, _)) => self.borrow(file, &attr, recalls),
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     /// V8: the layout of a sealed file is called back.
     pub(super) async fn return_layout(&self, ino: Ino) {
         let Some(file) = self.files.get(ino) else { return };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use lockd::authority::Handover;
+use lockd::client::check_epoch;
 use lockd::clock::BootTime;
 use lockd::ids::{Epoch, ResourceId};
 use lockd::machine::Cookie;
@@ -13,7 +14,7 @@ use super::Core;
 use super::file::{File, Phase};
 use super::gate::Stop;
 use super::journeys::Begun;
-use super::offer::Given;
+use super::offer::{Given, Terms};
 use super::resize::Still;
 use super::task::promise;
 use crate::proto::{CallAnswer, FileSlots, Next, Operation, Owned};
@@ -39,6 +40,13 @@ struct Leaving {
     ino: Ino,
     tenure: u64,
     file: Option<Arc<File>>,
+}
+
+impl Leaving {
+    /// The epoch in which this client owns it.
+    fn epoch(&self) -> Epoch {
+        self.file.as_ref().and_then(|file| file.owned_in()).unwrap_or(Epoch::NOBODY)
+    }
 }
 
 /// The set has gone.
@@ -74,9 +82,9 @@ impl Core {
     /// Who offered the set learns what became of it.
     async fn give_up_offered(self: &Arc<Self>, demand: Demand) -> Result<Gone, Refusal> {
         let offered = demand.next.and_then(|next| Some((next, next.offer?)));
-        let Some((next, cookie)) = offered else { return self.give_up_held(demand, None).await };
-        let with_locks = self.offers.lock().take(cookie, &next, &demand.files)?;
-        let result = self.give_up_held(demand, with_locks.then_some(cookie)).await;
+        let Some((next, cookie)) = offered else { return self.give_up_held(demand, Terms::default()).await };
+        let terms = self.offers.lock().take(cookie, &next, &demand.files)?;
+        let result = self.give_up_held(demand, terms).await;
         let outcome = match &result {
             Ok(gone) => Ok(Given {
                 epoch: gone.epoch.unwrap_or(Epoch::NOBODY),
@@ -93,18 +101,14 @@ impl Core {
     }
 
     /// Holds what is open of the set meanwhile.
-    async fn give_up_held(
-        self: &Arc<Self>,
-        mut demand: Demand,
-        escrow: Option<Cookie>,
-    ) -> Result<Gone, Refusal> {
+    async fn give_up_held(self: &Arc<Self>, mut demand: Demand, terms: Terms) -> Result<Gone, Refusal> {
         // In the order of their numbers, like everybody who takes several turns.
         demand.files.sort_unstable();
         let mut set = Vec::with_capacity(demand.files.len());
         for (ino, tenure) in &demand.files {
             set.push(Leaving { ino: *ino, tenure: *tenure, file: self.join(*ino).await });
         }
-        let result = self.hand_over(&set, &demand, escrow).await;
+        let result = self.hand_over(&set, &demand, terms).await;
         for file in set.iter().filter_map(|leaving| leaving.file.as_ref()) {
             self.let_go(file);
         }
@@ -145,7 +149,7 @@ impl Core {
         self: &Arc<Self>,
         set: &[Leaving],
         demand: &Demand,
-        escrow: Option<Cookie>,
+        terms: Terms,
     ) -> Result<Gone, Refusal> {
         let next = demand.next;
         let files: Vec<Arc<File>> = set.iter().filter_map(|leaving| leaving.file.clone()).collect();
@@ -155,6 +159,10 @@ impl Core {
         // Its own acquisition has them.
         for file in files.iter().filter(|_| !own_wish) {
             passages.push(file.passage.take().await);
+        }
+        // L6: what has its passage taken changes owners no more, and the authority is named the same epoch.
+        for leaving in set {
+            check_epoch(leaving.ino, leaving.epoch(), terms.epoch).map_err(Refusal::Stale)?;
         }
         let mut leavings = Vec::new();
         for file in &files {
@@ -196,7 +204,7 @@ impl Core {
         self.put_back(fresh, false).await;
         let in_place = own_wish || (next.is_none() && self.is_home());
         let slots = if in_place { Vec::new() } else { self.hand_slots(demand.journey, &files).await? };
-        let epoch = self.give(set, next, escrow).await?;
+        let epoch = self.give(set, next, terms.escrow).await?;
         for file in &files {
             if in_place {
                 let owned =
@@ -271,10 +279,7 @@ impl Core {
         escrow: Option<Cookie>,
     ) -> Result<Option<Epoch>, Refusal> {
         let (volume, client) = (self.volume, self.client);
-        let holding = |Leaving { ino, file, .. }: &Leaving| {
-            let epoch = file.as_ref().and_then(|file| file.owned_in());
-            (ResourceId::File(volume, ino.0), epoch.unwrap_or(Epoch::NOBODY))
-        };
+        let holding = |leaving: &Leaving| (ResourceId::File(volume, leaving.ino.0), leaving.epoch());
         let holdings: Vec<(ResourceId, Epoch)> = set.iter().map(holding).collect();
         match next {
             Some(Next { session, client: to, pinned, .. }) => {
@@ -282,6 +287,10 @@ impl Core {
                 self.with_authority(move |authority| authority.transfer(&handover)).await.map(Some)
             }
             None => {
+                // What this node has acquired and could not take up is nobody's before the coordinator's node serves it.
+                let is_untaken = |file: &Arc<File>| file.is_elsewhere();
+                let untaken = set.iter().filter(|leaving| leaving.file.as_ref().is_some_and(is_untaken));
+                self.drop_unclaimed(untaken.map(|leaving| leaving.ino).collect()).await;
                 let held = holdings.into_iter().filter(|(_, epoch)| *epoch != Epoch::NOBODY).collect();
                 self.with_authority(move |authority| authority.release_all(held, client)).await?;
                 Ok(None)

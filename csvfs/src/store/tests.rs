@@ -31,6 +31,11 @@ fn records_are_these_bytes() {
              070000000000000009000000000000000000000000000000"
         )
     );
+    // A seal that a later program does not see is no seal.
+    inode.set(record::SEALED, true);
+    assert_eq!(hex(&inode.as_bytes()[20..24]), "14000000", "sealed, with extended attributes");
+    inode.set(record::SEALED, false);
+    assert_eq!(hex(&inode.as_bytes()[20..24]), "04000000");
     assert_eq!(hex(&EntryRecord::value(Ino(258), Kind::File, b"ab")), "0201000000000000016162");
     let extent =
         Extent { file: FileBlock(1), lun: LunBlock(2), len: 3, state: ExtentState::Written, shared: true };

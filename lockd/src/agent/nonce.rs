@@ -45,6 +45,10 @@ impl NonceFile {
         std::fs::write(&new, format!("{digits} {crc:08x}\n"))?;
         std::fs::File::open(&new)?.sync_all()?;
         std::fs::rename(&new, &self.path)?;
+        // The name as well: a disk that fails later must not take it back, for the node's mounts live on.
+        if let Some(folder) = self.path.parent() {
+            std::fs::File::open(folder)?.sync_all()?;
+        }
         Ok(nonce)
     }
 

@@ -13,8 +13,8 @@ use tokio::sync::Mutex;
 use super::core::Core;
 use super::forward;
 use super::nonce::client_nonce;
-use crate::client::{HolderReply, HolderRequest};
-use crate::ids::{ClientId, NodeName, ResourceId, Sequence, SessionId, SlotId};
+use crate::client::{HolderReply, HolderRequest, check_epoch};
+use crate::ids::{ClientId, Epoch, NodeName, ResourceId, Sequence, SessionId, SlotId};
 use crate::local::process::Incarnation;
 use crate::machine::{Answer, ClientKind, Command, Cookie, HoldMode, Move, Operation, Query, Refusal, Reply};
 
@@ -76,10 +76,14 @@ impl Steward {
         let done = match request {
             HolderRequest::Acquire(resources) => self.acquire(core, &resources).await,
             HolderRequest::Release(resources) => self.release(core, &resources).await,
-            HolderRequest::Transfer { with_locks: true, .. } => {
+            HolderRequest::Transfer { with_locks: true, .. }
+            | HolderRequest::TransferIn { with_locks: true, .. } => {
                 Err("nobody has locks there: no program holds these".to_owned())
             }
-            HolderRequest::Transfer { resources, to, .. } => self.transfer(core, &resources, &to).await,
+            HolderRequest::Transfer { resources, to, .. } => self.transfer(core, &resources, &to, None).await,
+            HolderRequest::TransferIn { epoch, resources, to, .. } => {
+                self.transfer(core, &resources, &to, Some(epoch)).await
+            }
             HolderRequest::Take { .. } | HolderRequest::Adopt { .. } | HolderRequest::DropLocks { .. } => {
                 Err("this volume is not mounted on that node".to_owned())
             }
@@ -117,12 +121,15 @@ impl Steward {
         core: &Arc<Core>,
         resources: &[ResourceId],
         to: &NodeName,
+        expected: Option<Epoch>,
     ) -> Result<HolderReply, String> {
         let Some(first) = resources.first() else { return Err("nothing is named".to_owned()) };
         let mut targets: BTreeMap<ClientKind, ClientId> = BTreeMap::new();
         let mut moves = Vec::with_capacity(resources.len());
         let held = all_holdings(core, resources).await?;
         for (resource, (epoch, from)) in resources.iter().zip(held) {
+            // What is held now is named to the state machine, which refuses whatever comes in between (L6).
+            check_epoch(resource, epoch, expected)?;
             let kind = kind_for(resource);
             let target = match targets.get(&kind) {
                 Some(target) => *target,
@@ -149,7 +156,7 @@ impl Steward {
 }
 
 /// Who holds `resource`, and in which epoch.
-async fn holding(core: &Core, resource: &ResourceId) -> Result<(crate::ids::Epoch, ClientId), String> {
+async fn holding(core: &Core, resource: &ResourceId) -> Result<(Epoch, ClientId), String> {
     match core.route.query(Query::Resource(resource.clone()), Some(PATIENCE)).await {
         Ok(Answer::Resource(info)) => {
             let holder = info.holders.first().ok_or_else(|| format!("nobody holds {resource}"))?;
@@ -161,10 +168,7 @@ async fn holding(core: &Core, resource: &ResourceId) -> Result<(crate::ids::Epoc
 }
 
 /// The same for many: by the list of what is held, once they are more than a few.
-async fn all_holdings(
-    core: &Core,
-    resources: &[ResourceId],
-) -> Result<Vec<(crate::ids::Epoch, ClientId)>, String> {
+async fn all_holdings(core: &Core, resources: &[ResourceId]) -> Result<Vec<(Epoch, ClientId)>, String> {
     let mut found = Vec::with_capacity(resources.len());
     if resources.len() <= 16 {
         for resource in resources {

@@ -1,5 +1,7 @@
 //! What `lockctl` asks of the program that holds a file, or is to hold it: lockd carries it without looking.
 
+use std::fmt;
+
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
 
@@ -54,6 +56,17 @@ pub enum HolderRequest {
     },
     /// Tell how you are ([`HolderReply::Document`]).
     Status,
+    /// As `Transfer`, if all of the set is held in this epoch (0: by nobody), and else nothing: for who has looked before.
+    TransferIn {
+        /// The epoch that is expected (L6).
+        epoch: Epoch,
+        /// As in `Transfer`.
+        resources: Vec<ResourceId>,
+        /// As in `Transfer`.
+        to: NodeName,
+        /// As in `Transfer`.
+        with_locks: bool,
+    },
 }
 
 /// The answer to a [`HolderRequest`].
@@ -74,6 +87,25 @@ pub enum HolderReply {
     Refused(String),
     /// How the program is: a JSON document.
     Document(String),
+}
+
+/// Whether a holding is in the epoch that is expected, if one is (L6).
+///
+/// # Errors
+/// It is not: in which it is.
+pub fn check_epoch(what: impl fmt::Display, held: Epoch, expected: Option<Epoch>) -> Result<(), String> {
+    let words = |epoch: Epoch| match epoch {
+        Epoch::NOBODY => "by nobody".to_owned(),
+        epoch => format!("in epoch {epoch}"),
+    };
+    match expected {
+        Some(expected) if expected != held => Err(format!(
+            "nothing was handed over: {what} is held {}, not {}; `lockctl show` tells how it is now",
+            words(held),
+            words(expected)
+        )),
+        _ => Ok(()),
+    }
 }
 
 macro_rules! bytes {
@@ -127,6 +159,10 @@ mod tests {
         let reply = HolderReply::Done { epoch: Some(Epoch(7)), pause_ns: 1_000, cookie: None };
         assert_eq!(HolderReply::decode(&reply.encode().expect("short")), Ok(reply));
         assert_eq!(HolderRequest::Status.encode().as_deref(), Ok(&b"\x01\x06"[..]));
+        let (resources, to) = (vec![ResourceId::Vm("web".to_owned())], "n2".parse().expect("a name"));
+        let request = HolderRequest::TransferIn { epoch: Epoch(9), resources, to, with_locks: false };
+        assert_eq!(request.encode().as_deref(), Ok(&b"\x01\x07\x09\x01\x02\x03web\x02n2\x00"[..]));
+        assert_eq!(HolderRequest::decode(&request.encode().expect("short")), Ok(request));
         let document = HolderReply::Document("{}".to_owned());
         assert_eq!(document.encode().as_deref(), Ok(&b"\x01\x03\x02{}"[..]));
     }

@@ -7,58 +7,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::mounted::fsck_clean;
+use lab::nonsense::{for_target, memory};
 use lab::server::{Kind, Server};
 use lab::site::{SIZE, format_quick};
 use lab::{Site, content};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 /// The most memory in bytes that a process may have taken in the end.
 const MEMORY_MAX: u64 = 256 << 20;
 
-/// What the process has occupied at most, in bytes.
-fn memory(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
-    Ok(kib << 10)
-}
-
-/// Things that a server may be sent.
-fn nonsense(random: &mut SmallRng) -> Vec<Vec<u8>> {
-    let mut sent: Vec<Vec<u8>> = Vec::new();
-    for len in [1, 4, 17, 28, 128, 4096, 100_000] {
-        let mut bytes = vec![0; len];
-        random.fill(&mut bytes[..]);
-        sent.push(bytes);
-    }
-    // A client's flags, then options of the NBD protocol: of random kinds, with lengths from nothing to all there is.
-    for len in [0, 1, 4096, 65_536, 0x7fff_ffff_u32, u32::MAX] {
-        for option in [1, 3, 5, 6, 7, 8, 10, random.random(), 0x4353_5601] {
-            let mut bytes = vec![0, 0, 0, random.random_range(0..4)];
-            bytes.extend_from_slice(b"IHAVEOPT");
-            bytes.extend_from_slice(&u32::to_be_bytes(option));
-            bytes.extend_from_slice(&len.to_be_bytes());
-            let mut body = vec![0; (len as usize).min(100)];
-            random.fill(&mut body[..]);
-            bytes.extend_from_slice(&body);
-            sent.push(bytes);
-        }
-    }
-    // Half a line and much too long a line, for sockets that read lines.
-    sent.push(b"{\"op\":".to_vec());
-    sent.push(vec![b'x'; 3 << 20]);
-    sent.push([b"[".repeat(100_000), b"\n".to_vec()].concat());
-    sent.push(b"{\"op\":\"fence\",\"client\":-1}\n{\"op\":null}\n\n\n\0\n".to_vec());
-    sent
-}
-
 /// Sends each piece of nonsense by a connection of its own; half of them stay open for a while without a word.
 fn throw(socket: &Path, seed: u64) -> Result<()> {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut open = Vec::new();
-    for (i, bytes) in nonsense(&mut random).into_iter().enumerate() {
+    for (i, bytes) in for_target(&mut random).into_iter().enumerate() {
         let mut stream = UnixStream::connect(socket).context("the server still listens")?;
         stream.set_write_timeout(Some(Duration::from_secs(2)))?;
         stream.set_read_timeout(Some(Duration::from_millis(5)))?;

@@ -231,6 +231,87 @@ fn what_cannot_be_handed_over_is_refused_with_the_reason() -> Result<()> {
     })
 }
 
+#[test]
+fn a_transfer_for_an_epoch_that_is_over_is_refused_and_nothing_moves() -> Result<()> {
+    with_three_mounts(|cluster| {
+        let set = Set::new(cluster, 3, 4096)?;
+        let paths: Vec<PathBuf> = (0..3).map(|number| set.path(1, number)).collect();
+        let paths: Vec<&str> = paths.iter().map(|path| text(path)).collect::<Result<_>>()?;
+        let transfer = |files: &[&str], to: &str, epoch: &str| {
+            lockctl(cluster, "n1", &[&["transfer"], files, &["--to", to, "--epoch", epoch]].concat())
+        };
+        let refused = |files: &[&str], to: &str, epoch: &str, says: &str| -> Result<()> {
+            let output = transfer(files, to, epoch)?;
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_clear =
+                error.starts_with("lockctl: nothing was handed over: ") && error.lines().count() == 1;
+            ensure!(output.status.code() == Some(1) && is_clear && error.contains(says), "{epoch}: {error}");
+            Ok(())
+        };
+        let first = set.lockctl(1, &["acquire", "--node", "n2"])?[0]["epoch"].as_u64().context("an epoch")?;
+        let (second, _) = set.transfer(1, 3)?;
+        let (now, _) = set.transfer(1, 2)?;
+        for old in [first, second, now + 1, 0] {
+            // To where it is, too: whoever asks has not seen how it came there.
+            for to in ["n3", "n1", "n2"] {
+                refused(&paths, to, &old.to_string(), &format!("is held in epoch e{now}, not"))?;
+            }
+            set.ensure_at(2, now)?;
+        }
+        // One of the set has been elsewhere meanwhile.
+        lockctl_done(cluster, "n1", &["release", paths[1]])?;
+        refused(&paths, "n3", &now.to_string(), &format!("is held by nobody, not in epoch e{now}"))?;
+        lockctl_done(cluster, "n1", &["acquire", paths[1], "--node", "n2"])?;
+        let shown: Value =
+            serde_json::from_str(&lockctl_done(cluster, "n1", &["--json", "show", paths[1]])?)?;
+        let later = shown["holders"][0]["epoch"].as_u64().context("an epoch")?;
+        ensure!(later > now, "{later} after {now}");
+        refused(&paths, "n3", &now.to_string(), &format!("is held in epoch e{later}, not in epoch e{now}"))?;
+        let apart = Set { cluster, names: vec!["set0".to_owned(), "set2".to_owned()] };
+        apart.ensure_at(2, now)?;
+        // As `ls` shows it.
+        let done = transfer(&[paths[0], paths[2]], "n3", &format!("e{now}"))?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+
+        // Of two who have seen the same, one is served.
+        let racers = std::thread::scope(|scope| {
+            let racers = ["n1", "n3"].map(|to| {
+                let (transfer, file) = (&transfer, paths[1]);
+                scope.spawn(move || transfer(&[file], to, &later.to_string()))
+            });
+            racers.map(|racer| racer.join().expect("no panic"))
+        });
+        let mut won = 0_u8;
+        for racer in racers {
+            won += u8::from(racer?.status.success());
+        }
+        ensure!(won == 1, "{won} of two transfers of one epoch were done");
+
+        // What nobody holds has epoch 0.
+        lockctl_done(cluster, "n1", &[&["release"], &paths[..]].concat())?;
+        refused(&paths, "n3", &later.to_string(), &format!("is held by nobody, not in epoch e{later}"))?;
+        let done = transfer(&paths, "n3", "0")?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        refused(&paths, "n2", "0", ", not by nobody")?;
+
+        // What no program holds, by lockd itself.
+        lockctl_done(cluster, "n1", &["acquire", "vm/web", "--node", "n1"])?;
+        let shown: Value =
+            serde_json::from_str(&lockctl_done(cluster, "n1", &["--json", "show", "vm/web"])?)?;
+        let epoch = shown["holders"][0]["epoch"].as_u64().context("an epoch")?;
+        refused(
+            &["vm/web"],
+            "n2",
+            &(epoch - 1).to_string(),
+            &format!("vm/web is held in epoch e{epoch}, not"),
+        )?;
+        let done = transfer(&["vm/web"], "n2", &epoch.to_string())?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        ensure!(transfer(&["vm/web"], "n2", "soon")?.status.code() == Some(2), "it is no epoch");
+        Ok(())
+    })
+}
+
 /// Figures, not a test: `cargo nextest run --release -p tests --run-ignored only figures_of_transfers --no-capture`.
 #[test]
 #[ignore = "prints figures; takes a minute"]

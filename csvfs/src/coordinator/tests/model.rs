@@ -358,6 +358,8 @@ impl Model {
             self.volume.done(close(Ino(ino)));
             if gone {
                 self.nodes.remove(&ino);
+                // Until the reclaimer has come by, its blocks are in use: they may be shared with others.
+                self.volume.coordinator.reclaim().unwrap();
             }
         }
     }

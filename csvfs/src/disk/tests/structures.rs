@@ -96,6 +96,7 @@ fn golden_bytes() {
     assert_eq!(dump(&label().encode()), LABEL);
     assert_eq!(dump(&superblock().encode(VOLUME)), SUPERBLOCK);
     assert_eq!(dump(&claim().encode(VOLUME)), CLAIM);
+    assert_eq!(dump(&member().encode(VOLUME)), MEMBER);
     let bytes = map().encode(VOLUME);
     assert_eq!(bytes.len(), 8192);
     assert_eq!(dump(&bytes), MAP);
@@ -128,6 +129,16 @@ const CLAIM: &str = "\
 0040 06000000000000000700000000000000
 0050 10270000000000006e31000000000000
 ";
+const MEMBER: &str = "\
+0000 4353564653434c4d33c8cf4401000000
+0010 30313233343536373839616263646566
+0020 77000000000000002211000000000000
+0030 03000000000000000201000067120000
+0040 06000000000000000700000000000000
+0050 10270000000000006e31000000000000
+0090 00000000000000006162636465666768
+00a0 696a6b6c6d6e6f706c61620000000000
+";
 const MAP: &str = "\
 0000 43535646534d415010fb129d01000000
 0010 30313233343536373839616263646566
@@ -156,7 +167,9 @@ fn what_was_written_is_read() {
 
 #[test]
 fn what_matters_lies_in_one_sector() {
-    for bytes in [label().encode(), superblock().encode(VOLUME), claim().encode(VOLUME)] {
+    for bytes in
+        [label().encode(), superblock().encode(VOLUME), claim().encode(VOLUME), member().encode(VOLUME)]
+    {
         assert!(bytes[512..].iter().all(|byte| *byte == 0));
     }
 }

@@ -23,8 +23,9 @@ pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
         Command::Show { path } => show_one(common, &path),
         Command::Acquire { paths } => holdings::acquire(common, &paths),
         Command::Release { paths } => holdings::release(common, &paths),
-        Command::Transfer { paths, to, with_locks } => {
-            holdings::transfer(common, names::resources(&paths, common.patience())?, &to, with_locks)
+        Command::Transfer { paths, to, with_locks, epoch } => {
+            let resources = names::resources(&paths, common.patience())?;
+            holdings::transfer(common, resources, &to, with_locks, epoch)
         }
         Command::Adopt { cookie, owner, drop } => holdings::adopt(common, cookie, owner, drop),
         Command::Coordinator { volume, to } => coordinator(common, &volume, &to),
@@ -115,7 +116,7 @@ fn coordinator(common: &Common, volume: &str, to: &NodeName) -> anyhow::Result<(
     };
     let found = volumes.into_iter().find(|info| info.name == volume);
     let found = found.with_context(|| format!("no volume {volume} is registered; mount it first"))?;
-    holdings::transfer(common, vec![ResourceId::Coordinator(found.volume)], to, false)
+    holdings::transfer(common, vec![ResourceId::Coordinator(found.volume)], to, false, None)
 }
 
 fn voters(common: &Common, change: Option<Voters>) -> anyhow::Result<()> {

@@ -169,11 +169,17 @@ pub(crate) fn transfer(
     resources: Vec<ResourceId>,
     to: &NodeName,
     with_locks: bool,
+    expected: Option<Epoch>,
 ) -> anyhow::Result<()> {
     let connection = common.connect()?;
     let source = source(&connection, &resources)?;
     let count = resources.len();
-    let request = HolderRequest::Transfer { resources, to: to.clone(), with_locks };
+    let to_node = to.clone();
+    let request = match expected {
+        None => HolderRequest::Transfer { resources, to: to_node, with_locks },
+        // Who holds them compares: what is looked up here may have changed when it is asked.
+        Some(epoch) => HolderRequest::TransferIn { epoch, resources, to: to_node, with_locks },
+    };
     let Done { epoch, pause, cookie } = done(connection.ask_holder(source, &request)?)?;
     let cookie = cookie.map(|cookie| cookie.to_string());
     let pause_s = pause.as_secs_f64();

@@ -10,7 +10,7 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ::lockd::ids::NodeName;
+use ::lockd::ids::{Epoch, NodeName};
 use ::lockd::local::run_dir::RUN_DIR;
 use ::lockd::machine::Cookie;
 use clap::{Parser, Subcommand};
@@ -94,6 +94,9 @@ enum Command {
         /// under a cookie that is printed.
         #[arg(long)]
         with_locks: bool,
+        /// Only if all of them are held in this epoch, as `ls` and `show` tell it; 0: if nobody holds any of them.
+        #[arg(long, value_name = "EPOCH")]
+        epoch: Option<Epoch>,
     },
     /// Take over the locks that came to a node with files that were handed over, or drop them.
     Adopt {

@@ -11,7 +11,7 @@ use lab::Cluster;
 use lab::cluster::is_mounted;
 use lab::wait::until;
 
-use super::{LIMIT, done, lockctl_status, prepared, refused, running, wait_said, wait_well};
+use super::{LIMIT, done, let_lead, lockctl_status, prepared, refused, running, wait_said, wait_well};
 
 #[test]
 fn a_mount_without_lockd_says_so_waits_and_is_there_when_lockd_is() -> Result<()> {
@@ -104,29 +104,11 @@ fn a_lockd_that_is_killed_and_started_again_costs_its_mounts_nothing() -> Result
     })
 }
 
-/// Has lockd of n2 lead, or another one: who leads when the quorum goes is who must not count what it cannot hear (L1).
-fn let_n2(cluster: &Cluster, lead: bool) -> Result<()> {
-    for _ in 0..20 {
-        wait_well(cluster, "n1")?;
-        let leader = lockctl_status(cluster, "n1")?["leader"].as_str().context("nobody leads")?.to_owned();
-        if (leader == "n2") == lead {
-            return Ok(());
-        }
-        cluster.kill(&leader, "lockd")?;
-        let others = ["n1", "n2", "n3"].into_iter().find(|node| *node != leader).context("another node")?;
-        until("another one leads", LIMIT, || {
-            let now = lockctl_status(cluster, others).ok()?;
-            now["leader"].as_str().is_some_and(|now| now != leader).then_some(())
-        })?;
-        cluster.restart(&leader, "lockd")?;
-    }
-    anyhow::bail!("the lead did not come where it should")
-}
-
 fn without_a_quorum(n2_leads: bool) -> Result<()> {
     running(3, |cluster| {
         under_writers(cluster, |counts| {
-            let_n2(cluster, n2_leads)?;
+            // Who leads when the quorum goes is who must not count what it cannot hear (L1).
+            let_lead(cluster, "n2", n2_leads)?;
             goes_on("the writers write", &counts[1])?;
             cluster.kill("n1", "lockd")?;
             cluster.kill("n3", "lockd")?;

@@ -4,13 +4,17 @@ use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::Cluster;
 use lab::wait::until;
+use serde_json::Value;
 
-use super::{LIMIT, done, lockctl_status, log, prepared, refused, running, wait_node, wait_well};
+use super::{
+    LIMIT, done, let_lead, lockctl_status, log, output, prepared, refused, running, wait_node, wait_said,
+    wait_well,
+};
 
 /// A small file system of memory on a node's data folder; gone with the value.
 struct SmallDisk(PathBuf);
@@ -70,7 +74,6 @@ fn refused_until_mended(says: &str, broken: &str, mended: &str) -> Result<()> {
     })
 }
 
-/// A disk that gets full while a voter runs is tried closer to the code: a file of the log is made with all of its room.
 #[test]
 fn a_voter_with_a_full_disk_is_refused_with_the_path() -> Result<()> {
     refused_until_mended("No space left on device", "size=256k", "size=16m")
@@ -79,6 +82,197 @@ fn a_voter_with_a_full_disk_is_refused_with_the_path() -> Result<()> {
 #[test]
 fn a_voter_with_a_read_only_disk_is_refused_with_the_path() -> Result<()> {
     refused_until_mended("ead-only file system", "ro", "rw")
+}
+
+/// The disk of n3 while its voter runs.
+enum Disk {
+    /// Another program fills it.
+    Fills(SmallDisk),
+    /// Its file system finds an error and allows no more writes, also to files that are open.
+    TurnsReadOnly(SmallDisk),
+}
+
+impl Disk {
+    fn fail(&self) -> Result<()> {
+        match self {
+            Self::Fills(disk) => {
+                let mut file = fs::File::create(disk.0.join("core"))?;
+                let full = loop {
+                    if let Err(error) = file.write_all(&[1; 4096]) {
+                        break error;
+                    }
+                };
+                ensure!(full.raw_os_error() == Some(libc::ENOSPC), "{full}");
+                Ok(())
+            }
+            Self::TurnsReadOnly(disk) => disk.remount("abort"),
+        }
+    }
+
+    /// As the person does who is told to.
+    fn mend(&self, image: &Path) -> Result<()> {
+        match self {
+            Self::Fills(disk) => Ok(fs::remove_file(disk.0.join("core"))?),
+            Self::TurnsReadOnly(disk) => {
+                run("umount", &[&disk.0])?;
+                run("fsck.ext4", &[Path::new("-p"), image]).or_else(|_| {
+                    // It tells by its code that it has repaired something.
+                    run("fsck.ext4", &[Path::new("-p"), image])
+                })?;
+                run("mount", &[Path::new("-o"), Path::new("loop,errors=remount-ro"), image, &disk.0])
+            }
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&Path]) -> Result<()> {
+    let output = Command::new(program).args(arguments).output()?;
+    ensure!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Holdings that stay as they are.
+const KEPT: usize = 5;
+
+/// What is held, by whom, in which epoch.
+fn held(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
+    let all: Vec<Value> = serde_json::from_str(&done(cluster, node, &["lockctl", "ls", "--json"])?)?;
+    let line = |held: &Value| {
+        let holder = &held["holders"][0];
+        format!("{} {} {}", held["resource"], holder["node"], holder["epoch"])
+    };
+    Ok(all.iter().map(line).collect())
+}
+
+/// As soon as there is a majority again.
+fn acquire_at_last(cluster: &Cluster, resource: &str, node: &str) -> Result<()> {
+    let words = ["lockctl", "acquire", resource, "--node", node];
+    until(&format!("{resource} is acquired"), LIMIT, || done(cluster, node, &words).ok()).map(drop)
+}
+
+/// The disk of a voter fails while it runs: it says so and steps aside, counts for nothing, and the others go on, as do the
+/// mounts of its node. When the disk is well and lockd has been started again it counts.
+fn fails_while_it_runs(
+    says: &str,
+    leads: bool,
+    disk: impl FnOnce(&Path, &Path) -> Result<Disk>,
+) -> Result<()> {
+    prepared(3, |cluster| {
+        let image = cluster.folder().join("disk.img");
+        let disk = disk(&cluster.node(3).data_folder(), &image)?;
+        cluster.start_lockd()?;
+        cluster.format()?;
+        for number in [1, 3] {
+            cluster.mount(number)?;
+        }
+        let_lead(cluster, "n3", leads)?;
+        churn(cluster, "n1", 2)?;
+        // A set of so many that a few transfers fill a file of the log.
+        let names: Vec<String> = (0..800).map(|number| format!("vm/{number:0>120}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let acquire = [&["lockctl", "--timeout", "60", "acquire", "--node", "n1"], &names[..]].concat();
+        done(cluster, "n1", &acquire)?;
+        // What lockd of n1 holds for a person is there as long as that lockd.
+        for number in 0..KEPT {
+            done(cluster, "n1", &["lockctl", "acquire", &format!("vm/kept{number}"), "--node", "n1"])?;
+        }
+
+        disk.fail()?;
+        let mut last = Instant::now();
+        let mut turn = 0;
+        let stopped = until("n3 says that it has stopped", LIMIT, || {
+            let to = if turn % 2 == 0 { "n2" } else { "n1" };
+            turn += 1;
+            let transfer = [&["lockctl", "transfer", "--to", to], &names[..]].concat();
+            // Where its leader goes, one may not know what became of it.
+            let _ = output(cluster, "n1", transfer[0], &transfer[1..]);
+            last = Instant::now();
+            let status = lockctl_status(cluster, "n1").ok()?;
+            let node = status["nodes"].as_array()?.iter().find(|node| node["node"] == "n3")?.clone();
+            (node["voter"]["role"] == "stopped").then_some(node)
+        })?;
+        let trouble = stopped["voter"]["trouble"].as_str().context("it says why")?;
+        for part in ["/n3/data", says, "restart lockd"] {
+            ensure!(trouble.contains(part), "{trouble} does not say {part:?}");
+        }
+        ensure!(stopped["reachable"] == true, "{stopped}");
+        wait_said(cluster, "n3", "lockd", "this voter steps aside")?;
+        for node in ["n1", "n3"] {
+            let shown = output(cluster, node, "lockctl", &["status"])?;
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            ensure!(shown.contains("stopped") && shown.contains(trouble), "{shown}");
+        }
+
+        // The others are a majority; the session of its node goes on by them: its lease is renewed, its mount is there.
+        until("the others lead", LIMIT, || {
+            let status = lockctl_status(cluster, "n1").ok()?;
+            (status["quorum"] == true && status["leader"] != "n3").then_some(())
+        })?;
+        churn(cluster, "n1", 2)?;
+        churn(cluster, "n3", 2)?;
+        wait_node(cluster, "the lease of n3 is renewed", "n1", "n3", |node| {
+            let left = node["lease_left_s"].as_f64().unwrap_or_default();
+            left + last.elapsed().as_secs_f64() > 8.5
+        })?;
+        fs::write(cluster.path(3, "file"), b"by n3")?;
+        ensure!(fs::read(cluster.path(1, "file"))? == b"by n3");
+
+        // It acknowledges nothing: with one of the two others gone there is no majority.
+        cluster.kill("n2", "lockd")?;
+        refused(cluster, "n1", &["lockctl", "acquire", "vm/web", "--timeout", "1"], 1, &[])?;
+        for node in ["n1", "n3"] {
+            refused(cluster, node, &["lockctl", "ls", "--timeout", "2"], 1, &["no quorum"])?;
+        }
+        cluster.restart("n2", "lockd")?;
+        acquire_at_last(cluster, "vm/web", "n1")?;
+        let mut before = held(cluster, "n1")?;
+        before.retain(|line| line.contains("\"n1\"") && !line.contains("vm/0"));
+
+        cluster.stop("n3", "lockd")?;
+        disk.mend(&image)?;
+        cluster.restart("n3", "lockd").with_context(|| log(cluster, "n3", "lockd"))?;
+        wait_well(cluster, "n1")?;
+        wait_node(cluster, "n3 has caught up", "n1", "n3", |node| {
+            node["voter"]["applied"].as_u64() >= node["voter"]["last_log"].as_u64()
+                && node["voter"]["trouble"].is_null()
+        })?;
+        // From now on it counts, and knows all.
+        cluster.kill("n2", "lockd")?;
+        acquire_at_last(cluster, "vm/other", "n3")?;
+        let after = held(cluster, "n3")?;
+        ensure!(before.iter().filter(|line| line.contains("vm/kept")).count() == KEPT, "{before:?}");
+        ensure!(before.iter().all(|line| after.contains(line)), "{before:?} -> {after:?}");
+        fs::write(cluster.path(3, "file"), b"again")?;
+        ensure!(fs::read(cluster.path(1, "file"))? == b"again");
+        cluster.stop("n3", "csvfs")?;
+        cluster.kill("n3", "lockd")
+    })
+}
+
+fn tmpfs(folder: &Path, _image: &Path) -> Result<Disk> {
+    Ok(Disk::Fills(SmallDisk::on(folder)?))
+}
+
+fn ext4(folder: &Path, image: &Path) -> Result<Disk> {
+    fs::File::create(image)?.set_len(64 << 20)?;
+    run("mkfs.ext4", &[Path::new("-q"), image])?;
+    run("mount", &[Path::new("-o"), Path::new("loop,errors=remount-ro"), image, folder])?;
+    Ok(Disk::TurnsReadOnly(SmallDisk(folder.to_owned())))
+}
+
+#[test]
+fn a_voter_whose_disk_fills_steps_aside_and_the_others_go_on() -> Result<()> {
+    fails_while_it_runs("No space left on device", false, tmpfs)
+}
+
+#[test]
+fn a_leader_whose_disk_fills_steps_aside_and_another_leads() -> Result<()> {
+    fails_while_it_runs("No space left on device", true, tmpfs)
+}
+
+#[test]
+fn a_voter_whose_disk_turns_read_only_steps_aside_and_the_others_go_on() -> Result<()> {
+    fails_while_it_runs("ead-only file system", false, ext4)
 }
 
 /// Where the next record of a segment goes: behind the last one. A record has a header of 32 bytes, which begins with a

@@ -24,7 +24,7 @@ mod strangers;
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::cluster::Plan;
 use lab::wait::until;
 use lab::{Cluster, programs};
@@ -106,6 +106,25 @@ fn wait_well(cluster: &Cluster, asked: &str) -> Result<()> {
         })?;
     }
     until("a quorum", LIMIT, || (lockctl_status(cluster, asked).ok()?["quorum"] == true).then_some(()))
+}
+
+/// Has lockd of `node` lead, or another one.
+fn let_lead(cluster: &Cluster, node: &str, lead: bool) -> Result<()> {
+    for _ in 0..20 {
+        wait_well(cluster, "n1")?;
+        let leader = lockctl_status(cluster, "n1")?["leader"].as_str().context("nobody leads")?.to_owned();
+        if (leader == node) == lead {
+            return Ok(());
+        }
+        cluster.kill(&leader, "lockd")?;
+        let other = ["n1", "n2", "n3"].into_iter().find(|node| *node != leader).context("another node")?;
+        until("another one leads", LIMIT, || {
+            let now = lockctl_status(cluster, other).ok()?;
+            now["leader"].as_str().is_some_and(|now| now != leader).then_some(())
+        })?;
+        cluster.restart(&leader, "lockd")?;
+    }
+    anyhow::bail!("the lead did not come where it should")
 }
 
 /// What a node's daemon has said so far.

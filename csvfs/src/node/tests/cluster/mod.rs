@@ -2,6 +2,7 @@
 
 mod caches;
 mod files;
+mod lost_answers;
 mod network;
 mod pages;
 mod realm;
@@ -9,3 +10,4 @@ mod sealed;
 mod sets;
 mod simulation;
 mod stage;
+mod take_up;

@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_millis(8);
 
 type Act = Box<dyn FnOnce() + Send>;
 
+/// Makes another answer of one.
+pub type Alter = Arc<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>;
+
 #[derive(Default)]
 struct Timeline {
     acts: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -36,6 +39,10 @@ pub struct Network {
     services: Mutex<HashMap<ClientId, Arc<dyn Service>>>,
     /// Clients that no frame reaches.
     cut: Mutex<HashSet<ClientId>>,
+    /// Clients whose answers are lost, though they hear all and may ask: how many have been.
+    mute: Mutex<HashMap<ClientId, u64>>,
+    /// What becomes of the answers that clients are given.
+    altered: Mutex<HashMap<ClientId, Alter>>,
 }
 
 impl std::fmt::Debug for Network {
@@ -53,6 +60,8 @@ impl Network {
             changed: Condvar::new(),
             services: Mutex::default(),
             cut: Mutex::default(),
+            mute: Mutex::default(),
+            altered: Mutex::default(),
         });
         // Two threads, so that what one frame sets off does not hold up the next.
         for _ in 0..2 {
@@ -78,6 +87,35 @@ impl Network {
 
     pub fn heal(&self, client: ClientId) {
         self.cut.lock().remove(&client);
+    }
+
+    /// Whatever `client` answers is lost from now on.
+    pub fn mute(&self, client: ClientId) {
+        self.mute.lock().insert(client, 0);
+    }
+
+    /// The answers of `client` are heard again.
+    pub fn unmute(&self, client: ClientId) {
+        self.mute.lock().remove(&client);
+    }
+
+    /// How many answers of `client` have been lost since [`Network::mute`].
+    pub fn lost(&self, client: ClientId) -> u64 {
+        self.mute.lock().get(&client).copied().unwrap_or_default()
+    }
+
+    fn loses_answer_of(&self, client: ClientId) -> bool {
+        self.mute.lock().get_mut(&client).map(|lost| *lost += 1).is_some()
+    }
+
+    /// What `client` is answered by others passes through `alter` from now on.
+    pub fn alter(&self, client: ClientId, alter: Alter) {
+        self.altered.lock().insert(client, alter);
+    }
+
+    /// It is answered as others answer.
+    pub fn leave(&self, client: ClientId) {
+        self.altered.lock().remove(&client);
     }
 
     fn pump(&self) {
@@ -135,14 +173,14 @@ impl Network {
 
     /// A carrier to `service`, from or to `end`: cut with it.
     pub fn carrier(self: &Arc<Self>, end: ClientId, service: Arc<dyn Service>) -> Arc<dyn Carrier> {
-        Arc::new(Wire { network: Arc::clone(self), end, service })
+        Arc::new(Wire { network: Arc::clone(self), end, service, is_to_end: false })
     }
 }
 
 impl Peers for Arc<Network> {
     fn way(&self, _session: SessionId, client: ClientId) -> Option<Arc<dyn Carrier>> {
         let service = self.services.lock().get(&client).map(Arc::clone)?;
-        Some(self.carrier(client, service))
+        Some(Arc::new(Wire { network: Arc::clone(self), end: client, service, is_to_end: true }))
     }
 }
 
@@ -151,6 +189,8 @@ struct Wire {
     network: Arc<Network>,
     end: ClientId,
     service: Arc<dyn Service>,
+    /// The end is who is asked, not who asks.
+    is_to_end: bool,
 }
 
 impl Carrier for Wire {
@@ -171,7 +211,7 @@ impl Carrier for Wire {
         let copies = 1 + usize::from(network.happens());
         for copy in 0..copies {
             let (service, frame, tell) = (Arc::clone(&self.service), frame.clone(), tell.clone());
-            let (back, end) = (Arc::clone(network), self.end);
+            let (back, end, is_to_end) = (Arc::clone(network), self.end, self.is_to_end);
             // A copy may come long after its original was answered.
             let late = if copy > 0 { PATIENCE * 3 } else { Duration::ZERO };
             let deliver = move || {
@@ -182,6 +222,14 @@ impl Carrier for Wire {
                     {
                         return;
                     }
+                    if is_to_end && back.loses_answer_of(end) {
+                        return;
+                    }
+                    let alter = if is_to_end { None } else { back.altered.lock().get(&end).cloned() };
+                    let reply = match alter {
+                        Some(alter) => reply.map(|bytes| alter(bytes)),
+                        None => reply,
+                    };
                     let delay = back.delay();
                     back.later(delay, Box::new(move || tell(reply)));
                 };

@@ -79,6 +79,42 @@ fn a_sealed_file_is_read_directly_and_not_changed() {
 }
 
 #[test]
+fn what_was_open_before_it_was_sealed_is_read_directly_from_the_next_opening_on() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(0, "image");
+    let ino = file.attr.ino;
+    stage.write(0, file.handle, 0, &[7; LEN as usize]);
+    stage.node(0).release(file.handle);
+    // One is open all the time, one has just been closed and is not forgotten yet.
+    let (early, closed) = (open_to_read(&stage, 1, ino), open_to_read(&stage, 2, ino));
+    stage.node(2).release(closed);
+    seal(&stage, 0, ino, b"1").unwrap();
+    let lent = |node: usize| {
+        let file = stage.node(node).core.files.get(ino);
+        file.is_some_and(|file| file.lent.load(std::sync::atomic::Ordering::SeqCst))
+    };
+    assert!(!lent(1) && !lent(2), "nobody has asked for it");
+    let handles = [open_to_read(&stage, 1, ino), open_to_read(&stage, 2, ino)];
+    // Past the server, which nobody reaches; a node reads by all of its openings in the same way.
+    stage.network.cut(stage.members[0].client);
+    for (node, handle) in [(1, handles[0]), (2, handles[1]), (1, early)] {
+        assert!(lent(node), "node {node} has not been lent the layout");
+        assert!(stage.read(node, handle, 0, LEN) == [7; LEN as usize]);
+    }
+    stage.network.heal(stage.members[0].client);
+    // Called back as any other.
+    seal(&stage, 2, ino, b"0").unwrap();
+    let writer = stage.open(0, ino);
+    wait(|done| stage.node(0).allocate(writer, 0, 4096, Allocation::Punch, true, done)).unwrap();
+    for (node, handle) in [(1, early), (1, handles[0]), (2, handles[1])] {
+        assert!(stage.read(node, handle, 0, 8192) == [vec![0; 4096], vec![7; 4096]].concat());
+        stage.node(node).release(handle);
+    }
+    stage.node(0).release(writer);
+    stage.finish();
+}
+
+#[test]
 fn v8_unsealing_waits_for_reads_that_go_past_the_server() {
     let stage = Stage::new(3, 1, 0.0);
     let ino = sealed(&stage, 7);

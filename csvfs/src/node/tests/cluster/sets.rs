@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockd::authority::{Authority, Standing};
-use lockd::ids::{ClientId, ResourceId, Sequence, SlotId};
+use lockd::ids::{ClientId, Epoch, ResourceId, Sequence, SlotId};
 use lockd::network::{OnReply, Service};
 use redirector::lun::Outcome;
 
@@ -215,6 +215,41 @@ fn an_offer_that_was_called_off_is_not_taken_up() {
     all_pinned_to(&stage, &inos, 1);
     stage.write(1, files[0].handle, 0, &[9; 10]);
     stage.unpin(1, &inos).unwrap();
+    stage.finish();
+}
+
+#[test]
+fn an_offer_for_an_epoch_that_is_over_is_not_taken_up() {
+    let stage = Stage::new(3, 1, 0.0);
+    let (files, inos) = files(&stage, 3);
+    let old = stage.pin(1, &inos).unwrap().unwrap();
+    stage.transfer(1, &inos, 2).unwrap().unwrap();
+    let now = stage.transfer(2, &inos, 1).unwrap().unwrap().epoch;
+    let entries = stage.realm.entries();
+    for epoch in [old, Epoch::NOBODY, Epoch(now.0 + 1)] {
+        let cookie = stage.offer_in(1, &inos, 2, Some(epoch));
+        let refused = stage.take(2, &inos, cookie).unwrap_err();
+        assert!(refused.to_string().contains(&format!("held in epoch {now}, not")), "{refused}");
+        assert!(stage.close_offer(1, cookie).is_err());
+        assert_eq!(stage.realm.entries(), entries, "nothing was asked of the authority");
+        all_pinned_to(&stage, &inos, 1);
+        stage.write(1, files[0].handle, 0, &[9; 10]);
+    }
+    let cookie = stage.offer_in(1, &inos, 2, Some(now));
+    stage.take(2, &inos, cookie).unwrap();
+    all_pinned_to(&stage, &inos, 2);
+    stage.unpin(2, &inos).unwrap();
+    // Nobody's, and then not any more.
+    let cookie = stage.offer_in(0, &inos, 2, Some(Epoch::NOBODY));
+    stage.pin(0, &inos[..1]).unwrap();
+    stage.take(2, &inos, cookie).unwrap_err();
+    assert_eq!(owners(&stage, &inos), [Some(stage.members[0].client), None, None]);
+    stage.close_offer(0, cookie).unwrap_err();
+    stage.unpin(0, &inos[..1]).unwrap();
+    let cookie = stage.offer_in(0, &inos, 2, Some(Epoch::NOBODY));
+    stage.take(2, &inos, cookie).unwrap();
+    all_pinned_to(&stage, &inos, 2);
+    stage.unpin(2, &inos).unwrap();
     stage.finish();
 }
 

@@ -215,10 +215,15 @@ impl Stage {
     }
 
     pub fn offer(&self, from: usize, files: &[Ino], to: usize) -> Cookie {
+        self.offer_in(from, files, to, None)
+    }
+
+    /// The same, if they are owned in that epoch.
+    pub fn offer_in(&self, from: usize, files: &[Ino], to: usize, epoch: Option<Epoch>) -> Cookie {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let cookie = Cookie(u128::from(NEXT.fetch_add(1, Ordering::SeqCst)));
         let files = files.iter().copied().collect();
-        self.node(from).offer(Offer { cookie, files, to: self.session(to), with_locks: false });
+        self.node(from).offer(Offer { cookie, files, to: self.session(to), with_locks: false, epoch });
         cookie
     }
 
