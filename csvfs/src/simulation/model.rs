@@ -3,7 +3,8 @@
 //! Each place of a file is written by the users of one node only, so what it has held is a list: a read must find
 //! something that is not older than what was there for certain when the read began. A write that was acknowledged and not
 //! synced may be lost with the node that served the file, and then it is not there for certain any more; whoever wrote it
-//! is told by the next sync (P9). What a dead node had sent may still land until its session is fenced.
+//! is told by the next sync (P9). What a dead node had sent may still land until its session is fenced: a write at any one
+//! of its places, a truncation everywhere at once. Whether it has landed is known when somebody has seen it.
 
 use std::collections::BTreeMap;
 
@@ -102,7 +103,21 @@ pub struct Written {
 
 /// What was certain when a read or a sync began.
 #[derive(Clone, Debug)]
-pub struct Certain(BTreeMap<Place, (usize, usize)>);
+pub struct Certain {
+    /// Floor and acknowledged, of each place.
+    spots: BTreeMap<Place, (usize, usize)>,
+    /// Nothing that nobody was told the end of could still happen.
+    is_quiet: bool,
+}
+
+/// A truncation that was sent and of which nobody was told whether it was done. Nothing is written after it.
+#[derive(Clone, Copy, Debug)]
+struct OpenCut {
+    from: u64,
+    session: SessionId,
+    /// Its session is fenced: it was done, or it never will be.
+    is_over: bool,
+}
 
 /// One file.
 #[derive(Debug)]
@@ -111,6 +126,7 @@ pub struct FileModel {
     pub file: u16,
     spots: BTreeMap<Place, Spot>,
     versions: u32,
+    open_cut: Option<OpenCut>,
 }
 
 impl FileModel {
@@ -123,7 +139,7 @@ impl FileModel {
             }
             spots.insert(Place::Own { node }, Spot::default());
         }
-        Self { file, spots, versions: 0 }
+        Self { file, spots, versions: 0, open_cut: None }
     }
 
     /// A write begins.
@@ -148,10 +164,10 @@ impl FileModel {
         spot.lingering.push((session, written.word.0));
     }
 
-    /// Everything in a range of bytes becomes zero, and is so before anything else happens to the file.
-    pub fn cut(&mut self, from: u64, to: u64) {
+    /// Everything from a byte on becomes zero, and is so before anything else happens to the file.
+    pub fn cut(&mut self, from: u64) {
         for (place, spot) in &mut self.spots {
-            if place.offset() >= from && place.offset() < to {
+            if place.offset() >= from {
                 spot.history.push(0);
                 spot.floor = spot.history.len() - 1;
                 spot.acked = spot.floor;
@@ -160,15 +176,21 @@ impl FileModel {
         }
     }
 
+    /// Such a truncation was sent, and nobody was told whether it was done.
+    pub fn may_be_cut(&mut self, from: u64, session: SessionId) {
+        self.open_cut = Some(OpenCut { from, session, is_over: false });
+    }
+
     /// What is certain now.
     pub fn certain(&self) -> Certain {
-        Certain(self.spots.iter().map(|(place, spot)| (*place, (spot.floor, spot.acked))).collect())
+        let spots = self.spots.iter().map(|(place, spot)| (*place, (spot.floor, spot.acked))).collect();
+        Certain { spots, is_quiet: self.open_cut.is_none_or(|cut| cut.is_over) }
     }
 
     /// A sync of `node` has succeeded, that began when this was certain.
     pub fn synced(&mut self, node: usize, began: &Certain) {
         for (place, spot) in &mut self.spots {
-            let (floor, acked) = began.0[place];
+            let (floor, acked) = began.spots[place];
             // Of what others wrote and lost they are told by their own syncs.
             let told = if place.node() == node { acked } else { 0 };
             spot.synced = spot.synced.max(told).max(floor.min(spot.floor));
@@ -198,6 +220,9 @@ impl FileModel {
             // It may have landed before.
             spot.history.extend(over.into_iter().map(|(_, word): (SessionId, u64)| word));
         }
+        if let Some(cut) = self.open_cut.as_mut().filter(|cut| cut.session == session) {
+            cut.is_over = true;
+        }
     }
 
     /// Everything was read, in a read that began when this was certain.
@@ -205,6 +230,21 @@ impl FileModel {
     /// # Errors
     /// What may not be there.
     pub fn check(&mut self, data: &[u8], began: &Certain) -> Result<(), String> {
+        let Some(cut) = self.open_cut else { return self.compare(data, began) };
+        let mut cut_off = Self { spots: self.spots.clone(), open_cut: None, ..*self };
+        cut_off.cut(cut.from);
+        let mut as_it_was = Self { spots: self.spots.clone(), ..*self };
+        match (as_it_was.compare(data, began), cut_off.compare(data, began)) {
+            // Once it was seen, or seen not to be there when it could not come any more, it is certain.
+            (Err(_), Ok(())) => *self = cut_off,
+            (Ok(()), Err(_)) if began.is_quiet => *self = Self { open_cut: None, ..as_it_was },
+            (Ok(()), _) => *self = as_it_was,
+            (Err(wrong), Err(_)) => return Err(format!("{wrong} (nor is it cut off at {})", cut.from)),
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, data: &[u8], began: &Certain) -> Result<(), String> {
         let words: Vec<Word> = words_of(data).collect();
         let mut expected = vec![false; words.len()];
         for (place, spot) in &mut self.spots {
@@ -218,7 +258,7 @@ impl FileModel {
             if read.iter().any(|other| *other != word) {
                 return Err(format!("file {}, {place:?}: one write is there in part", self.file));
             }
-            let lowest = began.0[place].0.min(spot.floor);
+            let lowest = began.spots[place].0.min(spot.floor);
             let found = spot.history.iter().enumerate().skip(lowest).find(|(_, held)| **held == word);
             match found {
                 Some((index, _)) => spot.floor = spot.floor.max(index),

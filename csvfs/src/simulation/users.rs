@@ -55,7 +55,7 @@ enum What {
     Read(u16),
     Write(u16, Written),
     Sync(u16),
-    Cut(u16),
+    Cut(u16, u64),
     Acquire(u16),
     Replace(u16),
     Name(usize),
@@ -167,7 +167,7 @@ fn name_of(what: &What) -> &'static str {
         What::Read(_) => "reads",
         What::Write(..) => "writes",
         What::Sync(_) => "syncs",
-        What::Cut(_) => "truncates",
+        What::Cut(..) => "truncates",
         What::Acquire(_) => "acquires",
         What::Replace(_) => "unlinks",
         What::Name(_) => "changes a name",
@@ -177,7 +177,7 @@ fn name_of(what: &What) -> &'static str {
 fn file_of(what: &What) -> Option<u16> {
     match what {
         What::Open(file) | What::Read(file) | What::Write(file, _) | What::Sync(file) => Some(*file),
-        What::Cut(file) | What::Acquire(file) | What::Replace(file) => Some(*file),
+        What::Cut(file, _) | What::Acquire(file) | What::Replace(file) => Some(*file),
         What::Name(_) => None,
     }
 }
@@ -255,7 +255,11 @@ impl Users {
             let Some(operation) = state.end(number) else { continue };
             match operation.what {
                 What::Write(file, written) => state.model(file).lingers(written, session),
-                What::Cut(file) | What::Replace(file) => state.current.retain(|other| *other != file),
+                What::Cut(file, size) => {
+                    state.model(file).may_be_cut(size, session);
+                    state.current.retain(|other| *other != file);
+                }
+                What::Replace(file) => state.current.retain(|other| *other != file),
                 What::Name(index) => state.forget_name(index),
                 What::Open(_) | What::Read(_) | What::Sync(_) | What::Acquire(_) => {}
             }
@@ -526,16 +530,19 @@ impl Users {
     fn cut(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, file: u16, ino: Ino) {
         self.state.lock().files.get_mut(&file).expect("known").is_closed = true;
         let size = world.schedule.draw(|random| random.random_range(0..=SHARED_BLOCKS * 8)) * 512;
-        let done = self.go(world, member, user, What::Cut(file), move |users, world, _, _, result| {
+        let what = What::Cut(file, size);
+        let done = self.go(world, member, user, what, move |users, world, _, operation, result| {
             let mut state = users.state.lock();
             state.files.get_mut(&file).expect("known").is_closed = false;
             match result {
                 Ok(attr) => {
                     let attr: Attr = attr;
                     assert_eq!(attr.size, size, "the size after a truncation");
-                    state.model(file).cut(size, u64::MAX);
+                    state.model(file).cut(size);
                 }
                 Err(refusal) => {
+                    // The node's session may have ended before it was told.
+                    state.model(file).may_be_cut(size, operation.session);
                     state.current.retain(|other| *other != file);
                     drop(state);
                     users.refused(world, "truncate", &refusal);
