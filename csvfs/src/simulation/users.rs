@@ -72,8 +72,8 @@ struct Operation {
 struct State {
     nodes: usize,
     files: BTreeMap<u16, FileState>,
-    /// Those that are in use: the others have lost their names.
-    current: Vec<u16>,
+    /// Those that are in use, each in a place of one user of each node: the others have lost their names.
+    current: [Option<u16>; FILES],
     last_file: u16,
     names: Vec<Named>,
     last_name: usize,
@@ -138,6 +138,16 @@ impl State {
 
     fn model(&mut self, file: u16) -> &mut FileModel {
         &mut self.files.get_mut(&file).expect("files are never forgotten").model
+    }
+
+    /// Whether a file has its name and its place.
+    fn is_current(&self, file: u16) -> bool {
+        self.current.contains(&Some(file))
+    }
+
+    /// A file has lost its name, or what is in it is not known.
+    fn retire(&mut self, file: u16) {
+        self.current.iter_mut().filter(|place| **place == Some(file)).for_each(|place| *place = None);
     }
 
     /// A name of which nothing is known is not used any more.
@@ -214,7 +224,7 @@ impl Users {
             let made = made.expect("an empty volume");
             let mut state = self.state.lock();
             let file = state.new_file(made.attr.ino);
-            state.current.push(file);
+            state.current[number - 1] = Some(file);
             drop(state);
             member.node.release(made.handle);
         }
@@ -257,9 +267,9 @@ impl Users {
                 What::Write(file, written) => state.model(file).lingers(written, session),
                 What::Cut(file, size) => {
                     state.model(file).may_be_cut(size, session);
-                    state.current.retain(|other| *other != file);
+                    state.retire(file);
                 }
-                What::Replace(file) => state.current.retain(|other| *other != file),
+                What::Replace(file) => state.retire(file),
                 What::Name(index) => state.forget_name(index),
                 What::Open(_) | What::Read(_) | What::Sync(_) | What::Acquire(_) => {}
             }
@@ -341,7 +351,7 @@ impl Users {
             let handles = member.handles.lock();
             let mut of_user = handles.iter().filter(|((_, of), _)| *of == user);
             of_user
-                .find(|((file, _), _)| !state.current.contains(file))
+                .find(|((file, _), _)| !state.is_current(*file))
                 .map(|((file, _), handle)| (*file, *handle))
         };
         if let Some((file, handle)) = old {
@@ -353,9 +363,9 @@ impl Users {
         let (file, ino, is_closed, in_flight) = {
             let state = self.state.lock();
             // One that is unknown to all since its user died has no place any more.
-            let Some(file) = state.current.get(position).copied() else {
+            let Some(file) = state.current[position] else {
                 drop(state);
-                return self.make_file(world, member, user);
+                return self.make_file(world, member, user, position);
             };
             let known = &state.files[&file];
             (file, known.ino, known.is_closed, known.in_flight)
@@ -416,7 +426,7 @@ impl Users {
                     member.handles.lock().insert((file, user), opened.handle);
                 }
                 // It has lost its name meanwhile.
-                Err(Refusal::NotFound) if !users.state.lock().current.contains(&file) => {}
+                Err(Refusal::NotFound) if !users.state.lock().is_current(file) => {}
                 Err(refusal) => users.refused(world, "open", &refusal),
             }
         });
@@ -517,7 +527,7 @@ impl Users {
                 What::Acquire(file),
                 move |users, world, _, _, result| match result {
                     Ok(()) | Err(Refusal::Busy(_)) => {}
-                    Err(Refusal::NotFound) if !users.state.lock().current.contains(&file) => {}
+                    Err(Refusal::NotFound) if !users.state.lock().is_current(file) => {}
                     Err(refusal) => users.refused(world, "acquire", &refusal),
                 },
             );
@@ -543,7 +553,7 @@ impl Users {
                 Err(refusal) => {
                     // The node's session may have ended before it was told.
                     state.model(file).may_be_cut(size, operation.session);
-                    state.current.retain(|other| *other != file);
+                    state.retire(file);
                     drop(state);
                     users.refused(world, "truncate", &refusal);
                 }
@@ -564,7 +574,7 @@ impl Users {
         let done = self.go(world, member, user, what, move |users, world, _, _, result| {
             let mut state = users.state.lock();
             state.files.get_mut(&file).expect("known").is_closed = false;
-            state.current.retain(|other| *other != file);
+            state.retire(file);
             drop(state);
             if let Err(refusal) = result {
                 let _: () = users.refused(world, "unlink", &refusal);
@@ -574,7 +584,7 @@ impl Users {
     }
 
     /// A new file in the place of one that has none any more.
-    fn make_file(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
+    fn make_file(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize, position: usize) {
         let file = {
             let mut state = self.state.lock();
             state.new_file(Ino(u64::MAX))
@@ -591,9 +601,7 @@ impl Users {
                         let opened: crate::service::Opened = opened;
                         let mut state = users.state.lock();
                         state.files.get_mut(&file).expect("known").ino = opened.attr.ino;
-                        if state.current.len() < FILES {
-                            state.current.push(file);
-                        }
+                        state.current[position].get_or_insert(file);
                         drop(state);
                         member.handles.lock().insert((file, user), opened.handle);
                     }
@@ -722,7 +730,7 @@ impl Users {
         handles.into_values().for_each(|handle| member.node.release(handle));
         let files: Vec<(u16, Ino)> = {
             let state = self.state.lock();
-            state.current.iter().map(|file| (*file, state.files[file].ino)).collect()
+            state.current.iter().flatten().map(|file| (*file, state.files[file].ino)).collect()
         };
         for (file, ino) in files {
             let wrong = |refusal| format!("node {}, file {file}, at the end: {refusal}", member.number);
