@@ -441,12 +441,7 @@ impl Core {
         }
         // Requests of other nodes that are under way keep files in use; new ones are sent elsewhere.
         for _ in 0..GUESTS_WAIT {
-            self.close_idle(u64::MAX).await;
-            let in_use = |file: &Arc<File>| {
-                let life = file.life.lock();
-                life.uses > 0 || life.phase == file::Phase::Opening
-            };
-            if !self.files.values().iter().any(in_use) {
+            if !self.close_idle(u64::MAX).await {
                 break;
             }
             self.media.tick_passed().await;

@@ -334,13 +334,16 @@ impl Core {
         let idle = self.idle.fetch_add(1, SeqCst);
         if idle >= IDLE_MAX || file.nameless.load(SeqCst) {
             let (core, file) = (Arc::clone(self), Arc::clone(file));
-            run(async move { core.close(&file, u64::MAX).await });
+            run(async move {
+                let _ = core.close(&file, u64::MAX).await;
+            });
         }
     }
 
-    /// Closes the files that nobody has used since tick `before`, and waits for it.
-    pub(super) async fn close_idle(self: &Arc<Self>, before: u64) {
-        let mut closing = Vec::new();
+    /// Closes the files that nobody has used since tick `before`, and waits for it. Whether somebody used another one,
+    /// which nobody may use any more by now.
+    pub(super) async fn close_idle(self: &Arc<Self>, before: u64) -> bool {
+        let (mut closing, mut was_used) = (Vec::new(), false);
         for file in self.files.values() {
             let is_idle = {
                 let life = file.life.lock();
@@ -351,20 +354,21 @@ impl Core {
             if is_idle {
                 let (sender, receiver) = promise();
                 let core = Arc::clone(self);
-                run(async move {
-                    core.close(&file, before).await;
-                    sender.send(());
-                });
+                run(async move { sender.send(core.close(&file, before).await) });
                 closing.push(receiver);
+            } else {
+                was_used = true;
             }
         }
         for closed in closing {
-            closed.await;
+            was_used |= !closed.await.unwrap_or(true);
         }
+        was_used
     }
 
-    /// Closes the file unless somebody uses it, or has since tick `before`; waits if another closes it.
-    pub(super) async fn close(self: &Arc<Self>, file: &Arc<File>, before: u64) {
+    /// Closes the file unless somebody uses it, or has since tick `before`; waits if another closes it. False if it is
+    /// used.
+    pub(super) async fn close(self: &Arc<Self>, file: &Arc<File>, before: u64) -> bool {
         let waits = {
             let mut life = file.life.lock();
             match life.phase {
@@ -377,22 +381,24 @@ impl Core {
                     life.waiting.push(sender);
                     Some(receiver)
                 }
-                Phase::Open | Phase::Opening | Phase::Gone => return,
+                Phase::Open | Phase::Opening => return false,
+                Phase::Gone => return true,
             }
         };
         if let Some(waits) = waits {
             waits.await;
-            return;
+            return true;
         }
         self.idle.fetch_sub(1, SeqCst);
         if !self.finish(file).await {
-            return;
+            return true;
         }
         self.closed.fetch_add(1, SeqCst);
         // Out of the table first: whoever sees `Gone` finds or makes another.
         self.files.remove(file.ino);
         let waiting = change(&mut file.life.lock(), Phase::Gone);
         waiting.into_iter().for_each(|waiter| waiter.send(()));
+        true
     }
 
     /// The last steps of an owner. Whether the file is closed; if its data could not be committed it stays.

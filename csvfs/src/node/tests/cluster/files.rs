@@ -268,3 +268,28 @@ fn p9_what_was_lost_with_its_server_is_told_by_the_next_sync() {
     wait(|done| stage.node(0).sync(home, done)).unwrap();
     assert!(stage.read(0, home, 0, 4096) == [2; 4096]);
 }
+
+/// Found: it was left open, and the unmount failed.
+#[test]
+fn a_file_that_a_guest_lets_go_of_while_others_are_closed_is_closed_as_well() {
+    let stage = Stage::new(2, 1, 0.0);
+    let (read, written) = (stage.create(1, "a"), stage.create(1, "b"));
+    for file in [&read, &written] {
+        stage.write(1, file.handle, 0, &[1; 4096]);
+        stage.acquire(1, file.attr.ino).unwrap();
+    }
+    let guest = stage.open(0, read.attr.ino);
+    stage.platter.hold(What::Reads);
+    stage.platter.hold(What::Flushes);
+    let data = start(|done| stage.node(0).read(guest, 0, 4096, done));
+    until("the guest", || stage.platter.held() > 0);
+    stage.write(1, written.handle, 0, &[2; 4096]);
+    let ended = start(|done| stage.node(1).shut_down(done));
+    until("the commit", || stage.platter.holds_a_flush());
+    // First the read, then the flush.
+    stage.platter.let_go();
+    ended.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    data.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    assert!(stage.owner(read.attr.ino).is_none());
+    stage.finish();
+}
