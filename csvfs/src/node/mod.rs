@@ -81,6 +81,9 @@ mod turn;
 mod write;
 mod yielding;
 
+#[cfg(test)]
+pub(crate) use remote::is_refusal;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

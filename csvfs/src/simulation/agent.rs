@@ -94,6 +94,7 @@ impl Agent {
             }
         };
         let _ = self.session.set(session);
+        let _ = self.party.session.set(session);
         self.lockd.follow(self);
         self.beat();
         // Its first lease.
@@ -219,8 +220,17 @@ impl Agent {
             },
             move |lives: bool| agent.alive(sent, lives),
         );
+        if let Some(lives) = self.lockd.keep_alive_behind(self.party.node, session) {
+            let agent = Arc::clone(self);
+            self.schedule().after_in(&self.party, self.lockd.delay(), move || agent.alive(sent, lives));
+        }
         let agent = Arc::clone(self);
         self.schedule().after_in(&self.party, KEEP_ALIVE, move || agent.beat());
+    }
+
+    /// Whether its lease runs.
+    pub fn has_lease(&self) -> bool {
+        self.party.is_alive() && self.lease.holds(&self.clock)
     }
 
     fn alive(&self, sent: lockd::clock::BootTime, lives: bool) {

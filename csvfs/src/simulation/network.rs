@@ -1,4 +1,7 @@
-//! The network between the mounts: frames are lost, repeated, delayed and overtake each other, and links are cut.
+//! The network between the mounts: frames are lost, repeated, delayed and overtake each other, and links are cut. What a
+//! link has taken may also be held up there for seconds, and come when its sender is long dead.
+//!
+//! It knows who is fenced: nobody whose session lives does anything for him any more (F1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,8 +11,12 @@ use lockd::ids::{ClientId, SessionId};
 use lockd::network::{Carrier, CarrierError, OnReply, Service};
 use parking_lot::Mutex;
 
-use super::schedule::{Party, Schedule};
+use super::lockd::Lockd;
+use super::schedule::{Act, Party, Schedule};
+use crate::node::is_refusal;
 use crate::peers::Peers;
+use crate::proto::Answered;
+use crate::proto::codec::decode;
 
 /// How long an asker waits before it sends again.
 const PATIENCE: Duration = Duration::from_millis(60);
@@ -19,6 +26,8 @@ struct State {
     services: BTreeMap<ClientId, (Arc<Party>, Arc<dyn Service>)>,
     /// Links that carry nothing, by their ends.
     cut: BTreeSet<(usize, usize)>,
+    /// What is held up on links, by their ends: with who gets it.
+    held: BTreeMap<(usize, usize), Vec<(Arc<Party>, Act)>>,
     /// How likely each mishap is.
     trouble: f64,
 }
@@ -27,6 +36,7 @@ struct State {
 pub struct Network {
     schedule: Arc<Schedule>,
     state: Mutex<State>,
+    lockd: Arc<Lockd>,
 }
 
 impl std::fmt::Debug for Network {
@@ -37,9 +47,10 @@ impl std::fmt::Debug for Network {
 
 impl Network {
     /// A network in which each mishap has the probability `trouble`.
-    pub fn new(schedule: &Arc<Schedule>, trouble: f64) -> Arc<Self> {
+    pub fn new(schedule: &Arc<Schedule>, lockd: &Arc<Lockd>, trouble: f64) -> Arc<Self> {
         let state = State { trouble, ..State::default() };
-        Arc::new(Self { schedule: Arc::clone(schedule), state: Mutex::new(state) })
+        let (schedule, lockd) = (Arc::clone(schedule), Arc::clone(lockd));
+        Arc::new(Self { schedule, state: Mutex::new(state), lockd })
     }
 
     /// Frames to `client` come to `service` from now on.
@@ -57,17 +68,53 @@ impl Network {
         self.state.lock().cut.remove(&(one, other));
     }
 
-    /// Nothing is cut, and there are no mishaps any more.
+    /// What `one` sends to `other` is held up, until [`Network::release`].
+    pub fn hold(&self, one: usize, other: usize) {
+        self.state.lock().held.entry((one, other)).or_default();
+    }
+
+    /// What was held up comes.
+    pub fn release(&self, one: usize, other: usize) {
+        let held = self.state.lock().held.remove(&(one, other)).unwrap_or_default();
+        for (to, act) in held {
+            self.schedule.after_in(&to, self.delay(), act);
+        }
+    }
+
+    /// Nothing is cut or held up, and there are no mishaps any more.
     pub fn heal(&self) {
-        let mut state = self.state.lock();
-        state.cut.clear();
-        state.trouble = 0.0;
+        let held: Vec<_> = {
+            let mut state = self.state.lock();
+            state.cut.clear();
+            state.trouble = 0.0;
+            state.held.keys().copied().collect()
+        };
+        held.into_iter().for_each(|(one, other)| self.release(one, other));
     }
 
     /// Drops what it leads to.
     pub fn end(&self) {
-        let services = std::mem::take(&mut self.state.lock().services);
-        drop(services);
+        let mut state = self.state.lock();
+        let (services, held) = (std::mem::take(&mut state.services), std::mem::take(&mut state.held));
+        drop(state);
+        drop((services, held));
+    }
+
+    /// Holds `act` up, if that is so of its link. Gives it back otherwise.
+    fn hold_up(&self, from: &Party, to: &Arc<Party>, act: Act) -> Option<Act> {
+        match self.state.lock().held.get_mut(&(from.node, to.node)) {
+            Some(held) => {
+                held.push((Arc::clone(to), act));
+                None
+            }
+            None => Some(act),
+        }
+    }
+
+    /// Whether `to` must refuse what comes from `from` now.
+    fn must_refuse(&self, from: &Party, to: &Party) -> bool {
+        let fenced = from.session.get().is_some_and(|session| self.lockd.is_fenced(*session));
+        fenced && to.session.get().is_some_and(|session| self.lockd.is_live(*session))
     }
 
     fn is_cut(&self, from: usize, to: usize) -> bool {
@@ -121,6 +168,11 @@ struct Wire {
     service: Arc<dyn Service>,
 }
 
+/// Whether a reply, of the coordinator or of a node, is a refusal.
+fn refuses(reply: &[u8]) -> bool {
+    is_refusal(reply) || decode::<Answered>(reply).is_ok_and(|answered| answered.reply.is_err())
+}
+
 type Tell = Arc<dyn Fn(Result<Vec<u8>, CarrierError>) + Send + Sync>;
 
 /// Tells the first answer.
@@ -151,13 +203,15 @@ impl Carrier for Wire {
         for copy in 0..copies {
             let (service, frame, tell) = (Arc::clone(&self.service), frame.clone(), Arc::clone(&tell));
             let (back, from, to) = (Arc::clone(network), Arc::clone(&self.from), Arc::clone(&self.to));
-            let deliver = move || {
-                if back.is_cut(from.node, to.node) {
-                    return;
-                }
+            let execute = move || {
+                let must_refuse = back.must_refuse(&from, &to);
                 back.schedule.note("frame", &[from.node as u64, to.node as u64, frame.len() as u64]);
                 let carrier = Arc::clone(&back);
                 let reply = move |reply: Result<Vec<u8>, CarrierError>| {
+                    if must_refuse && reply.as_ref().is_ok_and(|reply| !refuses(reply)) {
+                        let (from, to) = (from.node, to.node);
+                        carrier.schedule.fail(format!("F1: node {to} works for node {from}, which is fenced"));
+                    }
                     let cut = carrier.is_cut(to.node, from.node);
                     if cut || carrier.mishap() || matches!(reply, Err(CarrierError::TimedOut(_))) {
                         return;
@@ -166,6 +220,15 @@ impl Carrier for Wire {
                     carrier.schedule.after_in(&from, carrier.delay(), move || tell(reply));
                 };
                 service.serve(frame, Box::new(reply));
+            };
+            let (link, from, to) = (Arc::clone(network), Arc::clone(&self.from), Arc::clone(&self.to));
+            let deliver = move || {
+                if link.is_cut(from.node, to.node) {
+                    return;
+                }
+                if let Some(execute) = link.hold_up(&from, &to, Box::new(execute)) {
+                    execute();
+                }
             };
             // A copy may come long after its original was answered.
             let late = if copy > 0 { schedule.between(0, 400_000) } else { Duration::ZERO };

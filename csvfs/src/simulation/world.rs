@@ -103,8 +103,8 @@ impl MetadataSpace for NoSpaceNeeded {
 /// Runs a plan from its beginning to its end: the trace's hash, or what was wrong.
 pub fn run(plan: Plan) -> Result<u64, String> {
     let schedule = Schedule::new(plan.seed, Trace::new());
-    let network = Network::new(&schedule, plan.trouble);
     let lockd = Lockd::new(&schedule, plan.rules, plan.trouble);
+    let network = Network::new(&schedule, &lockd, plan.trouble);
     let users = Users::new(plan.nodes);
     let (known, authority) = (Arc::clone(&users), Arc::clone(&lockd));
     let judge = Arc::new(move |client, file| {
