@@ -27,7 +27,7 @@ pub fn plan(world: &Arc<World>) {
 }
 
 /// How many kinds of trouble there are.
-const KINDS: u32 = 14;
+const KINDS: u32 = 16;
 
 fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Duration, long: Duration) {
     world.schedule.note("fault", &[u64::from(kind), node as u64, other as u64]);
@@ -82,6 +82,7 @@ fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Durat
             world.lockd.leave_behind(node);
             world.schedule.after(long.max(LEASE * 2), move || then.lockd.cut(node, false));
         }
+        13 | 14 => world.remount(node, (kind == 14).then_some(short)),
         _ => world.lockd.change_leader(),
     }
 }

@@ -318,15 +318,15 @@ impl Lockd {
 
     /// A session has ended, or is fenced.
     fn is_over(&self, session: SessionId, fenced: bool) {
-        let agent = {
+        let agents = {
             let mut cluster = self.cluster.lock();
             if fenced {
                 cluster.fenced.insert(session);
             }
-            cluster.agents.iter().find(|agent| agent.session() == session).cloned()
+            cluster.agents.iter().filter(|agent| agent.session() == session).cloned().collect::<Vec<_>>()
         };
         // L1: it is over by the count of whoever has it, too.
-        if agent.is_some_and(|agent| !fenced && agent.has_lease()) {
+        if !fenced && agents.iter().any(|agent| agent.has_lease()) {
             self.schedule.fail(format!("invariant 4: session {session} is ended, and its lease runs"));
         }
         if let Some(on_end) = self.on_end.get() {
@@ -357,11 +357,11 @@ impl Lockd {
         }
     }
 
-    /// How many resources are held.
-    pub fn held(&self) -> usize {
-        match self.cluster.lock().machine.query(&Query::Resources { volume: None, after: None }) {
-            Answer::Resources(all) => all.len(),
-            _ => 0,
+    /// How many resources and locks are held.
+    pub fn held(&self) -> (u64, u64) {
+        match self.cluster.lock().machine.query(&Query::Status) {
+            Answer::Status { resources, locks, .. } => (resources, locks),
+            _ => (0, 0),
         }
     }
 

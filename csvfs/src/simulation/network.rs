@@ -23,11 +23,16 @@ const PATIENCE: Duration = Duration::from_millis(60);
 
 #[derive(Default)]
 struct State {
-    services: BTreeMap<ClientId, (Arc<Party>, Arc<dyn Service>)>,
+    /// What answers on each node.
+    services: BTreeMap<usize, (Arc<Party>, Arc<dyn Service>)>,
+    /// On which node a client is, or was.
+    nodes: BTreeMap<ClientId, usize>,
     /// Links that carry nothing, by their ends.
     cut: BTreeSet<(usize, usize)>,
     /// What is held up on links, by their ends: with who gets it.
     held: BTreeMap<(usize, usize), Vec<(Arc<Party>, Act)>>,
+    /// Nodes much of what they send comes again, long after it was answered.
+    repeated: BTreeSet<usize>,
     /// How likely each mishap is.
     trouble: f64,
 }
@@ -53,9 +58,13 @@ impl Network {
         Arc::new(Self { schedule, state: Mutex::new(state), lockd })
     }
 
-    /// Frames to `client` come to `service` from now on.
+    /// Frames to the node of `client` come to `service` from now on: also those that are meant for earlier mounts there.
     pub fn serve(&self, client: ClientId, party: &Arc<Party>, service: Arc<dyn Service>) {
-        self.state.lock().services.insert(client, (Arc::clone(party), service));
+        let mut state = self.state.lock();
+        state.nodes.insert(client, party.node);
+        let earlier = state.services.insert(party.node, (Arc::clone(party), service));
+        drop(state);
+        drop(earlier);
     }
 
     /// Nothing passes between two nodes, in the direction from `one` to `other`.
@@ -66,6 +75,12 @@ impl Network {
     /// Everything passes between two nodes.
     pub fn join(&self, one: usize, other: usize) {
         self.state.lock().cut.remove(&(one, other));
+    }
+
+    /// Much of what a node sends comes again, long after it was answered; or no more.
+    pub fn repeat(&self, node: usize, is_repeated: bool) {
+        let mut state = self.state.lock();
+        if is_repeated { state.repeated.insert(node) } else { state.repeated.remove(&node) };
     }
 
     /// What `one` sends to `other` is held up, until [`Network::release`].
@@ -87,6 +102,7 @@ impl Network {
             let mut state = self.state.lock();
             state.cut.clear();
             state.trouble = 0.0;
+            state.repeated.clear();
             state.held.keys().copied().collect()
         };
         held.into_iter().for_each(|(one, other)| self.release(one, other));
@@ -155,8 +171,28 @@ struct Ways {
 
 impl Peers for Ways {
     fn way(&self, _session: SessionId, client: ClientId) -> Option<Arc<dyn Carrier>> {
-        let (to, service) = self.network.state.lock().services.get(&client).cloned()?;
-        Some(self.network.carrier(&self.party, &to, service))
+        let node = *self.network.state.lock().nodes.get(&client)?;
+        Some(Arc::new(Way { network: Arc::clone(&self.network), from: Arc::clone(&self.party), node }))
+    }
+}
+
+/// The way to whatever answers on a node.
+#[derive(Debug)]
+struct Way {
+    network: Arc<Network>,
+    from: Arc<Party>,
+    node: usize,
+}
+
+impl Carrier for Way {
+    fn request(&self, frame: Vec<u8>, on_reply: OnReply) {
+        let there = self.network.state.lock().services.get(&self.node).cloned();
+        match there {
+            Some((to, service)) => {
+                self.network.carrier(&self.from, &to, service).request(frame, on_reply);
+            }
+            None => on_reply(Err(CarrierError::Closed("nobody answers there".to_owned()))),
+        }
     }
 }
 
@@ -199,7 +235,9 @@ impl Carrier for Wire {
         if network.mishap() {
             return;
         }
-        let copies = 1 + usize::from(network.mishap());
+        let is_repeated = network.state.lock().repeated.contains(&self.from.node) && schedule.happens(0.5);
+        let copies = 1 + usize::from(is_repeated || network.mishap());
+        let latest = if is_repeated { 2_000_000 } else { 400_000 };
         for copy in 0..copies {
             let (service, frame, tell) = (Arc::clone(&self.service), frame.clone(), Arc::clone(&tell));
             let (back, from, to) = (Arc::clone(network), Arc::clone(&self.from), Arc::clone(&self.to));
@@ -231,7 +269,7 @@ impl Carrier for Wire {
                 }
             };
             // A copy may come long after its original was answered.
-            let late = if copy > 0 { schedule.between(0, 400_000) } else { Duration::ZERO };
+            let late = if copy > 0 { schedule.between(0, latest) } else { Duration::ZERO };
             schedule.after_in(&self.to, late + network.delay(), deliver);
         }
     }
