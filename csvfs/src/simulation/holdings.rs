@@ -33,6 +33,8 @@ pub struct Holdings {
     machines: BTreeMap<usize, Runs>,
     /// Epochs in which a machine was handed over.
     handed_over: BTreeSet<(usize, Epoch)>,
+    /// Who was to get a machine of an epoch: whether he has got it is known when that was answered.
+    begun: Vec<(usize, Epoch, SessionId)>,
     fenced: BTreeSet<SessionId>,
 }
 
@@ -83,8 +85,13 @@ impl Holdings {
     /// # Errors
     /// Where it may run.
     pub fn started(&mut self, machine: usize, runs: Runs) -> Result<(), String> {
+        let may_start = |session| session == runs.session || self.fenced.contains(&session);
+        let has_left = |now: Runs| {
+            let mut begun = self.begun.iter();
+            begun.any(|(of, from, to)| *of == machine && *from >= now.epoch && may_start(*to))
+        };
         match self.machines.get(&machine).copied() {
-            Some(now) if now.session != runs.session && !self.fenced.contains(&now.session) => Err(format!(
+            Some(now) if now.epoch < runs.epoch && !may_start(now.session) && !has_left(now) => Err(format!(
                 "invariant 9: machine {machine} is started as {runs:?}, and it may run as {now:?}"
             )),
             now => {
@@ -92,6 +99,11 @@ impl Holdings {
                 Ok(())
             }
         }
+    }
+
+    /// A machine is about to be handed over, by whoever has it in the epoch `from`.
+    pub fn hands_over(&mut self, machine: usize, from: Epoch, to: SessionId) {
+        self.begun.push((machine, from, to));
     }
 
     /// A machine was handed over, by whoever had it in the epoch `from`.

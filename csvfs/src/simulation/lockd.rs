@@ -312,7 +312,12 @@ impl Lockd {
         }
         let (from, span) = (self.schedule.between(0, 30_000), self.schedule.between(2_200_000, 4_000_000));
         let (begins, ends) = (Arc::clone(self), Arc::clone(self));
-        self.schedule.after(from, move || begins.cut(number, true));
+        self.schedule.after(from, move || {
+            let is_unlucky = begins.cluster.lock().unlucky > 0.0;
+            if is_unlucky {
+                begins.cut(number, true);
+            }
+        });
         self.schedule.after(from + span, move || ends.cut(number, false));
     }
 

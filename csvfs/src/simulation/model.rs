@@ -255,6 +255,11 @@ impl FileModel {
         }
     }
 
+    /// Whether something that `node` has written may be lost, and its writer has not been told.
+    pub fn may_have_lost(&self, node: usize) -> bool {
+        self.spots.iter().any(|(place, spot)| place.node() == node && spot.acked > spot.floor)
+    }
+
     /// A node may have been lost that served the file.
     pub fn lost(&mut self) {
         for spot in self.spots.values_mut() {

@@ -179,6 +179,12 @@ impl World {
         self.nodes.lock().running.values().cloned().collect()
     }
 
+    /// Those of them whose mounts do not end.
+    pub fn mounted(&self) -> Vec<Arc<Member>> {
+        let nodes = self.nodes.lock();
+        nodes.running.values().filter(|member| !nodes.leaving.contains(&member.number)).cloned().collect()
+    }
+
     /// One of them.
     pub fn member(&self, number: usize) -> Option<Arc<Member>> {
         self.nodes.lock().running.get(&number).cloned()

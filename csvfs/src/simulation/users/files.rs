@@ -46,6 +46,10 @@ impl Users {
         }
         let handle = member.handles.lock().get(&(file, user)).copied();
         let Some(handle) = handle else { return self.open(world, member, user, file, ino) };
+        let may_have_lost = self.state.lock().model(file).may_have_lost(member.number);
+        if may_have_lost && world.schedule.happens(0.4) {
+            return self.sync(world, member, user, file, handle);
+        }
         match world.schedule.draw(|random| random.random_range(0..100)) {
             0..32 => {
                 let block = world.schedule.draw(|random| random.random_range(0..SHARED_BLOCKS));

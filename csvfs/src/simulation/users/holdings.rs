@@ -26,9 +26,9 @@ const PART: u64 = 100;
 /// See [`PART`].
 const PARTS: u64 = 4;
 /// How long a lock is waited for, and how often it is looked at.
-const LOOKS: usize = 8;
+const LOOKS: usize = 4;
 /// See [`LOOKS`].
-const LOOK: Duration = Duration::from_millis(80);
+const LOOK: Duration = Duration::from_millis(150);
 
 /// Waits for a lock, for a while: whether it was granted.
 fn await_lock(
@@ -138,7 +138,7 @@ impl Users {
     pub(super) fn run_machine(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
         let machine = world.schedule.draw(|random| random.random_range(0..MACHINES));
         let targets: Vec<_> =
-            world.members().into_iter().filter(|other| other.number != member.number).collect();
+            world.mounted().into_iter().filter(|other| other.number != member.number).collect();
         let target = world.schedule.draw(|random| random.random_range(0..targets.len() + 1));
         let target = targets.get(target).map(|target| (target.session(), target.agent.host()));
         let (resource, agent) = (ResourceId::Vm(format!("machine {machine}")), &member.agent);
@@ -163,6 +163,9 @@ impl Users {
                     Ok(self.state.lock().holdings.started(machine, Runs { session, epoch }))
                 }),
                 (Some((client, from)), Some((session, to))) if client == agent.host() => {
+                    // Whoever decides that takes his time, and others decide, too.
+                    member.rest(world, world.schedule.between(1_000, 400_000));
+                    self.state.lock().holdings.hands_over(machine, from, session);
                     agent.move_machine(&resource, from, to).map_or_else(refused, |epoch| {
                         Ok(self.state.lock().holdings.handed_over(machine, from, Runs { session, epoch }))
                     })

@@ -360,9 +360,9 @@ impl Users {
             return;
         }
         match world.schedule.draw(|random| random.random_range(0..100)) {
-            0..28 => self.change_name(world, member, user),
-            28..35 => self.lock(world, member, user),
-            35..40 => self.run_machine(world, member, user),
+            0..27 => self.change_name(world, member, user),
+            27..32 => self.lock(world, member, user),
+            32..36 => self.run_machine(world, member, user),
             _ => self.use_file(world, member, user),
         }
     }

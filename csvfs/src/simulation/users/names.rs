@@ -66,7 +66,7 @@ impl Users {
         self.go(world, member, user, What::Name(index), move |users, world, member, _, result| match result {
             Ok(value) => {
                 change(&mut users.state.lock().names[index], value);
-                let members = world.members();
+                let members = world.mounted();
                 let asked = world.schedule.draw(|random| random.random_range(0..members.len() + 1));
                 users.ask_name(world, members.get(asked).unwrap_or(member), index);
             }
