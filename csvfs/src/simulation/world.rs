@@ -298,8 +298,15 @@ impl World {
             world.users.close_all(&member);
             let ended = member.wait(&world, |node, done| node.shut_down(done));
             if !member.agent.has_ended() {
-                if let Err(refusal) = ended {
-                    return world.schedule.fail(format!("node {} is not unmounted: {refusal}", member.number));
+                // Who does not reach the others may have nowhere to put what is pending: that is told, and lost.
+                let is_alone = !member.agent.has_lease() || world.lockd.is_cut(member.number);
+                match ended {
+                    Ok(()) => {}
+                    Err(_) if is_alone => return world.bury(&member),
+                    Err(refusal) => {
+                        let wrong = format!("node {} is not unmounted: {refusal}", member.number);
+                        return world.schedule.fail(wrong);
+                    }
                 }
                 member.plane.end_client(member.client());
             }

@@ -47,7 +47,7 @@ impl Users {
         let handle = member.handles.lock().get(&(file, user)).copied();
         let Some(handle) = handle else { return self.open(world, member, user, file, ino) };
         let may_have_lost = self.state.lock().model(file).may_have_lost(member.number);
-        if may_have_lost && world.schedule.happens(0.4) {
+        if may_have_lost && world.schedule.happens(0.8) {
             return self.sync(world, member, user, file, handle);
         }
         match world.schedule.draw(|random| random.random_range(0..100)) {
@@ -57,9 +57,9 @@ impl Users {
             }
             32..48 => self.write(world, member, user, file, handle, Place::Own { node: member.number }),
             48..70 => self.read(world, member, user, file, handle, false),
-            70..80 => self.sync(world, member, user, file, handle),
-            80..90 => self.acquire(world, member, user, file, ino),
-            90..94 => {
+            70..79 => self.sync(world, member, user, file, handle),
+            79..91 => self.acquire(world, member, user, file, ino),
+            91..94 => {
                 member.handles.lock().remove(&(file, user));
                 self.state.lock().model(file).unsynced(member.number);
                 member.node.release(handle);

@@ -293,3 +293,39 @@ fn a_file_that_a_guest_lets_go_of_while_others_are_closed_is_closed_as_well() {
     assert!(stage.owner(read.attr.ino).is_none());
     stage.finish();
 }
+
+/// Found: the coordinator's node served a file that had been handed to another, who was not told.
+#[test]
+fn l7_a_file_whose_server_is_lost_with_its_answer_is_served_when_nobody_may_have_got_it() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(1, "a");
+    let ino = file.attr.ino;
+    stage.acquire(1, ino).unwrap();
+    let home = stage.open(0, ino);
+    // The transfer is done, and nothing of node 1 is heard any more.
+    let (network, client) = (Arc::clone(&stage.network), stage.members[1].client);
+    stage.realm.with_transfer(move || network.cut(client));
+    stage.realm.lose_releases(true);
+    let acquired = start(|done| stage.node(2).acquire(vec![ino], done));
+    until("the transfer", || stage.owner(ino).map(|(owner, _)| owner) == Some(stage.members[2].client));
+    stage.end(1, Standing::Ended);
+    let refused = acquired.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(matches!(refused.map_err(|refusal| refusal.why), Err(Refusal::Busy(_))));
+    stage.end(1, Standing::Fenced);
+    let write = start(|done| {
+        stage.node(0).write(home, 0, slice(&[1; 4096]), WriteMode::default(), done);
+    });
+    std::thread::sleep(Duration::from_millis(400));
+    assert!(write.try_recv().is_err(), "written while node 2 owns the file");
+    // It gives back what it has not taken up.
+    stage.realm.lose_releases(false);
+    let (owner, epoch) = stage.owner(ino).unwrap();
+    {
+        use lockd::authority::Authority;
+        use lockd::ids::ResourceId;
+        let resource = ResourceId::File(super::super::world::VOLUME, ino.0);
+        stage.members[2].seat.release(&resource, owner, epoch).unwrap();
+    }
+    write.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    stage.acquire(2, ino).unwrap();
+}
