@@ -308,7 +308,16 @@ impl Core {
     async fn give_back(&self, file: &File) -> Result<(), Refusal> {
         let Some(epoch) = file.owned_in() else { return Ok(()) };
         let (resource, client) = (self.resource(file.ino), self.client);
-        self.with_authority(move |authority| authority.release(&resource, client, epoch)).await
+        let release = move |authority: &dyn Authority| match authority.release(&resource, client, epoch) {
+            Err(error @ (AuthorityError::SessionEnded(_) | AuthorityError::ClientEnded(_))) => Err(error),
+            // An earlier try may have succeeded.
+            Err(error) => match authority.confirmed_holder(&resource) {
+                Some(holding) if holding.client == client => Err(error),
+                _ => Ok(()),
+            },
+            Ok(()) => Ok(()),
+        };
+        self.with_authority(release).await
     }
 
     /// A handle is closed.
@@ -401,7 +410,8 @@ impl Core {
         true
     }
 
-    /// The last steps of an owner. Whether the file is closed; if its data could not be committed it stays.
+    /// The last steps of an owner. Whether the file is closed; if its data could not be committed, or it could not be given
+    /// back, it stays.
     async fn finish(self: &Arc<Self>, file: &Arc<File>) -> bool {
         // Other nodes' requests end before: they pass the gate, too.
         let _guests = file.guests.stop();
@@ -416,13 +426,7 @@ impl Core {
             let drops = alone && self.has_no_name(file.ino).await;
             if !drops && let Err(error) = self.commit_now(file, &turn).await {
                 tracing::error!(ino = file.ino.0, %error, "a closed file could not be committed; it is kept and tried again");
-                let waiting = {
-                    let mut life = file.life.lock();
-                    life.idle_since = self.ticks.load(SeqCst);
-                    change(&mut life, Phase::Open)
-                };
-                self.idle.fetch_add(1, SeqCst);
-                waiting.into_iter().for_each(|waiter| waiter.send(()));
+                self.keep(file);
                 return false;
             }
             // P7: the coordinator may give the blocks of a nameless file to another at once.
@@ -435,13 +439,27 @@ impl Core {
             self.put_back(unused, false).await;
         }
         if let Err(error) = self.give_back(file).await {
-            tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
+            // Told that it is closed, the coordinator would serve what this node still owns (invariant 2).
+            tracing::warn!(ino = file.ino.0, %error, "a closed file could not be given back; it is kept and tried again");
+            self.keep(file);
+            return false;
         }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
         if let Err(error) = self.channel.call(Operation::Close { ino: file.ino, slots }).await {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
         }
         true
+    }
+
+    /// A file that was to be closed stays as it is.
+    fn keep(&self, file: &File) {
+        let waiting = {
+            let mut life = file.life.lock();
+            life.idle_since = self.ticks.load(SeqCst);
+            change(&mut life, Phase::Open)
+        };
+        self.idle.fetch_add(1, SeqCst);
+        waiting.into_iter().for_each(|waiter| waiter.send(()));
     }
 
     /// Asks the coordinator: what this node remembers of names may come from answers in another order.

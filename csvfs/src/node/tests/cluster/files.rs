@@ -329,3 +329,24 @@ fn l7_a_file_whose_server_is_lost_with_its_answer_is_served_when_nobody_may_have
     write.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
     stage.acquire(2, ino).unwrap();
 }
+
+/// Found: the coordinator's node served a file whose owner had closed it and could not give it back.
+#[test]
+fn a_file_that_cannot_be_given_back_stays_with_its_owner() {
+    let stage = Stage::new(2, 1, 0.0);
+    let file = stage.create(1, "a");
+    let ino = file.attr.ino;
+    stage.acquire(1, ino).unwrap();
+    let home = stage.open(0, ino);
+    stage.realm.lose_releases(true);
+    stage.node(1).release(file.handle);
+    until("a try", || stage.realm.lost_releases() > 0);
+    std::thread::sleep(Duration::from_millis(100));
+    stage.write(0, home, 0, &[1; 100]);
+    let owned = stage.node(1).core.files.get(ino).and_then(|file| file.owned_in());
+    assert_eq!(owned, stage.owner(ino).map(|(_, epoch)| epoch), "it is served by another");
+    stage.realm.lose_releases(false);
+    until("the return", || stage.owner(ino).is_none());
+    assert!(stage.read(0, home, 0, 100) == [1; 100]);
+    stage.finish();
+}

@@ -27,6 +27,7 @@ struct State {
     refuses: bool,
     /// Releases get lost.
     loses_releases: bool,
+    lost_releases: u64,
     /// Done with the next transfer, before who asked for it is told.
     with_transfer: Option<Also>,
     /// Transfers that were done.
@@ -62,6 +63,11 @@ impl Realm {
     /// Releases get lost from now on, or not.
     pub fn lose_releases(&self, loses: bool) {
         self.0.lock().loses_releases = loses;
+    }
+
+    /// How many were lost.
+    pub fn lost_releases(&self) -> u64 {
+        self.0.lock().lost_releases
     }
 
     /// Does `also` with the next transfer, before who asked for it is told.
@@ -120,6 +126,7 @@ impl Authority for Seat {
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
         let mut state = self.realm.0.lock();
         if state.loses_releases {
+            state.lost_releases += 1;
             return Err(AuthorityError::Stale { resource: resource.clone(), epoch });
         }
         match state.holdings.get(resource).copied() {
