@@ -52,6 +52,8 @@ struct Cluster {
     left_behind: BTreeMap<usize, BTreeSet<SessionId>>,
     /// How likely a node is cut off from the voters as soon as its session is opened.
     unlucky: f64,
+    /// Sessions that have ended, and are not forgotten.
+    ended: BTreeSet<SessionId>,
     /// Sessions of which nothing reaches the LUN, or is done by others, any more.
     fenced: BTreeSet<SessionId>,
     /// Sessions whose end is proposed: their keep-alives are not answered (L1).
@@ -102,6 +104,7 @@ impl Lockd {
                 is_alone: false,
                 left_behind: BTreeMap::new(),
                 unlucky: 0.0,
+                ended: BTreeSet::new(),
                 fenced: BTreeSet::new(),
                 ending: BTreeSet::new(),
                 log: VecDeque::new(),
@@ -298,6 +301,7 @@ impl Lockd {
             }
             self.publish(event);
         }
+        self.forgotten().into_iter().for_each(|session| self.is_over(session, true));
         if let Some(on_reply) = entry.on_reply {
             on_reply(reply);
         }
@@ -321,12 +325,26 @@ impl Lockd {
         self.schedule.after(from + span, move || ends.cut(number, false));
     }
 
+    /// Ended sessions that are forgotten now: one without a mount has no volume to be fenced from.
+    fn forgotten(&self) -> Vec<SessionId> {
+        let cluster = self.cluster.lock();
+        if cluster.ended.is_empty() {
+            return Vec::new();
+        }
+        let Answer::Sessions(sessions) = cluster.machine.query(&Query::Sessions) else { return Vec::new() };
+        let is_known = |session: &&SessionId| sessions.iter().any(|info| info.session == **session);
+        cluster.ended.iter().filter(|session| !is_known(session)).copied().collect()
+    }
+
     /// A session has ended, or is fenced.
     fn is_over(&self, session: SessionId, fenced: bool) {
         let agents = {
             let mut cluster = self.cluster.lock();
             if fenced {
                 cluster.fenced.insert(session);
+                cluster.ended.remove(&session);
+            } else {
+                cluster.ended.insert(session);
             }
             cluster.agents.iter().filter(|agent| agent.session() == session).cloned().collect::<Vec<_>>()
         };

@@ -298,11 +298,11 @@ impl World {
             world.users.close_all(&member);
             let ended = member.wait(&world, |node, done| node.shut_down(done));
             if !member.agent.has_ended() {
-                // Who does not reach the others may have nowhere to put what is pending: that is told, and lost.
-                let is_alone = !member.agent.has_lease() || world.lockd.is_cut(member.number);
+                // While others or the LUN are slow or out of reach, what is pending may not find its way in time: that is
+                // told, and lost.
                 match ended {
                     Ok(()) => {}
-                    Err(_) if is_alone => return world.bury(&member),
+                    Err(_) if !world.is_healed.load(SeqCst) => return world.bury(&member),
                     Err(refusal) => {
                         let wrong = format!("node {} is not unmounted: {refusal}", member.number);
                         return world.schedule.fail(wrong);
