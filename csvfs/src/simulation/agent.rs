@@ -69,8 +69,7 @@ impl Agent {
             lease,
             slots: SlotAllocator::new(),
             host: earlier.map(|earlier| earlier.host.clone()).unwrap_or_default(),
-            host_slots: earlier
-                .map_or_else(SlotAllocator::new, |earlier| Arc::clone(&earlier.host_slots)),
+            host_slots: earlier.map_or_else(SlotAllocator::new, |earlier| Arc::clone(&earlier.host_slots)),
             ended: AtomicBool::new(false),
             missed: AtomicBool::new(false),
             last_event: AtomicU64::new(0),

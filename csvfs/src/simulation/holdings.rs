@@ -41,9 +41,8 @@ pub struct Holdings {
 impl Holdings {
     /// The lock that an owner holds of a file.
     pub fn lock(&self, session: SessionId, file: u16, owner: u64) -> Option<Held> {
-        let is_it = |held: &&Held| {
-            held.session == session && held.file == file && held.request.owner.id == owner
-        };
+        let is_it =
+            |held: &&Held| held.session == session && held.file == file && held.request.owner.id == owner;
         self.locks.iter().find(is_it).copied()
     }
 

@@ -284,7 +284,9 @@ impl FileModel {
         match (as_it_was.compare(data, began), cut_off.compare(data, began)) {
             // Once it was seen, or seen not to be there when it could not come any more, it is certain.
             (Err(_), Ok(())) => *self = cut_off,
-            (Ok(()), Err(_)) if began.over.contains(&cut.session) => *self = Self { open_cut: None, ..as_it_was },
+            (Ok(()), Err(_)) if began.over.contains(&cut.session) => {
+                *self = Self { open_cut: None, ..as_it_was }
+            }
             (Ok(()), _) => *self = as_it_was,
             (Err(wrong), Err(_)) => return Err(format!("{wrong} (nor is it cut off at {})", cut.from)),
         }

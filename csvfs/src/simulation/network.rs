@@ -21,6 +21,9 @@ use crate::proto::codec::decode;
 /// How long an asker waits before it sends again.
 const PATIENCE: Duration = Duration::from_millis(60);
 
+/// Frames on a link, with who gets them.
+type HeldUp = Vec<(Arc<Party>, Act)>;
+
 #[derive(Default)]
 struct State {
     /// What answers on each node.
@@ -29,9 +32,9 @@ struct State {
     nodes: BTreeMap<ClientId, usize>,
     /// Links that carry nothing, by their ends.
     cut: BTreeSet<(usize, usize)>,
-    /// What is held up on links, by their ends: with who gets it.
-    held: BTreeMap<(usize, usize), Vec<(Arc<Party>, Act)>>,
-    /// Nodes much of what they send comes again, long after it was answered.
+    /// What is held up on links, by their ends.
+    held: BTreeMap<(usize, usize), HeldUp>,
+    /// Nodes of whose frames many come again, long after they were answered.
     repeated: BTreeSet<usize>,
     /// How likely each mishap is.
     trouble: f64,
@@ -80,7 +83,11 @@ impl Network {
     /// Much of what a node sends comes again, long after it was answered; or no more.
     pub fn repeat(&self, node: usize, is_repeated: bool) {
         let mut state = self.state.lock();
-        if is_repeated { state.repeated.insert(node) } else { state.repeated.remove(&node) };
+        if is_repeated {
+            state.repeated.insert(node)
+        } else {
+            state.repeated.remove(&node)
+        };
     }
 
     /// What `one` sends to `other` is held up, until [`Network::release`].
@@ -248,7 +255,9 @@ impl Carrier for Wire {
                 let reply = move |reply: Result<Vec<u8>, CarrierError>| {
                     if must_refuse && reply.as_ref().is_ok_and(|reply| !refuses(reply)) {
                         let (from, to) = (from.node, to.node);
-                        carrier.schedule.fail(format!("F1: node {to} works for node {from}, which is fenced"));
+                        carrier
+                            .schedule
+                            .fail(format!("F1: node {to} works for node {from}, which is fenced"));
                     }
                     let cut = carrier.is_cut(to.node, from.node);
                     if cut || carrier.mishap() || matches!(reply, Err(CarrierError::TimedOut(_))) {

@@ -231,14 +231,16 @@ impl World {
         self.schedule.note("starts", &[number as u64]);
         let world = Arc::clone(self);
         let inside = Arc::clone(&party);
-        self.schedule.after_in(&party, Duration::ZERO, move || match Member::start(&world, &inside, earlier.as_deref()) {
-            Ok(member) => world.started(&member),
-            // Its session has ended meanwhile.
-            Err(_) if number > 0 => {
-                inside.kill();
-                world.start(number);
+        self.schedule.after_in(&party, Duration::ZERO, move || {
+            match Member::start(&world, &inside, earlier.as_deref()) {
+                Ok(member) => world.started(&member),
+                // Its session has ended meanwhile.
+                Err(_) if number > 0 => {
+                    inside.kill();
+                    world.start(number);
+                }
+                Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
             }
-            Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
         });
     }
 
@@ -450,7 +452,9 @@ impl World {
         }
         if self.lockd.held() != (1, 0) {
             let (resources, locks) = self.lockd.held();
-            return Err(format!("{resources} resources and {locks} locks are still held, not the role alone"));
+            return Err(format!(
+                "{resources} resources and {locks} locks are still held, not the role alone"
+            ));
         }
         if let Some(failure) = coordinator.failure() {
             return Err(failure);

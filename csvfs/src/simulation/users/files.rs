@@ -99,22 +99,23 @@ impl Users {
         let count = usize::try_from(place.len() / 8).expect("a block");
         let data = written.word.bytes().repeat(count);
         let what = What::Write(file, written);
-        let done = self.go(world, member, user, what, move |users, world, _, operation, result| match result {
-            Ok(at) => {
-                let at: u64 = at;
-                assert_eq!(at, place.offset());
-                users.state.lock().model(file).acknowledged(written);
-            }
-            Err(refusal) => {
-                let (session, mut state) = (operation.session, users.state.lock());
-                match world.lockd.is_live(session) {
-                    true => state.model(file).refused(written),
-                    false => state.model(file).lingers(written, session),
+        let done =
+            self.go(world, member, user, what, move |users, world, _, operation, result| match result {
+                Ok(at) => {
+                    let at: u64 = at;
+                    assert_eq!(at, place.offset());
+                    users.state.lock().model(file).acknowledged(written);
                 }
-                drop(state);
-                users.refused(world, "write", &refusal);
-            }
-        });
+                Err(refusal) => {
+                    let (session, mut state) = (operation.session, users.state.lock());
+                    match world.lockd.is_live(session) {
+                        true => state.model(file).refused(written),
+                        false => state.model(file).lingers(written, session),
+                    }
+                    drop(state);
+                    users.refused(world, "write", &refusal);
+                }
+            });
         let sync = world.schedule.happens(0.05);
         member.node.write(
             handle,
