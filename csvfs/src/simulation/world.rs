@@ -300,11 +300,12 @@ impl World {
             world.users.close_all(&member);
             let ended = member.wait(&world, |node, done| node.shut_down(done));
             if !member.agent.has_ended() {
-                // While others or the LUN are slow or out of reach, what is pending may not find its way in time: that is
-                // told, and lost.
+                // While others or the LUN are slow or out of reach, or when the session has ended and nobody has said so
+                // here yet, what is pending may not find its way: that is told, and lost.
+                let is_live = world.lockd.is_live(member.session());
                 match ended {
                     Ok(()) => {}
-                    Err(_) if !world.is_healed.load(SeqCst) => return world.bury(&member),
+                    Err(_) if !is_live || !world.is_healed.load(SeqCst) => return world.bury(&member),
                     Err(refusal) => {
                         let wrong = format!("node {} is not unmounted: {refusal}", member.number);
                         return world.schedule.fail(wrong);
