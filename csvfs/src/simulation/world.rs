@@ -298,6 +298,7 @@ impl World {
                 return world.unmount_later(member);
             }
             world.users.close_all(&member);
+            let was_healed = world.is_healed.load(SeqCst);
             let ended = member.wait(&world, |node, done| node.shut_down(done));
             if !member.agent.has_ended() {
                 // While others or the LUN are slow or out of reach, or when the session has ended and nobody has said so
@@ -305,7 +306,7 @@ impl World {
                 let is_live = world.lockd.is_live(member.session());
                 match ended {
                     Ok(()) => {}
-                    Err(_) if !is_live || !world.is_healed.load(SeqCst) => return world.bury(&member),
+                    Err(_) if !is_live || !was_healed => return world.bury(&member),
                     Err(refusal) => {
                         let wrong = format!("node {} is not unmounted: {refusal}", member.number);
                         return world.schedule.fail(wrong);
