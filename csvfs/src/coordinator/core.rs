@@ -18,6 +18,7 @@ use redirector::lun::Lun;
 
 use super::clients::{Clients, Wait};
 use super::leases::Leases;
+use super::moving::Doubt;
 use super::opens::{OnRest, Opens};
 use super::queue::{Internal, Queue, Work};
 use super::scrub::Scrub;
@@ -124,6 +125,8 @@ pub struct Core {
     pub copies: Mutex<Copies>,
     /// Reply slots that are in memory.
     pub slots: Mutex<Cache>,
+    /// Files of which only the authority knows who has them.
+    pub doubts: Mutex<Vec<Doubt>>,
     /// Files that are being unsealed.
     pub unsealing: Unsealings,
     /// Answers that wait for others' caches, and late copies of their requests: by client and slot.
@@ -174,6 +177,7 @@ impl Core {
             clients,
             leases: Mutex::default(),
             slots: Mutex::default(),
+            doubts: Mutex::default(),
             unsealing: Unsealings::default(),
             held: Mutex::default(),
             copies: Mutex::default(),

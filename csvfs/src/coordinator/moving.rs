@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockd::authority::Holding;
 use lockd::ids::{ClientId, ResourceId, SessionId};
 use lockd::machine::MOVES_MAX;
+use lockd::rules::Rule;
 
 use super::core::Core;
 use super::memory::Finish;
@@ -29,6 +30,15 @@ impl Journey {
     fn inos(&self) -> Vec<Ino> {
         self.files.iter().map(|(ino, _)| *ino).collect()
     }
+}
+
+/// Files whose server has gone without an answer. It may have handed them over to the one who was to have them, who gives
+/// back what he does not take up: until he has, nobody else serves them (L7).
+#[derive(Debug)]
+pub struct Doubt {
+    journey: u64,
+    files: Vec<Ino>,
+    next: ClientId,
 }
 
 /// What has to be done about files that were asked for.
@@ -151,7 +161,8 @@ fn depart(core: &Arc<Core>, journey: Journey, finish: Finish) {
                 });
                 return arrived(&owner, &journey, to, slots, finish);
             }
-            Ok(CallAnswer::Refused(refusal)) | Err(refusal) => refusal,
+            Ok(CallAnswer::Refused(refusal)) => refusal,
+            Err(_) => return is_lost(&owner, &journey, finish),
             Ok(_) => Refusal::Io("the server of a file gave an answer that does not fit".to_owned()),
         };
         let told = owner.opens.lock().rest(&journey.inos(), number, Rest::Stays);
@@ -160,6 +171,43 @@ fn depart(core: &Arc<Core>, journey: Journey, finish: Finish) {
     };
     core.clients.ask(server.client, callback, Box::new(moved));
     core.watch.wake();
+}
+
+/// Nobody knows what the last server has done, but the authority.
+fn is_lost(core: &Core, journey: &Journey, finish: Finish) {
+    let (number, files) = (journey.number, journey.inos());
+    let why = "the node that served the files has gone meanwhile; try again".to_owned();
+    match journey.next.filter(|_| core.parts.rules.keeps(Rule::L7)) {
+        Some(next) => {
+            core.opens.lock().doubt(&files, number);
+            // Once it is told, the next one gives back what it has got.
+            finish.reply(Err(Refusal::Busy(why)));
+            core.doubts.lock().push(Doubt { journey: number, files, next: next.client });
+            core.watch.wake();
+        }
+        None => {
+            let told = core.opens.lock().rest(&files, number, Rest::Stays);
+            core.rested(told);
+            finish.reply(Err(Refusal::Busy(why)));
+        }
+    }
+}
+
+/// Looks whether what was in doubt is not any more.
+pub fn settle(core: &Core) {
+    let doubts = std::mem::take(&mut *core.doubts.lock());
+    for Doubt { journey, files, next } in doubts {
+        let has_it = |ino: &Ino| {
+            let resource = ResourceId::File(core.parts.volume, ino.0);
+            core.parts.authority.confirmed_holder(&resource).is_some_and(|holding| holding.client == next)
+        };
+        let (open, settled): (Vec<Ino>, Vec<Ino>) = files.into_iter().partition(has_it);
+        let told = core.opens.lock().rest(&settled, journey, Rest::Stays);
+        core.rested(told);
+        if !open.is_empty() {
+            core.doubts.lock().push(Doubt { journey, files: open, next });
+        }
+    }
 }
 
 /// The last server has yielded: the next one serves from now on.

@@ -68,6 +68,8 @@ pub struct Opens {
     dying: HashSet<Ino>,
     /// Inodes without a name that somebody holds open.
     orphans: HashSet<Ino>,
+    /// Inodes on a journey of which nobody knows how it has ended, open or not.
+    in_doubt: BTreeMap<Ino, u64>,
     /// Clients that are over.
     ended: HashSet<ClientId>,
     /// The last tenure that was given out.
@@ -118,7 +120,8 @@ impl Opens {
         }
         if !self.by_inode.contains_key(&ino) {
             let tenure = self.next_tenure();
-            self.by_inode.insert(ino, Entry { tenure, since: tenure, ..Entry::default() });
+            let moving = self.in_doubt.get(&ino).copied();
+            self.by_inode.insert(ino, Entry { tenure, since: tenure, moving, ..Entry::default() });
         }
         let Some(entry) = self.by_inode.get_mut(&ino) else { return Opening::Refused };
         let was_writing = entry.holders.iter().any(|(holder, write)| *write && *holder == client);
@@ -228,11 +231,21 @@ impl Opens {
         }
     }
 
+    /// How the journey of `files` ends will be known later, and they are on it meanwhile, even if nobody has them open.
+    pub fn doubt(&mut self, files: &[Ino], journey: u64) {
+        let is_on_it = |ino: &&Ino| self.by_inode.get(ino).is_none_or(|entry| entry.moving == Some(journey));
+        let on_it: Vec<Ino> = files.iter().filter(is_on_it).copied().collect();
+        self.in_doubt.extend(on_it.into_iter().map(|ino| (ino, journey)));
+    }
+
     /// The journey of `files` has ended so. Nothing happens to those that ended it with all who had them open.
     pub fn rest(&mut self, files: &[Ino], journey: u64, rest: Rest) -> Vec<OnRest> {
         let tenure = self.next_tenure();
         let mut told = Vec::new();
         for ino in files {
+            if self.in_doubt.get(ino) == Some(&journey) {
+                self.in_doubt.remove(ino);
+            }
             let entry = self.by_inode.get_mut(ino).filter(|entry| entry.moving == Some(journey));
             let Some(entry) = entry else { continue };
             entry.moving = None;

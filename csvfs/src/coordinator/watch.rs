@@ -8,6 +8,7 @@ use lockd::ids::ClientId;
 use parking_lot::{Condvar, Mutex};
 
 use super::core::Core;
+use super::moving;
 use super::queue::Internal;
 
 /// Between two looks while a call waits for its answer.
@@ -79,6 +80,7 @@ pub fn look(core: &Arc<Core>) {
             );
         }
     }
+    moving::settle(core);
     for client in fenced(core) {
         if let Err(refusal) = core.run(Internal::EndClient(client)) {
             tracing::warn!(client = client.0, %refusal, "a client that is over could not be ended");

@@ -111,7 +111,7 @@ impl Core {
         {
             let core = Arc::clone(self);
             super::task::run(async move {
-                core.close_idle(before).await;
+                let _ = core.close_idle(before).await;
                 core.sweeps.store(false, SeqCst);
             });
         }

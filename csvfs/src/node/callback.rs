@@ -1,8 +1,9 @@
 //! What comes to this node: calls of the coordinator, and other nodes' I/O to the files that it serves.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use lockd::network::{OnReply, Service};
+use lockd::network::{CarrierError, OnReply, Service};
 
 use super::remote::FIRST_BYTE;
 use super::task::run;
@@ -22,6 +23,10 @@ impl Service for Node {
         }
         run(async move {
             let answer = match decode::<Call>(&frame) {
+                // What an earlier process here has done nobody can say (L7): it is sent again until that one is over.
+                Ok(call) if call.client != core.client => {
+                    return on_reply(Err(CarrierError::TimedOut(Duration::ZERO)));
+                }
                 Ok(call) => core.called(call).await,
                 Err(error) => CallAnswer::Refused(Refusal::Invalid(error.to_string())),
             };
@@ -32,10 +37,9 @@ impl Service for Node {
 
 impl Core {
     async fn called(self: &Arc<Self>, call: Call) -> CallAnswer {
-        let (_, client) = self.channel.client();
-        if call.client != client || call.coordinator != self.channel.coordinator() {
-            // A late copy for an earlier process, or of an earlier coordinator.
-            return CallAnswer::Refused(Refusal::Stale("the call is for another".to_owned()));
+        if call.coordinator != self.channel.coordinator() {
+            // A late copy of an earlier coordinator.
+            return CallAnswer::Refused(Refusal::Stale("the call is of another coordinator".to_owned()));
         }
         match call.what {
             Callback::Invalidate { keys } => {

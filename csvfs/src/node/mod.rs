@@ -82,6 +82,9 @@ mod turn;
 mod write;
 mod yielding;
 
+#[cfg(test)]
+pub(crate) use remote::is_refusal;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -450,12 +453,7 @@ impl Core {
         }
         // Requests of other nodes that are under way keep files in use; new ones are sent elsewhere.
         for _ in 0..GUESTS_WAIT {
-            self.close_idle(u64::MAX).await;
-            let in_use = |file: &Arc<File>| {
-                let life = file.life.lock();
-                life.uses > 0 || life.phase == file::Phase::Opening
-            };
-            if !self.files.values().iter().any(in_use) {
+            if !self.close_idle(u64::MAX).await {
                 break;
             }
             self.media.tick_passed().await;

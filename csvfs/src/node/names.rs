@@ -229,7 +229,7 @@ impl Core {
             Answer::Removed { ino, nlink: 0 } => {
                 if let Some(file) = self.files.get(ino) {
                     file.nameless.store(true, SeqCst);
-                    self.close(&file, u64::MAX).await;
+                    let _ = self.close(&file, u64::MAX).await;
                 }
                 Ok(())
             }

@@ -316,7 +316,16 @@ impl Core {
     async fn give_back(&self, file: &File) -> Result<(), Refusal> {
         let Some(epoch) = file.owned_in() else { return Ok(()) };
         let (resource, client) = (self.resource(file.ino), self.client);
-        self.with_authority(move |authority| authority.release(&resource, client, epoch)).await
+        let release = move |authority: &dyn Authority| match authority.release(&resource, client, epoch) {
+            Err(error @ (AuthorityError::SessionEnded(_) | AuthorityError::ClientEnded(_))) => Err(error),
+            // An earlier try may have succeeded.
+            Err(error) => match authority.confirmed_holder(&resource) {
+                Some(holding) if holding.client == client => Err(error),
+                _ => Ok(()),
+            },
+            Ok(()) => Ok(()),
+        };
+        self.with_authority(release).await
     }
 
     /// A handle is closed.
@@ -342,13 +351,16 @@ impl Core {
         let idle = self.idle.fetch_add(1, SeqCst);
         if idle >= IDLE_MAX || file.nameless.load(SeqCst) {
             let (core, file) = (Arc::clone(self), Arc::clone(file));
-            run(async move { core.close(&file, u64::MAX).await });
+            run(async move {
+                let _ = core.close(&file, u64::MAX).await;
+            });
         }
     }
 
-    /// Closes the files that nobody has used since tick `before`, and waits for it.
-    pub(super) async fn close_idle(self: &Arc<Self>, before: u64) {
-        let mut closing = Vec::new();
+    /// Closes the files that nobody has used since tick `before`, and waits for it. Whether somebody used another one,
+    /// which nobody may use any more by now.
+    pub(super) async fn close_idle(self: &Arc<Self>, before: u64) -> bool {
+        let (mut closing, mut was_used) = (Vec::new(), false);
         for file in self.files.values() {
             let is_idle = {
                 let life = file.life.lock();
@@ -359,20 +371,21 @@ impl Core {
             if is_idle {
                 let (sender, receiver) = promise();
                 let core = Arc::clone(self);
-                run(async move {
-                    core.close(&file, before).await;
-                    sender.send(());
-                });
+                run(async move { sender.send(core.close(&file, before).await) });
                 closing.push(receiver);
+            } else {
+                was_used = true;
             }
         }
         for closed in closing {
-            closed.await;
+            was_used |= !closed.await.unwrap_or(true);
         }
+        was_used
     }
 
-    /// Closes the file unless somebody uses it, or has since tick `before`; waits if another closes it.
-    pub(super) async fn close(self: &Arc<Self>, file: &Arc<File>, before: u64) {
+    /// Closes the file unless somebody uses it, or has since tick `before`; waits if another closes it. False if it is
+    /// used.
+    pub(super) async fn close(self: &Arc<Self>, file: &Arc<File>, before: u64) -> bool {
         let waits = {
             let mut life = file.life.lock();
             match life.phase {
@@ -385,25 +398,28 @@ impl Core {
                     life.waiting.push(sender);
                     Some(receiver)
                 }
-                Phase::Open | Phase::Opening | Phase::Gone => return,
+                Phase::Open | Phase::Opening => return false,
+                Phase::Gone => return true,
             }
         };
         if let Some(waits) = waits {
             waits.await;
-            return;
+            return true;
         }
         self.idle.fetch_sub(1, SeqCst);
         if !self.finish(file).await {
-            return;
+            return true;
         }
         self.closed.fetch_add(1, SeqCst);
         // Out of the table first: whoever sees `Gone` finds or makes another.
         self.files.remove(file.ino);
         let waiting = change(&mut file.life.lock(), Phase::Gone);
         waiting.into_iter().for_each(|waiter| waiter.send(()));
+        true
     }
 
-    /// The last steps of an owner. Whether the file is closed; if its data could not be committed it stays.
+    /// The last steps of an owner. Whether the file is closed; if its data could not be committed, or it could not be given
+    /// back, it stays.
     async fn finish(self: &Arc<Self>, file: &Arc<File>) -> bool {
         // Other nodes' requests end before: they pass the gate, too.
         let _guests = file.guests.stop();
@@ -418,13 +434,7 @@ impl Core {
             let drops = alone && self.has_no_name(file.ino).await;
             if !drops && let Err(error) = self.commit_now(file, &turn).await {
                 tracing::error!(ino = file.ino.0, %error, "a closed file could not be committed; it is kept and tried again");
-                let waiting = {
-                    let mut life = file.life.lock();
-                    life.idle_since = self.ticks.load(SeqCst);
-                    change(&mut life, Phase::Open)
-                };
-                self.idle.fetch_add(1, SeqCst);
-                waiting.into_iter().for_each(|waiter| waiter.send(()));
+                self.keep(file);
                 return false;
             }
             // P7: the coordinator may give the blocks of a nameless file to another at once.
@@ -437,13 +447,27 @@ impl Core {
             self.put_back(unused, false).await;
         }
         if let Err(error) = self.give_back(file).await {
-            tracing::warn!(ino = file.ino.0, %error, "the ownership of a closed file could not be released");
+            // Told that it is closed, the coordinator would serve what this node still owns (invariant 2).
+            tracing::warn!(ino = file.ino.0, %error, "a closed file could not be given back; it is kept and tried again");
+            self.keep(file);
+            return false;
         }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
         if let Err(error) = self.tell_closed(file.ino, slots).await {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
         }
         true
+    }
+
+    /// A file that was to be closed stays as it is.
+    fn keep(&self, file: &File) {
+        let waiting = {
+            let mut life = file.life.lock();
+            life.idle_since = self.ticks.load(SeqCst);
+            change(&mut life, Phase::Open)
+        };
+        self.idle.fetch_add(1, SeqCst);
+        waiting.into_iter().for_each(|waiter| waiter.send(()));
     }
 
     /// Asks the coordinator: what this node remembers of names may come from answers in another order.

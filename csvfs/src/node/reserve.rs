@@ -157,7 +157,7 @@ impl Core {
 
     /// The volume is full: blocks that files keep for writes to come, and files that nobody uses, give theirs back.
     async fn take_back_speculation(self: &Arc<Self>) {
-        self.close_idle(u64::MAX).await;
+        let _ = self.close_idle(u64::MAX).await;
         for file in self.files.values() {
             if file.layout.read().fresh_blocks() == 0 {
                 continue;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use lockd::authority::{Authority, AuthorityError, Handover, Holding};
 use lockd::client::{ClientError, Listener, Transferred};
 use lockd::clock::Clock;
-use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId};
+use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, Ticket};
 use lockd::lease::Lease;
+use lockd::locks::{ByteRange, LockOutcome, LockOwner, LockRequest};
 use lockd::machine::{
     AbortOutcome, ClientKind, Command, Cookie, Event, HoldMode, Move, Nonce, Operation, Query, Refusal,
     Reply, Report, decode_reply,
@@ -40,6 +41,9 @@ pub struct Agent {
     client: OnceLock<ClientId>,
     lease: Arc<Lease>,
     slots: Arc<SlotAllocator>,
+    /// The other client of the node: a host of virtual machines.
+    host: OnceLock<ClientId>,
+    host_slots: Arc<SlotAllocator>,
     ended: AtomicBool,
     /// Events were lost while the node was cut off.
     missed: AtomicBool,
@@ -52,17 +56,20 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The agent of a process that has no session yet.
-    pub fn new(lockd: &Arc<Lockd>, party: &Arc<Party>) -> Arc<Self> {
+    /// The agent of a process that has no session yet, or goes on with the session of an earlier mount.
+    pub fn new(lockd: &Arc<Lockd>, party: &Arc<Party>, earlier: Option<&Self>) -> Arc<Self> {
         let clock = VirtualClock { schedule: Arc::clone(&lockd.schedule), party: Arc::clone(party) };
+        let lease = earlier.map_or_else(|| Arc::new(Lease::lapsed()), |earlier| Arc::clone(&earlier.lease));
         Arc::new_cyclic(|me| Self {
             lockd: Arc::clone(lockd),
             party: Arc::clone(party),
             clock,
-            session: OnceLock::new(),
+            session: earlier.map(|earlier| earlier.session.clone()).unwrap_or_default(),
             client: OnceLock::new(),
-            lease: Arc::new(Lease::lapsed()),
+            lease,
             slots: SlotAllocator::new(),
+            host: earlier.map(|earlier| earlier.host.clone()).unwrap_or_default(),
+            host_slots: earlier.map_or_else(SlotAllocator::new, |earlier| Arc::clone(&earlier.host_slots)),
             ended: AtomicBool::new(false),
             missed: AtomicBool::new(false),
             last_event: AtomicU64::new(0),
@@ -76,24 +83,14 @@ impl Agent {
         &self.lockd.schedule
     }
 
-    /// Opens a session, as soon as the node's last one has ended, and registers the mount. Waits. False if the session
-    /// has ended meanwhile.
+    /// Opens a session, as soon as the node's last one has ended, unless there is one, and registers the mount. Waits.
+    /// False if the session has ended meanwhile.
     pub fn open(self: &Arc<Self>, plane: &Arc<Plane>) -> bool {
         let _ = self.plane.set(Arc::downgrade(plane));
-        let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
-        let draw = || Nonce(self.schedule().draw(rand::Rng::random::<u128>));
-        let mut nonce = draw();
-        let session = loop {
-            match self.propose(&Command::OpenSession { node: name.clone(), nonce }) {
-                Ok(Reply::Session(session)) => break session,
-                Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
-                // L2: opened and ended before the reply came.
-                Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = draw(),
-                Err(_) => return false,
-                Ok(other) => panic!("no session for {name}: {other:?}"),
-            }
-        };
-        let _ = self.session.set(session);
+        if self.session.get().is_none() && !self.open_session() {
+            return false;
+        }
+        let _ = self.party.session.set(self.session());
         self.lockd.follow(self);
         self.beat();
         // Its first lease.
@@ -104,14 +101,36 @@ impl Agent {
             self.clock.sleep(Duration::from_millis(20));
         }
         self.fences();
-        let kind = ClientKind::Csvfs { volume: VOLUME };
-        let client = match self.propose(&Command::AddClient { session, nonce: draw(), kind, pid: 1 }) {
-            Ok(Reply::Client(client)) => client,
-            Ok(Reply::Refused(Refusal::SessionEnded(_))) | Err(ClientError::SessionEnded(_)) => return false,
-            other => panic!("{name} cannot be registered: {other:?}"),
+        let is_mounted = self.register(&self.client, ClientKind::Csvfs { volume: VOLUME });
+        is_mounted && (self.host.get().is_some() || self.register(&self.host, ClientKind::Vmhost))
+    }
+
+    fn open_session(&self) -> bool {
+        let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
+        let draw = || Nonce(self.schedule().draw(rand::Rng::random::<u128>));
+        let mut nonce = draw();
+        let session = loop {
+            match self.me().propose(&Command::OpenSession { node: name.clone(), nonce }) {
+                Ok(Reply::Session(session)) => break session,
+                Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
+                // L2: opened and ended before the reply came.
+                Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = draw(),
+                Err(_) => return false,
+                Ok(other) => panic!("no session for {name}: {other:?}"),
+            }
         };
-        let _ = self.client.set(client);
-        true
+        self.session.set(session).is_ok()
+    }
+
+    /// Registers a client. False if the session has ended meanwhile.
+    fn register(self: &Arc<Self>, place: &OnceLock<ClientId>, kind: ClientKind) -> bool {
+        let (session, nonce) = (self.session(), Nonce(self.schedule().draw(rand::Rng::random::<u128>)));
+        match self.propose(&Command::AddClient { session, nonce, kind, pid: 1 }) {
+            Ok(Reply::Client(client)) => place.set(client).is_ok(),
+            Ok(Reply::Refused(Refusal::SessionEnded(_) | Refusal::ClientEnded(_)))
+            | Err(ClientError::SessionEnded(_)) => false,
+            other => panic!("no {kind} can be registered: {other:?}"),
+        }
     }
 
     /// The session; only after [`Agent::open`].
@@ -122,6 +141,11 @@ impl Agent {
     /// The mount; only after [`Agent::open`].
     pub fn client(&self) -> ClientId {
         *self.client.get().expect("opened first")
+    }
+
+    /// The host of virtual machines; only after [`Agent::open`].
+    pub fn host(&self) -> ClientId {
+        *self.host.get().expect("opened first")
     }
 
     /// A message to the leader, and what comes back.
@@ -192,9 +216,19 @@ impl Agent {
 
     /// An operation of the mount, once (L5).
     fn operate(&self, operation: Operation) -> Result<Reply, ClientError> {
+        self.operate_as(self.client(), &self.slots, operation)
+    }
+
+    /// The same, of a client of the node.
+    fn operate_as(
+        &self,
+        client: ClientId,
+        slots: &Arc<SlotAllocator>,
+        operation: Operation,
+    ) -> Result<Reply, ClientError> {
         self.check_live()?;
-        let slot = self.slots.try_acquire()?.ok_or(ClientError::Unexpected)?;
-        let (client, of, sequence) = (self.client(), slot.slot(), slot.sequence());
+        let slot = slots.try_acquire()?.ok_or(ClientError::Unexpected)?;
+        let (of, sequence) = (slot.slot(), slot.sequence());
         let command = Command::Client { client, slot: of, sequence, operation };
         let reply = self.me().propose(&command)?;
         slot.answered();
@@ -202,6 +236,71 @@ impl Agent {
             Reply::Refused(refusal) => Err(ClientError::Refused(Box::new(refusal))),
             reply => Ok(reply),
         }
+    }
+
+    /// Asks for a lock of a file.
+    pub fn lock(
+        &self,
+        resource: &ResourceId,
+        request: LockRequest,
+        wait: bool,
+    ) -> Result<LockOutcome, ClientError> {
+        match self.operate(Operation::Lock { resource: resource.clone(), request, wait }) {
+            Ok(Reply::Lock(outcome)) => Ok(outcome),
+            Ok(_) => Err(ClientError::Unexpected),
+            Err(ClientError::Refused(refusal)) => match *refusal {
+                Refusal::Lock(error) => Ok(LockOutcome::Refused(error)),
+                other => Err(ClientError::Refused(Box::new(other))),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends what `owner` holds of `range`.
+    pub fn unlock(
+        &self,
+        resource: &ResourceId,
+        owner: LockOwner,
+        range: ByteRange,
+    ) -> Result<(), ClientError> {
+        let resource = resource.clone();
+        self.operate(Operation::Unlock { resource, owner, range, grant: None }).map(drop)
+    }
+
+    /// Ends the waiting for a lock.
+    pub fn cancel(&self, ticket: Ticket) -> Result<(), ClientError> {
+        self.operate(Operation::Cancel { ticket }).map(drop)
+    }
+
+    /// The host holds a virtual machine that nobody holds.
+    pub fn start_machine(&self, resource: &ResourceId) -> Result<Epoch, ClientError> {
+        let (resource, mode) = (resource.clone(), HoldMode::Exclusive);
+        let acquire = Operation::Acquire { resource, mode, pinned: false };
+        match self.operate_as(self.host(), &self.host_slots, acquire)? {
+            Reply::Acquired(info) => Ok(info.epoch),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// The host hands a virtual machine over to another.
+    pub fn move_machine(
+        &self,
+        resource: &ResourceId,
+        epoch: Epoch,
+        to: ClientId,
+    ) -> Result<Epoch, ClientError> {
+        let moves = vec![Move { resource: resource.clone(), epoch, from: self.host(), to }];
+        let cookie = Cookie(self.schedule().draw(rand::Rng::random::<u128>));
+        let transfer = Operation::Transfer { cookie, moves, escrow: false, pinned: false };
+        match self.operate_as(self.host(), &self.host_slots, transfer)? {
+            Reply::Transferred { epoch } => Ok(epoch),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// The host ends by itself.
+    pub fn end_host(&self) -> Result<(), ClientError> {
+        self.operate_as(self.host(), &self.host_slots, Operation::Leave).map(drop)
     }
 
     /// A keep-alive, and the next one later (L1).
@@ -219,8 +318,17 @@ impl Agent {
             },
             move |lives: bool| agent.alive(sent, lives),
         );
+        if let Some(lives) = self.lockd.keep_alive_behind(self.party.node, session) {
+            let agent = Arc::clone(self);
+            self.schedule().after_in(&self.party, self.lockd.delay(), move || agent.alive(sent, lives));
+        }
         let agent = Arc::clone(self);
         self.schedule().after_in(&self.party, KEEP_ALIVE, move || agent.beat());
+    }
+
+    /// Whether its lease runs.
+    pub fn has_lease(&self) -> bool {
+        self.party.is_alive() && self.lease.holds(&self.clock)
     }
 
     fn alive(&self, sent: lockd::clock::BootTime, lives: bool) {
@@ -352,10 +460,11 @@ impl Authority for Agent {
     }
 
     fn end_client(&self, _client: ClientId) {
-        if let Err(error) = self.operate(Operation::Leave)
-            && !self.schedule().is_over()
-        {
-            panic!("the client cannot leave: {error}");
+        match self.operate(Operation::Leave) {
+            Ok(_) | Err(ClientError::SessionEnded(_)) => {}
+            // Its session has ended, and nobody has told it yet.
+            Err(ClientError::Refused(refusal)) if matches!(*refusal, Refusal::ClientEnded(_)) => {}
+            Err(error) => panic!("the client cannot leave: {error}"),
         }
     }
 

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::lockd::{GRACE, LEASE};
 use super::world::World;
 
 /// Draws what goes wrong in the first seconds.
 pub fn plan(world: &Arc<World>) {
     let nodes = world.plan.nodes;
     let count = world.schedule.draw(|random| random.random_range(2..7));
+    world.lockd.be_unlucky(0.15);
     for _ in 0..count {
         let at = world.schedule.between(300_000, 5_500_000);
         // The first node is the coordinator's: there is no takeover yet, so it keeps its session.
@@ -19,10 +21,13 @@ pub fn plan(world: &Arc<World>) {
         let (short, long) =
             (world.schedule.between(50_000, 700_000), world.schedule.between(500_000, 6_000_000));
         let world_then = Arc::clone(world);
-        let kind = world.schedule.draw(|random| random.random_range(0..9));
+        let kind = world.schedule.draw(|random| random.random_range(0..KINDS));
         world.schedule.after(at, move || happen(&world_then, kind, node, other, short, long));
     }
 }
+
+/// How many kinds of trouble there are.
+const KINDS: u32 = 16;
 
 fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Duration, long: Duration) {
     world.schedule.note("fault", &[u64::from(kind), node as u64, other as u64]);
@@ -56,6 +61,28 @@ fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Durat
             world.lockd.deafen(node, 12_000_000);
             world.disk.slow(node, 1_500_000);
         }
+        8 => {
+            // What it has sent to the LUN when it is lost takes longest.
+            world.disk.slow(node, 1_500_000);
+            world.lockd.cut(node, true);
+            world.schedule.after(long.max(LEASE + GRACE / 2), move || then.lockd.cut(node, false));
+        }
+        9 if other != node => {
+            // What it has sent comes when it is fenced, to one who has not heard of that.
+            world.lockd.deafen(other, 12_000_000);
+            world.network.hold(node, other);
+            world.schedule.after(LEASE + GRACE + short * 3, move || then.network.release(node, other));
+            world.schedule.after(short, {
+                let world = Arc::clone(world);
+                move || world.member(node).into_iter().for_each(|member| world.bury(&member))
+            });
+        }
+        10 | 11 => world.lockd.lose_quorum(long, kind == 10),
+        12 => {
+            world.lockd.leave_behind(node);
+            world.schedule.after(long.max(LEASE * 2), move || then.lockd.cut(node, false));
+        }
+        13 | 14 => world.remount(node, (kind == 14).then_some(short)),
         _ => world.lockd.change_leader(),
     }
 }

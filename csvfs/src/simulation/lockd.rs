@@ -2,14 +2,16 @@
 //!
 //! What the voters agree on is one list of entries. A command may be lost on its way to the leader, be appended and not
 //! be committed before the leader changes, be applied and its reply lost; whoever asked sends it again, so it may be in
-//! the log twice. The leader's memory of the sessions is production's ([`Lapse`]), and lost with its office (L1).
+//! the log twice. The leader's memory of the sessions is production's ([`Lapse`]), and lost with its office (L1). A leader
+//! may be without a quorum for a while, and keep its office: nothing is committed and nobody is answered then (L4), and
+//! what nobody could tell it is no silence (L1). One that another has replaced may go on for those who reach only it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockd::clock::Clock;
-use lockd::ids::{ClientId, ResourceId, SessionId};
+use lockd::ids::{ClientId, NodeName, ResourceId, SessionId};
 use lockd::machine::{
     Answer, Command, EndCause, Event, EventKind, FenceMethod, Lapse, Operation, Query, Reply, Report,
     SessionState, Settings, State, Victim,
@@ -42,6 +44,18 @@ struct Cluster {
     machine: State,
     lapse: Lapse,
     leads: bool,
+    /// It has a quorum.
+    has_quorum: bool,
+    /// Nobody reaches the leader.
+    is_alone: bool,
+    /// Nodes that reach only a leader that has been replaced, and the sessions that lived when they lost the others.
+    left_behind: BTreeMap<usize, BTreeSet<SessionId>>,
+    /// How likely a node is cut off from the voters as soon as its session is opened.
+    unlucky: f64,
+    /// Sessions that have ended, and are not forgotten.
+    ended: BTreeSet<SessionId>,
+    /// Sessions of which nothing reaches the LUN, or is done by others, any more.
+    fenced: BTreeSet<SessionId>,
     /// Sessions whose end is proposed: their keep-alives are not answered (L1).
     ending: BTreeSet<SessionId>,
     log: VecDeque<Entry>,
@@ -86,6 +100,12 @@ impl Lockd {
                 machine,
                 lapse: Lapse::new(LEASE, Duration::from_secs(2), clock.boot()),
                 leads: true,
+                has_quorum: true,
+                is_alone: false,
+                left_behind: BTreeMap::new(),
+                unlucky: 0.0,
+                ended: BTreeSet::new(),
+                fenced: BTreeSet::new(),
                 ending: BTreeSet::new(),
                 log: VecDeque::new(),
                 agents: Vec::new(),
@@ -116,15 +136,77 @@ impl Lockd {
     pub fn cut(&self, node: usize, is_cut: bool) {
         let mut cluster = self.cluster.lock();
         if is_cut {
-            cluster.cut.insert(node)
+            cluster.cut.insert(node);
         } else {
-            cluster.cut.remove(&node)
-        };
+            cluster.cut.remove(&node);
+            cluster.left_behind.remove(&node);
+        }
     }
 
     /// Whether `node` does not reach the voters.
     pub fn is_cut(&self, node: usize) -> bool {
-        self.cluster.lock().cut.contains(&node)
+        let cluster = self.cluster.lock();
+        cluster.is_alone || cluster.cut.contains(&node)
+    }
+
+    /// The leader is replaced, and `node` does not learn of it: it reaches the old one only, which goes on.
+    pub fn leave_behind(self: &Arc<Self>, node: usize) {
+        {
+            let mut cluster = self.cluster.lock();
+            let live = cluster.machine.live_sessions().collect();
+            cluster.left_behind.insert(node, live);
+            cluster.cut.insert(node);
+        }
+        self.change_leader();
+    }
+
+    /// A keep-alive reaches a leader that has been replaced: as [`Lockd::keep_alive`]. It asks for the confirmation of a
+    /// quorum, and has none (L4).
+    pub fn keep_alive_behind(&self, node: usize, session: SessionId) -> Option<bool> {
+        let cluster = self.cluster.lock();
+        let live = cluster.left_behind.get(&node)?;
+        (!self.rules.keeps(Rule::L4)).then(|| live.contains(&session))
+    }
+
+    /// The leader keeps its office and has no quorum for a while; with `is_alone` nobody reaches it, either.
+    pub fn lose_quorum(self: &Arc<Self>, span: Duration, is_alone: bool) {
+        self.schedule.note("no quorum", &[u64::from(is_alone)]);
+        {
+            let mut cluster = self.cluster.lock();
+            cluster.has_quorum = false;
+            cluster.is_alone = is_alone;
+        }
+        let lockd = Arc::clone(self);
+        self.schedule.after(span, move || lockd.regain_quorum());
+    }
+
+    fn regain_quorum(self: &Arc<Self>) {
+        let entries = {
+            let mut cluster = self.cluster.lock();
+            if cluster.has_quorum {
+                return;
+            }
+            cluster.has_quorum = true;
+            cluster.is_alone = false;
+            cluster.log.len()
+        };
+        self.schedule.note("quorum", &[]);
+        (0..entries).for_each(|_| self.commit_later());
+    }
+
+    /// From now on some nodes are cut off from the voters for a while as soon as their sessions are opened.
+    pub fn be_unlucky(&self, probability: f64) {
+        self.cluster.lock().unlucky = probability;
+    }
+
+    /// Whether a session is fenced.
+    pub fn is_fenced(&self, session: SessionId) -> bool {
+        self.cluster.lock().fenced.contains(&session)
+    }
+
+    /// Whether a session lives.
+    pub fn is_live(&self, session: SessionId) -> bool {
+        self.cluster.lock().machine.live_sessions().any(|live| live == session)
     }
 
     /// Events come late to `node`.
@@ -139,11 +221,16 @@ impl Lockd {
     }
 
     /// Nothing is lost any more.
-    pub fn heal(&self) {
-        let mut cluster = self.cluster.lock();
-        cluster.cut.clear();
-        cluster.deaf.clear();
-        cluster.trouble = 0.0;
+    pub fn heal(self: &Arc<Self>) {
+        {
+            let mut cluster = self.cluster.lock();
+            cluster.cut.clear();
+            cluster.left_behind.clear();
+            cluster.deaf.clear();
+            cluster.trouble = 0.0;
+            cluster.unlucky = 0.0;
+        }
+        self.regain_quorum();
     }
 
     /// Drops what it leads to.
@@ -187,7 +274,7 @@ impl Lockd {
         let time_ns = u64::try_from(self.schedule.time().as_nanos()).expect("a few minutes");
         let (entry, reply, events) = {
             let mut cluster = self.cluster.lock();
-            if !cluster.leads {
+            if !cluster.leads || !cluster.has_quorum {
                 return;
             }
             let Some(entry) = cluster.log.pop_front() else { return };
@@ -200,19 +287,73 @@ impl Lockd {
         };
         let refused = u64::from(matches!(reply, Reply::Refused(_)));
         self.schedule.note("applied", &[refused, events.len() as u64]);
+        if let (Command::OpenSession { node, .. }, Reply::Session(_)) = (&entry.command, &reply) {
+            self.bad_luck(node);
+        }
         for event in &events {
             let ended = match &event.kind {
                 EventKind::SessionEnded { session, .. } => Some((*session, false)),
                 EventKind::Fenced { victim: Victim::Session(session), .. } => Some((*session, true)),
                 _ => None,
             };
-            if let (Some((session, fenced)), Some(on_end)) = (ended, self.on_end.get()) {
-                on_end(session, fenced);
+            if let Some((session, fenced)) = ended {
+                self.is_over(session, fenced);
             }
             self.publish(event);
         }
+        self.forgotten().into_iter().for_each(|session| self.is_over(session, true));
         if let Some(on_reply) = entry.on_reply {
             on_reply(reply);
+        }
+    }
+
+    /// A node whose session has been opened may be cut off from the voters before it has done anything in it.
+    fn bad_luck(self: &Arc<Self>, node: &NodeName) {
+        let unlucky = self.cluster.lock().unlucky;
+        let number = node.as_str().trim_start_matches('n').parse().unwrap_or(0);
+        if number == 0 || !self.schedule.happens(unlucky) {
+            return;
+        }
+        let (from, span) = (self.schedule.between(0, 30_000), self.schedule.between(2_200_000, 4_000_000));
+        let (begins, ends) = (Arc::clone(self), Arc::clone(self));
+        self.schedule.after(from, move || {
+            let is_unlucky = begins.cluster.lock().unlucky > 0.0;
+            if is_unlucky {
+                begins.cut(number, true);
+            }
+        });
+        self.schedule.after(from + span, move || ends.cut(number, false));
+    }
+
+    /// Ended sessions that are forgotten now: one without a mount has no volume to be fenced from.
+    fn forgotten(&self) -> Vec<SessionId> {
+        let cluster = self.cluster.lock();
+        if cluster.ended.is_empty() {
+            return Vec::new();
+        }
+        let Answer::Sessions(sessions) = cluster.machine.query(&Query::Sessions) else { return Vec::new() };
+        let is_known = |session: &&SessionId| sessions.iter().any(|info| info.session == **session);
+        cluster.ended.iter().filter(|session| !is_known(session)).copied().collect()
+    }
+
+    /// A session has ended, or is fenced.
+    fn is_over(&self, session: SessionId, fenced: bool) {
+        let agents = {
+            let mut cluster = self.cluster.lock();
+            if fenced {
+                cluster.fenced.insert(session);
+                cluster.ended.remove(&session);
+            } else {
+                cluster.ended.insert(session);
+            }
+            cluster.agents.iter().filter(|agent| agent.session() == session).cloned().collect::<Vec<_>>()
+        };
+        // L1: it is over by the count of whoever has it, too.
+        if !fenced && agents.iter().any(|agent| agent.has_lease()) {
+            self.schedule.fail(format!("invariant 4: session {session} is ended, and its lease runs"));
+        }
+        if let Some(on_end) = self.on_end.get() {
+            on_end(session, fenced);
         }
     }
 
@@ -225,10 +366,10 @@ impl Lockd {
         }
     }
 
-    /// Answers from the state, as the confirmed leader does; nobody answers when nobody leads.
+    /// Answers from the state, as the confirmed leader does; nobody answers when nobody leads with a quorum.
     pub fn query(&self, query: &Query) -> Option<Answer> {
         let cluster = self.cluster.lock();
-        cluster.leads.then(|| cluster.machine.query(query))
+        (cluster.leads && cluster.has_quorum).then(|| cluster.machine.query(query))
     }
 
     /// Who holds a resource, as it is.
@@ -239,11 +380,11 @@ impl Lockd {
         }
     }
 
-    /// How many resources are held.
-    pub fn held(&self) -> usize {
-        match self.cluster.lock().machine.query(&Query::Resources { volume: None, after: None }) {
-            Answer::Resources(all) => all.len(),
-            _ => 0,
+    /// How many resources and locks are held.
+    pub fn held(&self) -> (u64, u64) {
+        match self.cluster.lock().machine.query(&Query::Status) {
+            Answer::Status { resources, locks, .. } => (resources, locks),
+            _ => (0, 0),
         }
     }
 
@@ -265,6 +406,9 @@ impl Lockd {
             return None;
         }
         cluster.lapse.heard(session, now);
+        if !cluster.has_quorum && self.rules.keeps(Rule::L4) {
+            return None;
+        }
         let lives = cluster.machine.live_sessions().any(|live| live == session);
         Some(lives)
     }
@@ -294,6 +438,8 @@ impl Lockd {
                 return;
             }
             cluster.leads = true;
+            cluster.has_quorum = true;
+            cluster.is_alone = false;
             cluster.ending.clear();
             cluster.lapse = Lapse::new(LEASE, Duration::from_secs(2), self.clock.boot());
             cluster.log.len()
@@ -321,6 +467,9 @@ impl Lockd {
             }
             let live: Vec<SessionId> = cluster.machine.live_sessions().collect();
             cluster.ending.retain(|session| live.contains(session));
+            if !cluster.has_quorum {
+                cluster.lapse.without_quorum(self.rules, now);
+            }
             for session in cluster.lapse.look(self.rules, now, live.iter().copied()) {
                 if cluster.ending.insert(session) {
                     commands.push(Command::EndSession { session, cause: EndCause::Lapsed });
@@ -331,6 +480,7 @@ impl Lockd {
             else {
                 return;
             };
+            let fences = if cluster.has_quorum { fences } else { Vec::new() };
             for fence in fences.iter().filter(|fence| fence.method.is_none()) {
                 let Victim::Session(victim) = fence.victim else { continue };
                 let over = sessions.iter().any(|info| match info.state {
@@ -346,7 +496,7 @@ impl Lockd {
                     commands.push(Command::FenceReport { volume, victim, reporter, report });
                 }
             }
-            if cluster.machine.wakes_at_ns().is_some_and(|at| at <= time_ns) {
+            if cluster.has_quorum && cluster.machine.wakes_at_ns().is_some_and(|at| at <= time_ns) {
                 commands.push(Command::Tick);
             }
         }

@@ -89,8 +89,10 @@ pub struct Member {
     pub node: Arc<Node>,
     /// Open handles, by file and user.
     pub handles: Mutex<BTreeMap<(u16, usize), HandleId>>,
-    /// Steps that its users have left.
+    /// Steps that its users have left, and those that the users of the node's next mount will have.
     pub left: AtomicU64,
+    /// See `left`.
+    pub put_aside: AtomicU64,
 }
 
 /// Questions that may wait, one after the other.
@@ -101,11 +103,15 @@ struct Questions {
 }
 
 impl Member {
-    /// Opens a session and starts the node. Waits.
-    pub fn start(world: &Arc<World>, party: &Arc<Party>) -> Result<Arc<Self>, Refusal> {
+    /// Opens a session, or goes on with that of an earlier mount, and starts the node. Waits.
+    pub fn start(
+        world: &Arc<World>,
+        party: &Arc<Party>,
+        earlier: Option<&Agent>,
+    ) -> Result<Arc<Self>, Refusal> {
         let schedule = &world.schedule;
         let clock = Arc::new(VirtualClock { schedule: Arc::clone(schedule), party: Arc::clone(party) });
-        let agent = Agent::new(&world.lockd, party);
+        let agent = Agent::new(&world.lockd, party, earlier);
         let plane = Plane::new(VOLUME, Arc::clone(&clock) as _);
         plane.connect_simulated(Arc::clone(&agent) as _);
         if !agent.open(&plane) {
@@ -148,6 +154,7 @@ impl Member {
             node,
             handles: Mutex::default(),
             left: AtomicU64::new(0),
+            put_aside: AtomicU64::new(0),
         });
         member.tick_later(schedule);
         member.round_later(schedule);
@@ -172,6 +179,12 @@ impl Member {
                 return Err(Refusal::Stale("the simulation is over".to_owned()));
             }
         }
+    }
+
+    /// Lets a while pass.
+    pub fn rest(&self, world: &World, span: Duration) {
+        let never = Answer::<()>::default();
+        let _ = world.schedule.wait_for(&self.party, &never, span);
     }
 
     /// Its session.

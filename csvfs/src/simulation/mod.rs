@@ -7,11 +7,12 @@
 //! | `network`, `lun` | what loses, repeats, delays and reorders |
 //! | `lockd`, `agent` | the production state machine under a replicated log; a node's side of it |
 //! | `member` | the production node, plane and coordinator as one process |
-//! | `words`, `model`, `users` | what is written and what must be read |
+//! | `words`, `model`, `holdings`, `users` | what is written and what must be read; what is held |
 //! | `faults`, `world` | what goes wrong, and the run as a whole |
 
 mod agent;
 mod faults;
+mod holdings;
 mod lockd;
 mod lun;
 mod member;

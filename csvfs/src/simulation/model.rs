@@ -3,9 +3,10 @@
 //! Each place of a file is written by the users of one node only, so what it has held is a list: a read must find
 //! something that is not older than what was there for certain when the read began. A write that was acknowledged and not
 //! synced may be lost with the node that served the file, and then it is not there for certain any more; whoever wrote it
-//! is told by the next sync (P9). What a dead node had sent may still land until its session is fenced.
+//! is told by the next sync (P9). What a dead node had sent may still land until its session is fenced: a write at its
+//! place, a truncation everywhere at once. Whether it has landed is known when somebody has looked after that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockd::ids::SessionId;
 
@@ -80,13 +81,55 @@ struct Spot {
     synced: usize,
     /// What its writer was told is done.
     acked: usize,
-    /// What dead sessions may still write.
-    lingering: Vec<(SessionId, u64)>,
+    /// How many writes are under way.
+    in_flight: usize,
+    /// What dead sessions may still write, or have written.
+    lingering: Vec<Lingering>,
 }
+
+/// A write of whose end nobody was told: of which session, and which of the history.
+#[derive(Clone, Copy, Debug)]
+struct Lingering {
+    session: SessionId,
+    index: usize,
+}
+
+/// What nobody has ever written.
+const NEVER: u64 = u64::MAX;
 
 impl Default for Spot {
     fn default() -> Self {
-        Self { history: vec![0], floor: 0, synced: 0, acked: 0, lingering: Vec::new() }
+        Self { history: vec![0], floor: 0, synced: 0, acked: 0, in_flight: 0, lingering: Vec::new() }
+    }
+}
+
+impl Spot {
+    /// What is at `index` of the history was read, by a read that began when the sessions `over` were fenced: what they
+    /// had sent has landed, or never will.
+    fn settle(&mut self, index: usize, over: &BTreeSet<SessionId>) {
+        let word = self.history[index];
+        let history = &mut self.history;
+        self.lingering.retain(|lingering| {
+            let is_older = index < lingering.index && !history[lingering.index..].contains(&word);
+            let is_settled = over.contains(&lingering.session) && (is_older || index == lingering.index);
+            if is_settled && is_older {
+                history[lingering.index] = NEVER;
+            }
+            !is_settled
+        });
+    }
+
+    /// Whether `word`, which is older than what is there for certain, may have landed late. Then it is there for certain
+    /// once its session is fenced.
+    fn lands(&mut self, word: u64, over: &BTreeSet<SessionId>) -> bool {
+        let at = self.lingering.iter().position(|lingering| self.history[lingering.index] == word);
+        let Some(at) = at else { return false };
+        if self.in_flight == 0 && over.contains(&self.lingering[at].session) {
+            self.lingering.remove(at);
+            self.history.push(word);
+            self.floor = self.history.len() - 1;
+        }
+        true
     }
 }
 
@@ -102,7 +145,19 @@ pub struct Written {
 
 /// What was certain when a read or a sync began.
 #[derive(Clone, Debug)]
-pub struct Certain(BTreeMap<Place, (usize, usize)>);
+pub struct Certain {
+    /// Floor and acknowledged, of each place.
+    spots: BTreeMap<Place, (usize, usize)>,
+    /// Sessions of which nothing could land any more.
+    over: BTreeSet<SessionId>,
+}
+
+/// A truncation that was sent and of which nobody was told whether it was done. Nothing is written after it.
+#[derive(Clone, Copy, Debug)]
+struct OpenCut {
+    from: u64,
+    session: SessionId,
+}
 
 /// One file.
 #[derive(Debug)]
@@ -111,6 +166,9 @@ pub struct FileModel {
     pub file: u16,
     spots: BTreeMap<Place, Spot>,
     versions: u32,
+    open_cut: Option<OpenCut>,
+    /// Sessions that are fenced: what they had sent was done, or never will be.
+    over: BTreeSet<SessionId>,
 }
 
 impl FileModel {
@@ -123,7 +181,7 @@ impl FileModel {
             }
             spots.insert(Place::Own { node }, Spot::default());
         }
-        Self { file, spots, versions: 0 }
+        Self { file, spots, versions: 0, open_cut: None, over: BTreeSet::new() }
     }
 
     /// A write begins.
@@ -132,26 +190,34 @@ impl FileModel {
         let word = Word::new(self.file, place.number(), self.versions);
         let spot = self.spots.get_mut(&place).expect("a place of this file");
         spot.history.push(word.0);
+        spot.in_flight += 1;
         Written { place, word, index: spot.history.len() - 1 }
     }
 
     /// It was acknowledged.
     pub fn acknowledged(&mut self, written: Written) {
         let spot = self.spots.get_mut(&written.place).expect("a place of this file");
+        spot.in_flight -= 1;
         spot.floor = spot.floor.max(written.index);
         spot.acked = spot.acked.max(written.index);
     }
 
-    /// Its process died before that.
-    pub fn lingers(&mut self, written: Written, session: SessionId) {
-        let spot = self.spots.get_mut(&written.place).expect("a place of this file");
-        spot.lingering.push((session, written.word.0));
+    /// It was refused, by a node that goes on.
+    pub fn refused(&mut self, written: Written) {
+        self.spots.get_mut(&written.place).expect("a place of this file").in_flight -= 1;
     }
 
-    /// Everything in a range of bytes becomes zero, and is so before anything else happens to the file.
-    pub fn cut(&mut self, from: u64, to: u64) {
+    /// Its process died before that, or its session ended.
+    pub fn lingers(&mut self, written: Written, session: SessionId) {
+        let spot = self.spots.get_mut(&written.place).expect("a place of this file");
+        spot.in_flight -= 1;
+        spot.lingering.push(Lingering { session, index: written.index });
+    }
+
+    /// Everything from a byte on becomes zero, and is so before anything else happens to the file.
+    pub fn cut(&mut self, from: u64) {
         for (place, spot) in &mut self.spots {
-            if place.offset() >= from && place.offset() < to {
+            if place.offset() >= from {
                 spot.history.push(0);
                 spot.floor = spot.history.len() - 1;
                 spot.acked = spot.floor;
@@ -160,15 +226,21 @@ impl FileModel {
         }
     }
 
+    /// Such a truncation was sent, and nobody was told whether it was done.
+    pub fn may_be_cut(&mut self, from: u64, session: SessionId) {
+        self.open_cut = Some(OpenCut { from, session });
+    }
+
     /// What is certain now.
     pub fn certain(&self) -> Certain {
-        Certain(self.spots.iter().map(|(place, spot)| (*place, (spot.floor, spot.acked))).collect())
+        let spots = self.spots.iter().map(|(place, spot)| (*place, (spot.floor, spot.acked))).collect();
+        Certain { spots, over: self.over.clone() }
     }
 
     /// A sync of `node` has succeeded, that began when this was certain.
     pub fn synced(&mut self, node: usize, began: &Certain) {
         for (place, spot) in &mut self.spots {
-            let (floor, acked) = began.0[place];
+            let (floor, acked) = began.spots[place];
             // Of what others wrote and lost they are told by their own syncs.
             let told = if place.node() == node { acked } else { 0 };
             spot.synced = spot.synced.max(told).max(floor.min(spot.floor));
@@ -183,6 +255,11 @@ impl FileModel {
         }
     }
 
+    /// Whether something that `node` has written may be lost, and its writer has not been told.
+    pub fn may_have_lost(&self, node: usize) -> bool {
+        self.spots.iter().any(|(place, spot)| place.node() == node && spot.acked > spot.floor)
+    }
+
     /// A node may have been lost that served the file.
     pub fn lost(&mut self) {
         for spot in self.spots.values_mut() {
@@ -192,12 +269,7 @@ impl FileModel {
 
     /// Nothing of `session` reaches the LUN any more.
     pub fn fenced(&mut self, session: SessionId) {
-        for spot in self.spots.values_mut() {
-            let (over, rest): (Vec<_>, Vec<_>) = spot.lingering.iter().partition(|(of, _)| *of == session);
-            spot.lingering = rest;
-            // It may have landed before.
-            spot.history.extend(over.into_iter().map(|(_, word): (SessionId, u64)| word));
-        }
+        self.over.insert(session);
     }
 
     /// Everything was read, in a read that began when this was certain.
@@ -205,6 +277,23 @@ impl FileModel {
     /// # Errors
     /// What may not be there.
     pub fn check(&mut self, data: &[u8], began: &Certain) -> Result<(), String> {
+        let Some(cut) = self.open_cut else { return self.compare(data, began) };
+        let copy = |open_cut| Self { spots: self.spots.clone(), over: self.over.clone(), open_cut, ..*self };
+        let (mut cut_off, mut as_it_was) = (copy(None), copy(self.open_cut));
+        cut_off.cut(cut.from);
+        match (as_it_was.compare(data, began), cut_off.compare(data, began)) {
+            // Once it was seen, or seen not to be there when it could not come any more, it is certain.
+            (Err(_), Ok(())) => *self = cut_off,
+            (Ok(()), Err(_)) if began.over.contains(&cut.session) => {
+                *self = Self { open_cut: None, ..as_it_was }
+            }
+            (Ok(()), _) => *self = as_it_was,
+            (Err(wrong), Err(_)) => return Err(format!("{wrong} (nor is it cut off at {})", cut.from)),
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, data: &[u8], began: &Certain) -> Result<(), String> {
         let words: Vec<Word> = words_of(data).collect();
         let mut expected = vec![false; words.len()];
         for (place, spot) in &mut self.spots {
@@ -218,11 +307,14 @@ impl FileModel {
             if read.iter().any(|other| *other != word) {
                 return Err(format!("file {}, {place:?}: one write is there in part", self.file));
             }
-            let lowest = began.0[place].0.min(spot.floor);
-            let found = spot.history.iter().enumerate().skip(lowest).find(|(_, held)| **held == word);
+            let lowest = began.spots[place].0.min(spot.floor);
+            let found = spot.history[lowest..].iter().position(|held| *held == word).map(|at| lowest + at);
             match found {
-                Some((index, _)) => spot.floor = spot.floor.max(index),
-                None if spot.lingering.iter().any(|(_, lingers)| *lingers == word) => {}
+                Some(index) => {
+                    spot.floor = spot.floor.max(index);
+                    spot.settle(index, &began.over);
+                }
+                None if spot.lands(word, &self.over) => {}
                 None => {
                     let older = spot.history.iter().position(|held| *held == word);
                     let version = |word: u64| word & u64::from(u32::MAX);

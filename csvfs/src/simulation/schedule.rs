@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockd::clock::{BootTime, Clock, WallTime};
+use lockd::ids::SessionId;
 use parking_lot::{Condvar, Mutex};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -32,6 +33,8 @@ const END: u64 = BEGIN + 900 * 1_000_000_000;
 pub struct Party {
     /// Which node.
     pub node: usize,
+    /// Under which it speaks to other processes, once it has one.
+    pub session: OnceLock<SessionId>,
     is_alive: AtomicBool,
     paused: Mutex<Option<Deferred>>,
 }
@@ -48,7 +51,12 @@ impl std::fmt::Debug for Deferred {
 impl Party {
     /// A process on `node`.
     pub fn new(node: usize) -> Arc<Self> {
-        Arc::new(Self { node, is_alive: AtomicBool::new(true), paused: Mutex::default() })
+        Arc::new(Self {
+            node,
+            session: OnceLock::new(),
+            is_alive: AtomicBool::new(true),
+            paused: Mutex::default(),
+        })
     }
 
     /// Whether it has not been killed.

@@ -64,8 +64,18 @@ fn l1_a_session_that_ends_before_its_lease_is_noticed() {
 }
 
 #[test]
+fn l2_a_mount_under_a_session_that_has_ended_is_noticed() {
+    needs(Rule::L2);
+}
+
+#[test]
 fn l3_a_write_without_the_lease_is_noticed() {
     needs(Rule::L3);
+}
+
+#[test]
+fn l4_a_leader_that_answers_and_does_not_lead_is_noticed() {
+    needs(Rule::L4);
 }
 
 #[test]
@@ -74,8 +84,28 @@ fn l5_a_change_that_is_executed_twice_is_noticed() {
 }
 
 #[test]
+fn l6_a_machine_that_is_handed_over_twice_is_noticed() {
+    needs(Rule::L6);
+}
+
+#[test]
 fn l7_a_transfer_that_comes_after_its_abort_is_noticed() {
     needs(Rule::L7);
+}
+
+#[test]
+fn l9_what_is_freed_before_its_session_is_fenced_is_noticed() {
+    needs(Rule::L9);
+}
+
+#[test]
+fn f1_work_for_a_session_that_is_fenced_is_noticed() {
+    needs(Rule::F1);
+}
+
+#[test]
+fn v4_a_late_copy_of_what_an_earlier_mount_sent_is_noticed() {
+    needs(Rule::V4);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The whole of a simulated cluster, and what its seed does to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -13,15 +13,16 @@ use redb::Database;
 use redb::backends::InMemoryBackend;
 
 use super::VOLUME;
+use super::agent::Agent;
 use super::faults;
 use super::lockd::Lockd;
 use super::lun::{Disk, Port};
 use super::member::{Door, Member, NO_ROLE};
 use super::network::Network;
-use super::schedule::{Answer, Party, Schedule, VirtualClock};
+use super::schedule::{Party, Schedule, VirtualClock};
 use super::trace::Trace;
 use super::users::Users;
-use crate::cluster::Plane;
+use crate::cluster::{Control, Plane};
 use crate::coordinator::{self, Coordinator};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::store::check::check;
@@ -38,6 +39,8 @@ const SIZE: u64 = 32 << 20;
 const HEALED: Duration = Duration::from_secs(9);
 /// See [`HEALED`].
 const PROGRESS: Duration = Duration::from_secs(90);
+/// How often the coordinator looks, every 20 ms, before everything must be free.
+const FINISHING: usize = 700;
 
 /// What a run is like.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,10 @@ pub struct Plan {
 struct Nodes {
     running: BTreeMap<usize, Arc<Member>>,
     starting: BTreeMap<usize, Arc<Party>>,
+    /// Those whose mounts end.
+    leaving: BTreeSet<usize>,
+    /// When those that come up end once more.
+    again: BTreeMap<usize, Duration>,
 }
 
 /// See the module.
@@ -103,8 +110,8 @@ impl MetadataSpace for NoSpaceNeeded {
 /// Runs a plan from its beginning to its end: the trace's hash, or what was wrong.
 pub fn run(plan: Plan) -> Result<u64, String> {
     let schedule = Schedule::new(plan.seed, Trace::new());
-    let network = Network::new(&schedule, plan.trouble);
     let lockd = Lockd::new(&schedule, plan.rules, plan.trouble);
+    let network = Network::new(&schedule, &lockd, plan.trouble);
     let users = Users::new(plan.nodes);
     let (known, authority) = (Arc::clone(&users), Arc::clone(&lockd));
     let judge = Arc::new(move |client, file| {
@@ -172,6 +179,12 @@ impl World {
         self.nodes.lock().running.values().cloned().collect()
     }
 
+    /// Those of them whose mounts do not end.
+    pub fn mounted(&self) -> Vec<Arc<Member>> {
+        let nodes = self.nodes.lock();
+        nodes.running.values().filter(|member| !nodes.leaving.contains(&member.number)).cloned().collect()
+    }
+
     /// One of them.
     pub fn member(&self, number: usize) -> Option<Arc<Member>> {
         self.nodes.lock().running.get(&number).cloned()
@@ -209,19 +222,25 @@ impl World {
 
     /// A node comes up, in a new process.
     pub fn start(self: &Arc<Self>, number: usize) {
+        self.start_with(number, None);
+    }
+
+    fn start_with(self: &Arc<Self>, number: usize, earlier: Option<Arc<Agent>>) {
         let party = Party::new(number);
         self.nodes.lock().starting.insert(number, Arc::clone(&party));
         self.schedule.note("starts", &[number as u64]);
         let world = Arc::clone(self);
         let inside = Arc::clone(&party);
-        self.schedule.after_in(&party, Duration::ZERO, move || match Member::start(&world, &inside) {
-            Ok(member) => world.started(&member),
-            // Its session has ended meanwhile.
-            Err(_) if number > 0 => {
-                inside.kill();
-                world.start(number);
+        self.schedule.after_in(&party, Duration::ZERO, move || {
+            match Member::start(&world, &inside, earlier.as_deref()) {
+                Ok(member) => world.started(&member),
+                // Its session has ended meanwhile.
+                Err(_) if number > 0 => {
+                    inside.kill();
+                    world.start(number);
+                }
+                Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
             }
-            Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
         });
     }
 
@@ -245,19 +264,92 @@ impl World {
             self.watch_later();
         }
         self.users.begin(self, member);
+        let again = self.nodes.lock().again.remove(&number);
+        match again {
+            Some(after) => {
+                let world = Arc::clone(self);
+                self.schedule.after(after, move || world.remount(number, None));
+            }
+            None => self.network.repeat(number, false),
+        }
+    }
+
+    /// The mount of a node ends cleanly, and the next one begins under the same session; that one may end soon, too.
+    /// What they send is repeated long after they have gone.
+    pub fn remount(self: &Arc<Self>, number: usize, again: Option<Duration>) {
+        let Some(member) = self.member(number) else { return };
+        {
+            let mut nodes = self.nodes.lock();
+            if !nodes.leaving.insert(number) {
+                return;
+            }
+            nodes.again.extend(again.map(|after| (number, after)));
+        }
+        self.schedule.note("unmounts", &[number as u64]);
+        self.network.repeat(number, !self.is_healed.load(SeqCst));
+        member.put_aside.store(member.left.swap(0, SeqCst), SeqCst);
+        self.unmount_later(member);
+    }
+
+    fn unmount_later(self: &Arc<Self>, member: Arc<Member>) {
+        let world = Arc::clone(self);
+        self.schedule.after_in(&Arc::clone(&member.party), Duration::from_millis(10), move || {
+            if !world.users.are_idle(member.session()) {
+                return world.unmount_later(member);
+            }
+            world.users.close_all(&member);
+            let was_healed = world.is_healed.load(SeqCst);
+            let ended = member.wait(&world, |node, done| node.shut_down(done));
+            if !member.agent.has_ended() {
+                // While others or the LUN are slow or out of reach, or when the session has ended and nobody has said so
+                // here yet, what is pending may not find its way: that is told, and lost.
+                let is_live = world.lockd.is_live(member.session());
+                match ended {
+                    Ok(()) => {}
+                    Err(_) if !is_live || !was_healed => return world.bury(&member),
+                    Err(refusal) => {
+                        let wrong = format!("node {} is not unmounted: {refusal}", member.number);
+                        return world.schedule.fail(wrong);
+                    }
+                }
+                member.plane.end_client(member.client());
+            }
+            // Who has lost its session meanwhile is buried.
+            if !member.agent.has_ended() {
+                world.unmounted(&member);
+            }
+        });
+    }
+
+    fn unmounted(self: &Arc<Self>, member: &Member) {
+        {
+            let mut nodes = self.nodes.lock();
+            nodes.leaving.remove(&member.number);
+            if nodes.running.remove(&member.number).is_none() {
+                return;
+            }
+        }
+        self.schedule.note("unmounted", &[member.number as u64]);
+        member.party.kill();
+        self.users.inherit(member.number, member.put_aside.load(SeqCst));
+        self.start_with(member.number, Some(Arc::clone(&member.agent)));
     }
 
     /// A process is over: it was killed, or its session has ended.
     pub fn bury(self: &Arc<Self>, member: &Arc<Member>) {
         self.schedule.note("dies", &[member.number as u64]);
-        let removed = self.nodes.lock().running.remove(&member.number);
-        if removed.is_none() {
-            return;
+        {
+            let mut nodes = self.nodes.lock();
+            nodes.leaving.remove(&member.number);
+            if nodes.running.remove(&member.number).is_none() {
+                return;
+            }
         }
         self.users.left(self, member);
         member.party.kill();
         let world = Arc::clone(self);
-        let (number, left) = (member.number, member.left.load(SeqCst));
+        let left = member.left.load(SeqCst) + member.put_aside.load(SeqCst);
+        let number = member.number;
         self.schedule.after(self.schedule.between(50_000, 600_000), move || {
             world.users.inherit(number, left);
             world.start(number);
@@ -278,14 +370,16 @@ impl World {
         let world = Arc::clone(self);
         self.schedule.after(Duration::from_millis(50), move || {
             for member in world.members() {
-                use crate::cluster::Control;
                 if member.agent.has_ended() {
                     world.bury(&member);
                 }
             }
             let heals = if world.plan.faults { HEALED } else { Duration::ZERO };
             let time = world.schedule.time();
-            let are_up = world.nodes.lock().running.len() == world.plan.nodes;
+            let are_up = {
+                let nodes = world.nodes.lock();
+                nodes.running.len() == world.plan.nodes && nodes.leaving.is_empty() && nodes.again.is_empty()
+            };
             let attached = || world.door().coordinator.attached().len();
             let nodes = world.plan.nodes;
             let settled = world.lockd.sessions() == (nodes, nodes) && attached() == nodes;
@@ -332,6 +426,9 @@ impl World {
     fn end_cleanly(self: &Arc<Self>, first: &Arc<Member>) -> Result<(), String> {
         for member in self.members() {
             self.users.look_at_all(self, &member)?;
+            self.users.unlock_all(&member)?;
+            let ended = member.agent.end_host();
+            ended.map_err(|error| format!("the host of node {} does not end: {error}", member.number))?;
         }
         let others = self.members().into_iter().filter(|member| member.number > 0);
         for member in others {
@@ -347,15 +444,19 @@ impl World {
             let ended = coordinator.end_client(member.client());
             ended.map_err(|refusal| format!("client {} is not ended: {refusal}", member.client()))?;
         }
-        for _ in 0..50 {
+        // It may hear of fences as late as of anything.
+        for _ in 0..FINISHING {
             coordinator.round();
-            self.rest(first);
+            first.rest(self, Duration::from_millis(20));
             if self.check_space().is_ok() {
                 break;
             }
         }
-        if self.lockd.held() != 1 {
-            return Err(format!("{} resources are still held, not the role alone", self.lockd.held()));
+        if self.lockd.held() != (1, 0) {
+            let (resources, locks) = self.lockd.held();
+            return Err(format!(
+                "{resources} resources and {locks} locks are still held, not the role alone"
+            ));
         }
         if let Some(failure) = coordinator.failure() {
             return Err(failure);
@@ -366,12 +467,6 @@ impl World {
             return Err(format!("the store: {findings}"));
         }
         self.check_space()
-    }
-
-    /// Lets a little time pass.
-    fn rest(&self, member: &Member) {
-        let never = Answer::<()>::default();
-        let _ = self.schedule.wait_for(&member.party, &never, Duration::from_millis(20));
     }
 
     /// Every block is free or a file's.

@@ -7,4 +7,10 @@ mod client;
 mod server;
 mod wire;
 
+/// Whether a node's reply is anything but what was asked for.
+#[cfg(test)]
+pub(crate) fn is_refusal(reply: &[u8]) -> bool {
+    wire::Told::parse(reply).is_ok_and(|told| told.status != wire::Status::Done)
+}
+
 pub(super) use wire::FIRST_BYTE;

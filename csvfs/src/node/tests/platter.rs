@@ -136,6 +136,11 @@ impl Platter {
         self.state.lock().held.len()
     }
 
+    /// Whether a flush is held.
+    pub fn holds_a_flush(&self) -> bool {
+        self.state.lock().held.iter().any(|request| matches!(request, Request::Flush(_)))
+    }
+
     /// Executes what is held, and holds no more.
     pub fn let_go(&self) {
         let held = {

@@ -268,3 +268,85 @@ fn p9_what_was_lost_with_its_server_is_told_by_the_next_sync() {
     wait(|done| stage.node(0).sync(home, done)).unwrap();
     assert!(stage.read(0, home, 0, 4096) == [2; 4096]);
 }
+
+/// Found: it was left open, and the unmount failed.
+#[test]
+fn a_file_that_a_guest_lets_go_of_while_others_are_closed_is_closed_as_well() {
+    let stage = Stage::new(2, 1, 0.0);
+    let (read, written) = (stage.create(1, "a"), stage.create(1, "b"));
+    for file in [&read, &written] {
+        stage.write(1, file.handle, 0, &[1; 4096]);
+        stage.acquire(1, file.attr.ino).unwrap();
+    }
+    let guest = stage.open(0, read.attr.ino);
+    stage.platter.hold(What::Reads);
+    stage.platter.hold(What::Flushes);
+    let data = start(|done| stage.node(0).read(guest, 0, 4096, done));
+    until("the guest", || stage.platter.held() > 0);
+    stage.write(1, written.handle, 0, &[2; 4096]);
+    let ended = start(|done| stage.node(1).shut_down(done));
+    until("the commit", || stage.platter.holds_a_flush());
+    // First the read, then the flush.
+    stage.platter.let_go();
+    ended.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    data.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    assert!(stage.owner(read.attr.ino).is_none());
+    stage.finish();
+}
+
+/// Found: the coordinator's node served a file that had been handed to another, who was not told.
+#[test]
+fn l7_a_file_whose_server_is_lost_with_its_answer_is_served_when_nobody_may_have_got_it() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(1, "a");
+    let ino = file.attr.ino;
+    stage.acquire(1, ino).unwrap();
+    let home = stage.open(0, ino);
+    // The transfer is done, and nothing of node 1 is heard any more.
+    let (network, client) = (Arc::clone(&stage.network), stage.members[1].client);
+    stage.realm.with_transfer(move || network.cut(client));
+    stage.realm.lose_releases(true);
+    let acquired = start(|done| stage.node(2).acquire(vec![ino], done));
+    until("the transfer", || stage.owner(ino).map(|(owner, _)| owner) == Some(stage.members[2].client));
+    stage.end(1, Standing::Ended);
+    let refused = acquired.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(matches!(refused.map_err(|refusal| refusal.why), Err(Refusal::Busy(_))));
+    stage.end(1, Standing::Fenced);
+    let write = start(|done| {
+        stage.node(0).write(home, 0, slice(&[1; 4096]), WriteMode::default(), done);
+    });
+    std::thread::sleep(Duration::from_millis(400));
+    assert!(write.try_recv().is_err(), "written while node 2 owns the file");
+    // It gives back what it has not taken up.
+    stage.realm.lose_releases(false);
+    let (owner, epoch) = stage.owner(ino).unwrap();
+    {
+        use lockd::authority::Authority;
+        use lockd::ids::ResourceId;
+        let resource = ResourceId::File(super::super::world::VOLUME, ino.0);
+        stage.members[2].seat.release(&resource, owner, epoch).unwrap();
+    }
+    write.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    stage.acquire(2, ino).unwrap();
+}
+
+/// Found: the coordinator's node served a file whose owner had closed it and could not give it back.
+#[test]
+fn a_file_that_cannot_be_given_back_stays_with_its_owner() {
+    let stage = Stage::new(2, 1, 0.0);
+    let file = stage.create(1, "a");
+    let ino = file.attr.ino;
+    stage.acquire(1, ino).unwrap();
+    let home = stage.open(0, ino);
+    stage.realm.lose_releases(true);
+    stage.node(1).release(file.handle);
+    until("a try", || stage.realm.lost_releases() > 0);
+    std::thread::sleep(Duration::from_millis(100));
+    stage.write(0, home, 0, &[1; 100]);
+    let owned = stage.node(1).core.files.get(ino).and_then(|file| file.owned_in());
+    assert_eq!(owned, stage.owner(ino).map(|(_, epoch)| epoch), "it is served by another");
+    stage.realm.lose_releases(false);
+    until("the return", || stage.owner(ino).is_none());
+    assert!(stage.read(0, home, 0, 100) == [1; 100]);
+    stage.finish();
+}

@@ -8,6 +8,14 @@ use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::lease::Lease;
 use parking_lot::Mutex;
 
+struct Also(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Also {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Also")
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     sessions: HashMap<SessionId, Standing>,
@@ -17,6 +25,11 @@ struct State {
     session: u64,
     client: u64,
     refuses: bool,
+    /// Releases get lost.
+    loses_releases: bool,
+    lost_releases: u64,
+    /// Done with the next transfer, before who asked for it is told.
+    with_transfer: Option<Also>,
     /// Transfers that were done.
     entries: u64,
 }
@@ -45,6 +58,21 @@ impl Realm {
     /// Transfers are refused from now on, or not.
     pub fn refuse(&self, refuses: bool) {
         self.0.lock().refuses = refuses;
+    }
+
+    /// Releases get lost from now on, or not.
+    pub fn lose_releases(&self, loses: bool) {
+        self.0.lock().loses_releases = loses;
+    }
+
+    /// How many were lost.
+    pub fn lost_releases(&self) -> u64 {
+        self.0.lock().lost_releases
+    }
+
+    /// Does `also` with the next transfer, before who asked for it is told.
+    pub fn with_transfer(&self, also: impl FnOnce() + Send + 'static) {
+        self.0.lock().with_transfer = Some(Also(Box::new(also)));
     }
 
     /// How many transfers were done.
@@ -97,6 +125,10 @@ impl Authority for Seat {
     }
     fn release(&self, resource: &ResourceId, client: ClientId, epoch: Epoch) -> Result<(), AuthorityError> {
         let mut state = self.realm.0.lock();
+        if state.loses_releases {
+            state.lost_releases += 1;
+            return Err(AuthorityError::Stale { resource: resource.clone(), epoch });
+        }
         match state.holdings.get(resource).copied() {
             Some(holding) if holding.client == client && holding.epoch == epoch => {
                 state.holdings.remove(resource);
@@ -127,6 +159,9 @@ impl Authority for Seat {
             state.holdings.insert(resource.clone(), holding);
         }
         state.entries += 1;
+        if let Some(Also(also)) = state.with_transfer.take() {
+            also();
+        }
         Ok(Epoch(state.epoch))
     }
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
