@@ -87,17 +87,19 @@ impl Leases {
         }
     }
 
-    /// Takes the leases of `keys` back from all but `except`, who knows (its own are over as well): who has to be told
-    /// of which.
+    /// Takes the leases of `keys` back from all but `except`, who is told with its answer: who has to be told of which. It
+    /// keeps its own, which does no harm: until its answer has arrived it does not know, and a change of another that
+    /// comes in between must reach it.
     pub fn take(&mut self, keys: &[Key], except: Option<ClientId>) -> Vec<(ClientId, Vec<Key>)> {
         let mut told: Vec<(ClientId, Vec<Key>)> = Vec::new();
         for key in keys {
             for client in self.by_key.remove(key).unwrap_or_default() {
+                if except == Some(client) {
+                    self.by_key.insert(key.clone(), vec![client]);
+                    continue;
+                }
                 if let Some(held) = self.clients.get_mut(&client) {
                     held.remove(key);
-                }
-                if except == Some(client) {
-                    continue;
                 }
                 match told.iter_mut().find(|(known, _)| *known == client) {
                     Some((_, keys)) => keys.push(key.clone()),
@@ -145,6 +147,8 @@ mod tests {
         assert_eq!(leases.grant(A, std::slice::from_ref(&key)), Some(Vec::new()));
         leases.grant(B, std::slice::from_ref(&key));
         assert_eq!(leases.take(std::slice::from_ref(&key), Some(A)), [(B, vec![key.clone()])]);
+        // Its answer may be on its way when the next change comes.
+        assert_eq!(leases.take(std::slice::from_ref(&key), Some(B)), [(A, vec![key.clone()])]);
         assert_eq!(leases.take(std::slice::from_ref(&key), None), []);
         leases.end(B);
         assert_eq!(leases.grant(B, &[key]), None, "who is not attached gets none");

@@ -66,6 +66,9 @@ impl Core {
         self.channel.cache.switch(false);
         self.drop_attributes(None).await;
         loop {
+            // What is opened or closed between the list and its arrival would be neither as it says nor as it was told.
+            let stop = self.openings.stop();
+            self.openings.drain().await;
             let mut open = Vec::new();
             for file in self.files.values() {
                 if file.lent.load(std::sync::atomic::Ordering::SeqCst) {
@@ -77,9 +80,11 @@ impl Core {
             match self.channel.call(Operation::Attach { open }).await {
                 Ok(_) => break,
                 // No way to this node is known yet.
-                Err(Refusal::Busy(_)) => self.media.tick_passed().await,
+                Err(Refusal::Busy(_)) => {}
                 Err(refusal) => return Err(refusal),
             }
+            drop(stop);
+            self.media.tick_passed().await;
         }
         self.channel.cache.switch(true);
         Ok(())

@@ -200,6 +200,8 @@ struct Core {
     peers: Arc<dyn Peers>,
     /// Files that were given up lately, and what was answered: the coordinator may ask again.
     journeys: Mutex<journeys::Journeys>,
+    /// Openings and closings that the coordinator is being told of. Stopped and drained while it is told all that is open.
+    openings: gate::Gate,
     closings: closings::Closings,
     /// Files that this node offers to others.
     offers: Mutex<offer::Offers>,
@@ -301,6 +303,7 @@ impl Node {
             authority,
             peers,
             journeys: Mutex::default(),
+            openings: gate::Gate::default(),
             closings: closings::Closings::default(),
             offers: Mutex::default(),
             pins: Mutex::default(),

@@ -259,13 +259,17 @@ impl Core {
             open: true,
             now,
         };
+        let pass = self.openings.enter().await;
         match self.call(operation).await? {
             Answer::Opened { attr, term, .. } => {
                 let mode = OpenMode { truncate: false, ..open };
-                self.open(attr.ino, Some(Made { attr, term: Some(term) }), mode).await
+                self.open(attr.ino, Some(Made { attr, term: Some(term), pass }), mode).await
             }
             // An existing file may have been closed here since the coordinator opened it: it is opened once more.
-            Answer::Entry(attr) => self.open(attr.ino, None, open).await,
+            Answer::Entry(attr) => {
+                drop(pass);
+                self.open(attr.ino, None, open).await
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -279,9 +283,10 @@ impl Core {
     ) -> Result<Opened, Refusal> {
         let Credentials { uid, gid, umask } = who;
         let operation = Operation::CreateUnnamed { parent, mode, umask, uid, gid, now: self.now() };
+        let pass = self.openings.enter().await;
         let attr = self.entry(operation).await?;
         let mode = OpenMode { truncate: false, ..open };
-        let opened = self.open(attr.ino, Some(Made { attr, term: None }), mode).await?;
+        let opened = self.open(attr.ino, Some(Made { attr, term: None, pass }), mode).await?;
         if let Some(file) = self.files.get(attr.ino) {
             file.nameless.store(true, SeqCst);
         }

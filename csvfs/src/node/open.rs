@@ -14,6 +14,7 @@ use lockd::ids::ResourceId;
 use super::Core;
 use super::channel::unexpected;
 use super::file::{File, Life, Phase, Service};
+use super::gate::Pass;
 use super::owner::SetRefusal;
 use super::pages::Kept;
 use super::task::{Sender, promise, run};
@@ -28,11 +29,12 @@ const IDLE_MAX: u64 = 2048;
 const OPENINGS_MAX: usize = 2500;
 
 /// An inode that has just been made and opened, as the coordinator has answered.
-#[derive(Clone, Copy)]
 pub(super) struct Made {
     pub(super) attr: Attr,
     /// Who serves it, if that was told.
     pub(super) term: Option<Term>,
+    /// Taken before it was asked for, and kept until this node knows it as open.
+    pub(super) pass: Pass,
 }
 
 /// A handle of a front end.
@@ -55,7 +57,7 @@ fn change(life: &mut Life, phase: Phase) -> Vec<Sender<()>> {
 impl Core {
     /// Opens an inode, or joins those who have it open. Ended by [`Core::let_go`].
     pub(super) async fn hold(self: &Arc<Self>, ino: Ino, write: bool) -> Result<Arc<File>, Refusal> {
-        self.hold_with(ino, None, write).await.map(|(file, _)| file)
+        self.hold_with(ino, None, write).await.map(|(file, ..)| file)
     }
 
     /// As [`Core::hold_with`], and tells the coordinator if it is for writing and was not before.
@@ -64,8 +66,8 @@ impl Core {
         ino: Ino,
         made: Option<Made>,
         write: bool,
-    ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
-        let (file, attr) = self.hold_any(ino, made, write).await?;
+    ) -> Result<(Arc<File>, Option<Attr>, bool), Refusal> {
+        let (file, attr, is_new) = self.hold_any(ino, made, write).await?;
         if self.options.cluster && write && file.is_regular() && !file.declared.load(SeqCst) {
             match self.channel.call(Operation::Open { ino, write }).await {
                 Ok(Answer::Opened { slots, .. }) => {
@@ -83,23 +85,25 @@ impl Core {
                 }
             }
         }
-        Ok((file, attr))
+        Ok((file, attr, is_new))
     }
 
-    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked, or has told them with the creation.
+    /// As [`Core::hold`]; tells the attributes, if the coordinator was asked, or has told them with the creation: and whether
+    /// they are those.
     async fn hold_any(
         self: &Arc<Self>,
         ino: Ino,
-        made: Option<Made>,
+        mut made: Option<Made>,
         write: bool,
-    ) -> Result<(Arc<File>, Option<Attr>), Refusal> {
+    ) -> Result<(Arc<File>, Option<Attr>, bool), Refusal> {
         loop {
             if self.ended.load(SeqCst) {
                 return Err(Refusal::Stale("the volume is being unmounted".to_owned()));
             }
             let (file, is_new) = self.files.get_or_insert(ino, || Arc::new(File::new(ino)));
             if is_new {
-                return self.begin(file, made, write).await.map(|(file, attr)| (file, Some(attr)));
+                let is_new = made.is_some() && self.options.cluster && !self.is_home();
+                return self.begin(file, made, write).await.map(|(file, attr)| (file, Some(attr), is_new));
             }
             let waits = {
                 let mut life = file.life.lock();
@@ -110,7 +114,7 @@ impl Core {
                         }
                         life.uses += 1;
                         // Whoever has opened a new one already may have changed it.
-                        return Ok((Arc::clone(&file), None));
+                        return Ok((Arc::clone(&file), None, false));
                     }
                     Phase::Opening | Phase::Closing => {
                         let (sender, receiver) = promise();
@@ -121,11 +125,9 @@ impl Core {
                 }
             };
             if let Some(waits) = waits {
+                // The closing that is awaited may come after the creation that opened it.
+                made = None;
                 waits.await;
-                // The closing that was awaited may have come after the creation that opened it.
-                if made.is_some() {
-                    return Box::pin(self.hold_any(ino, None, write)).await;
-                }
             }
         }
     }
@@ -175,9 +177,13 @@ impl Core {
         write: bool,
     ) -> Result<(Attr, Option<Service>), Refusal> {
         // A file that has just been made is known to be nobody's only where nobody else could have acquired it.
+        let (made, pass) = match made {
+            Some(Made { attr, term, pass }) => (Some((attr, term)), pass),
+            None => (None, self.openings.enter().await),
+        };
         let made = made.filter(|_| !self.options.cluster || !self.is_home());
         let (opened, write) = match made {
-            Some(Made { attr, term }) => (OpenedFile { attr, term, slots: Vec::new() }, true),
+            Some((attr, term)) => (OpenedFile { attr, term, slots: Vec::new() }, true),
             None => match self.channel.call(Operation::Open { ino: file.ino, write }).await? {
                 Answer::Opened { attr, term, slots } => (OpenedFile { attr, term: Some(term), slots }, write),
                 Answer::Elsewhere(attr, term) => (OpenedFile { attr, term, slots: Vec::new() }, write),
@@ -185,6 +191,7 @@ impl Core {
             },
         };
         file.declared.store(write, SeqCst);
+        drop(pass);
         let attr = opened.attr;
         if attr.kind == Kind::File && !self.options.cluster {
             let owned = self.acquire_alone(file.ino)?;
@@ -213,6 +220,7 @@ impl Core {
         inos: &[Ino],
         write: impl Fn(Ino) -> bool,
     ) -> Vec<Result<OpenedFile, Refusal>> {
+        let _pass = self.openings.enter().await;
         let mut opened = Vec::with_capacity(inos.len());
         while opened.len() < inos.len() {
             let part = &inos[opened.len()..inos.len().min(opened.len() + OPENINGS_MAX)];
@@ -407,20 +415,19 @@ impl Core {
             return true;
         }
         self.idle.fetch_sub(1, SeqCst);
-        if !self.finish(file).await {
-            return true;
-        }
+        let Some(pass) = self.finish(file).await else { return true };
         self.closed.fetch_add(1, SeqCst);
         // Out of the table first: whoever sees `Gone` finds or makes another.
         self.files.remove(file.ino);
+        drop(pass);
         let waiting = change(&mut file.life.lock(), Phase::Gone);
         waiting.into_iter().for_each(|waiter| waiter.send(()));
         true
     }
 
-    /// The last steps of an owner. Whether the file is closed; if its data could not be committed, or it could not be given
-    /// back, it stays.
-    async fn finish(self: &Arc<Self>, file: &Arc<File>) -> bool {
+    /// The last steps of an owner. The passage under which the file is closed; if its data could not be committed, or it could
+    /// not be given back, it stays.
+    async fn finish(self: &Arc<Self>, file: &Arc<File>) -> Option<Pass> {
         // Other nodes' requests end before: they pass the gate, too.
         let _guests = file.guests.stop();
         file.guests.drain().await;
@@ -435,7 +442,7 @@ impl Core {
             if !drops && let Err(error) = self.commit_now(file, &turn).await {
                 tracing::error!(ino = file.ino.0, %error, "a closed file could not be committed; it is kept and tried again");
                 self.keep(file);
-                return false;
+                return None;
             }
             // P7: the coordinator may give the blocks of a nameless file to another at once.
             self.media.wait_for_ghosts(|| file.runs()).await;
@@ -450,13 +457,14 @@ impl Core {
             // Told that it is closed, the coordinator would serve what this node still owns (invariant 2).
             tracing::warn!(ino = file.ino.0, %error, "a closed file could not be given back; it is kept and tried again");
             self.keep(file);
-            return false;
+            return None;
         }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
+        let pass = self.openings.enter().await;
         if let Err(error) = self.tell_closed(file.ino, slots).await {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
         }
-        true
+        Some(pass)
     }
 
     /// A file that was to be closed stays as it is.
@@ -505,13 +513,13 @@ impl Core {
         made: Option<Made>,
         mode: OpenMode,
     ) -> Result<Opened, Refusal> {
-        let (file, asked) = self.hold_with(ino, made, mode.write || mode.truncate).await?;
+        let (file, asked, is_new) = self.hold_with(ino, made, mode.write || mode.truncate).await?;
         if (mode.write || mode.truncate) && (file.is_sealed() || asked.is_some_and(|attr| attr.sealed)) {
             tracing::warn!(ino = ino.0, pid = mode.pid, "a sealed file is not opened for writing");
             self.let_go(&file);
             return Err(Refusal::NotPermitted);
         }
-        match self.opened(&file, asked, made.is_some(), mode).await {
+        match self.opened(&file, asked, is_new, mode).await {
             Ok(attr) => {
                 self.borrow_again(&file, &attr).await;
                 // Nobody but this node changes the file while it owns it, and what the kernel itself asked for it

@@ -16,7 +16,7 @@ use super::file::File;
 use super::task::run;
 use super::turn::Held;
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Answer, Claim, OpenedFile, Operation, Term};
+use crate::proto::{Answer, Claim, Key, OpenedFile, Operation, Term};
 use crate::refusal::Refusal;
 use crate::slots::Slot;
 use crate::types::Ino;
@@ -149,6 +149,8 @@ impl Core {
         let _stop = file.gate.stop();
         file.gate.drain().await;
         self.count_lost(file, &term);
+        // From now on this node knows better than any answer.
+        self.channel.cache.invalidate(&[Key::Attr(file.ino)]);
         file.serve(&opened.attr, Some(here));
         Ok(())
     }

@@ -350,3 +350,29 @@ fn a_file_that_cannot_be_given_back_stays_with_its_owner() {
     assert!(stage.read(0, home, 0, 100) == [1; 100]);
     stage.finish();
 }
+
+#[test]
+fn what_is_opened_while_the_coordinator_is_told_all_that_is_open_stays_open() {
+    // Frames are delayed, so that one overtakes another.
+    let stage = Stage::new(2, 7, 0.2);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                wait(|done| stage.node(1).attach(done)).unwrap();
+            }
+        });
+        for number in 0..60 {
+            let name = format!("file{number}");
+            let file = if number % 2 == 0 { stage.create(0, &name) } else { stage.create(1, &name) };
+            let ino = file.attr.ino;
+            let handle = stage.open(1, ino);
+            // It is refused to who does not hold the file open.
+            stage.acquire(1, ino).unwrap();
+            stage.node(1).release(handle);
+            stage.node(number % 2).release(file.handle);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    stage.finish();
+}
