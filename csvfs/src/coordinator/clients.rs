@@ -149,27 +149,46 @@ impl Clients {
         }
     }
 
-    /// Tells each client what to forget; `wait` is over once more for each that has.
-    pub fn invalidate(self: &Arc<Self>, told: Vec<(ClientId, Vec<Key>)>, wait: &Arc<Wait>) {
-        let mut send = Vec::new();
-        {
-            let mut members = self.members.lock();
-            for (client, keys) in told {
-                let Some(member) = members.get_mut(&client) else { continue };
+    /// Notes what each client is to be told to forget; `wait` is over once more for each that has. Whoever but `asker` is
+    /// being told of one of `keys` already, and has not answered, is waited for as well: it may still answer by what it
+    /// was told before. Called while the leases are locked. To be followed by [`Clients::tell`].
+    pub fn note(
+        &self,
+        keys: &[Key],
+        told: Vec<(ClientId, Vec<Key>)>,
+        asker: Option<ClientId>,
+        wait: &Arc<Wait>,
+    ) -> Vec<ClientId> {
+        let mut members = self.members.lock();
+        for (_, member) in members.iter_mut().filter(|(client, _)| Some(**client) != asker) {
+            let of_these =
+                |(all, _): &&mut (Vec<Key>, Vec<Arc<Wait>>)| all.iter().any(|key| keys.contains(key));
+            if let Some((_, waits)) = member.batches.iter_mut().rev().find(of_these) {
                 wait.more();
-                // The batch under way is fixed; one behind it still takes keys.
-                let fixed = usize::from(member.sent);
-                match member.batches.iter_mut().skip(fixed).next_back() {
-                    Some((all, waits)) if all.len() + keys.len() <= KEYS_MAX => {
-                        all.extend(keys);
-                        waits.push(Arc::clone(wait));
-                    }
-                    _ => member.batches.push_back((keys, vec![Arc::clone(wait)])),
-                }
-                send.push(client);
+                waits.push(Arc::clone(wait));
             }
         }
-        send.into_iter().for_each(|client| self.send(client, Which::Batch));
+        let mut noted = Vec::with_capacity(told.len());
+        for (client, keys) in told {
+            let Some(member) = members.get_mut(&client) else { continue };
+            wait.more();
+            // The batch under way is fixed; one behind it still takes keys.
+            let fixed = usize::from(member.sent);
+            match member.batches.iter_mut().skip(fixed).next_back() {
+                Some((all, waits)) if all.len() + keys.len() <= KEYS_MAX => {
+                    all.extend(keys);
+                    waits.push(Arc::clone(wait));
+                }
+                _ => member.batches.push_back((keys, vec![Arc::clone(wait)])),
+            }
+            noted.push(client);
+        }
+        noted
+    }
+
+    /// Tells clients what is noted.
+    pub fn tell(self: &Arc<Self>, noted: Vec<ClientId>) {
+        noted.into_iter().for_each(|client| self.send(client, Which::Batch));
     }
 
     /// Asks `client`.

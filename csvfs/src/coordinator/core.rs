@@ -238,27 +238,34 @@ impl Core {
         if keys.is_empty() || !self.clients.any() || !self.parts.rules.keeps(Rule::V9) {
             return then();
         }
-        let told = self.leases.lock().take(keys, asker);
-        self.tell(told, then);
-    }
-
-    /// Tells clients what they must not have in their caches any more, and calls `then` when they have answered.
-    pub fn tell(&self, told: Vec<(ClientId, Vec<Key>)>, then: super::clients::Then) {
-        if told.is_empty() {
-            return then();
-        }
         let wait = Wait::new(then);
-        self.clients.invalidate(told, &wait);
+        let noted = {
+            let mut leases = self.leases.lock();
+            let told = leases.take(keys, asker);
+            self.clients.note(keys, told, asker, &wait)
+        };
+        self.clients.tell(noted);
         wait.over();
     }
 
     /// Grants leases to `client`; whether it has them.
     pub fn grant(&self, client: ClientId, keys: &[Key]) -> bool {
-        let Some(back) = self.leases.lock().grant(client, keys) else { return false };
-        if !back.is_empty() {
-            self.tell(vec![(client, back)], Box::new(|| {}));
+        let noted = self.grant_in(&mut self.leases.lock(), client, keys);
+        let is_granted = noted.is_some();
+        self.clients.tell(noted.unwrap_or_default());
+        is_granted
+    }
+
+    /// The same, with the leases locked: who has to be told, because it has too many.
+    pub fn grant_in(&self, leases: &mut Leases, client: ClientId, keys: &[Key]) -> Option<Vec<ClientId>> {
+        let back = leases.grant(client, keys)?;
+        if back.is_empty() {
+            return Some(Vec::new());
         }
-        true
+        let wait = Wait::new(Box::new(|| {}));
+        let noted = self.clients.note(&[], vec![(client, back)], None, &wait);
+        wait.over();
+        Some(noted)
     }
 
     /// Tells those who waited for files to rest.

@@ -6,6 +6,7 @@ use lockd::ids::ClientId;
 use lockd::network::OnReply;
 use lockd::rules::Rule;
 
+use super::clients::Wait;
 use super::core::Core;
 use super::queue::OnInternal;
 use crate::proto::codec::encode;
@@ -47,17 +48,15 @@ impl Due {
             Self::Change(on_reply, changed) => {
                 // V9: committed, and answered when nobody has the old state in its cache any more. The writer goes on.
                 let slot = changed.slot;
-                let (frame, told) = changed.conclude(core);
-                if told.is_empty() {
-                    return on_reply(Ok(frame));
-                }
-                core.held.lock().insert(slot, vec![(on_reply, frame)]);
                 let held = Arc::clone(core);
-                let then = move || {
+                let wait = Wait::new(Box::new(move || {
                     let answers = held.held.lock().remove(&slot).unwrap_or_default();
                     answers.into_iter().for_each(|(on_reply, frame)| on_reply(Ok(frame)));
-                };
-                core.tell(told, Box::new(then));
+                }));
+                let (frame, noted) = changed.conclude(core, &wait);
+                core.held.lock().insert(slot, vec![(on_reply, frame)]);
+                core.clients.tell(noted);
+                wait.over();
             }
             Self::Repeated(on_reply, frame, slot) => {
                 let mut held = core.held.lock();
@@ -126,8 +125,8 @@ impl Making {
 
 impl Changed {
     /// Takes back what it has made old, and grants the asker what it has made: in the writer's thread, before the next
-    /// change. The frame of the answer, and who has to be told before it is given.
-    fn conclude(self, core: &Core) -> (Vec<u8>, Vec<(ClientId, Vec<Key>)>) {
+    /// change. The frame of the answer, and who has to be told; it is given when `wait` is over.
+    fn conclude(self, core: &Core, wait: &Arc<Wait>) -> (Vec<u8>, Vec<ClientId>) {
         let Self { mut answered, directories, touched, slot: (client, _), making } = self;
         if !core.clients.any() || !core.parts.rules.keeps(Rule::V9) {
             return (encoded(&answered), Vec::new());
@@ -136,7 +135,7 @@ impl Changed {
             Ok(Answer::Entry(attr) | Answer::Opened { attr, .. }) if making.name.is_some() => Some(attr.ino),
             _ => None,
         };
-        let (new, all_names, back, told) = {
+        let (new, all_names, granted, noted) = {
             // Whoever opens the new file for writing, its server at the first write among them, comes before this and is
             // seen, or after it and takes the lease back.
             let opens = core.opens.lock();
@@ -148,18 +147,18 @@ impl Changed {
             let names = all_names.iter().copied().map(Key::Names);
             let granted: Vec<Key> = making.name.iter().cloned().chain(attrs).chain(names).collect();
             let told = leases.take(&touched, Some(client));
-            let back = if granted.is_empty() { None } else { leases.grant(client, &granted) };
-            (new, all_names, back, told)
+            let mut noted = core.clients.note(&touched, told, Some(client), wait);
+            let back = if granted.is_empty() { None } else { core.grant_in(&mut leases, client, &granted) };
+            let is_granted = back.is_some();
+            noted.extend(back.unwrap_or_default());
+            (new, all_names, is_granted, noted)
         };
-        if let Some(back) = back {
+        if granted {
             answered.leased_name = making.name.is_some();
             answered.leased_attr = new.is_some();
             answered.directories = directories;
             answered.all_names = all_names;
-            if !back.is_empty() {
-                core.tell(vec![(client, back)], Box::new(|| {}));
-            }
         }
-        (encoded(&answered), told)
+        (encoded(&answered), noted)
     }
 }

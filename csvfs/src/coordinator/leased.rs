@@ -65,7 +65,7 @@ pub fn answer(core: &Arc<Core>, head: &Head, operation: &Operation) -> Answered 
             (answered.leased_name, answered.leased_attr) = (name.is_some(), attr.is_some());
         }
         // After the grant: who opens for writing takes the lease of the attributes back, or is seen here.
-        elsewhere(core, head, &mut answered, attr.as_ref());
+        elsewhere(core, head, &mut answered);
         return answered;
     }
     unreachable!("the last attempt returns");
@@ -87,7 +87,7 @@ fn keys(operation: &Operation, reply: &Reply) -> (Option<Key>, Option<Key>) {
 }
 
 /// Size and times of a file that is open for writing are known by its server alone.
-fn elsewhere(core: &Core, head: &Head, answered: &mut Answered, key: Option<&Key>) {
+fn elsewhere(core: &Core, head: &Head, answered: &mut Answered) {
     let home = core.home();
     match &mut answered.reply {
         Ok(Answer::Entry(attr)) if attr.kind == Kind::File => {
@@ -98,9 +98,7 @@ fn elsewhere(core: &Core, head: &Head, answered: &mut Answered, key: Option<&Key
             if !is_written {
                 return;
             }
-            if let Some(key) = key.filter(|_| answered.leased_attr) {
-                core.leases.lock().revoke(head.client, key);
-            }
+            // The lease stays noted: the asker may have it from before, as who has made the file.
             answered.leased_attr = false;
             let attr: Attr = *attr;
             if term.is_none_or(|term| term.client != head.client) {

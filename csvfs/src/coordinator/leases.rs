@@ -110,14 +110,6 @@ impl Leases {
         told
     }
 
-    /// Takes one lease back of which nobody has heard yet.
-    pub fn revoke(&mut self, client: ClientId, key: &Key) {
-        if let Some(held) = self.clients.get_mut(&client) {
-            held.remove(key);
-        }
-        self.drop_holder(key, client);
-    }
-
     /// Whether `client` has the lease of `key`.
     pub fn holds(&self, client: ClientId, key: &Key) -> bool {
         self.by_key.get(key).is_some_and(|holders| holders.contains(&client))

@@ -178,7 +178,8 @@ fn open(core: &Arc<Core>, ino: Ino, write: bool, finish: Finish) {
     if opening == Opening::Refused {
         return finish.reply(Err(Refusal::NotFound));
     }
-    let keys = if opening == Opening::BeginsWriting { vec![Key::Attr(ino)] } else { Vec::new() };
+    // Also of one that writes already: those who are told because of its first opening may not have answered yet.
+    let keys = if write { vec![Key::Attr(ino)] } else { Vec::new() };
     let outdated = keys.clone();
     let owner = Arc::clone(core);
     // V9: size and times of a file that is being written are in nobody's cache.
@@ -210,7 +211,7 @@ fn open_set(core: &Arc<Core>, files: Vec<Declared>, finish: Finish) {
         let mut opens = core.opens.lock();
         let mut open = |Declared { ino, write }| {
             let opening = opens.open(ino, client, write);
-            if opening == Opening::BeginsWriting {
+            if write {
                 outdated.push(Key::Attr(ino));
             }
             (ino, opening != Opening::Refused)

@@ -66,6 +66,29 @@ fn v9_a_change_waits_for_a_node_that_does_not_answer_until_its_session_has_ended
 }
 
 #[test]
+fn v9_a_change_waits_for_a_node_that_is_being_told_of_an_earlier_one() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
+    assert_eq!(stage.attr(2, file.ino).unwrap().mode, 0o600);
+    stage.network.cut(stage.members[2].client);
+    let set = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+    let first = start(|done| stage.node(1).set_attr(file.ino, set(0o644), None, done));
+    until("the first mode", || stage.attr(0, file.ino).unwrap().mode == 0o644);
+    let second = start(|done| stage.node(0).set_attr(file.ino, set(0o640), None, done));
+    until("the second mode", || stage.attr(1, file.ino).unwrap().mode == 0o640);
+    a_while();
+    assert_eq!(stage.attr(2, file.ino).unwrap().mode, 0o600, "it may answer: its lease runs");
+    assert!(second.try_recv().is_err(), "acknowledged while node 2 keeps the old mode");
+    assert!(first.try_recv().is_err());
+    stage.network.heal(stage.members[2].client);
+    for changed in [first, second] {
+        changed.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    }
+    assert_eq!(stage.attr(2, file.ino).unwrap().mode, 0o640);
+    stage.finish();
+}
+
+#[test]
 fn v9_a_node_answers_again_when_it_is_reached_again() {
     let stage = Stage::new(2, 1, 0.0);
     let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
