@@ -16,9 +16,12 @@ use crate::types::Ino;
 const FILES_MAX: usize = 1000;
 const SLOTS_MAX: usize = 256 << 10;
 
+/// Who waits for the answer.
+type Told = Sender<Result<(), Refusal>>;
+
 #[derive(Default)]
 struct State {
-    waiting: Vec<(FileSlots, Sender<Result<(), Refusal>>)>,
+    waiting: Vec<(FileSlots, Told)>,
     /// A message is under way, or about to be.
     is_telling: bool,
 }
@@ -30,7 +33,7 @@ pub(super) struct Closings {
 }
 
 impl Closings {
-    fn take(&self) -> Option<(Vec<FileSlots>, Vec<Sender<Result<(), Refusal>>>)> {
+    fn take(&self) -> Option<(Vec<FileSlots>, Vec<Told>)> {
         let mut state = self.state.lock();
         let (mut count, mut bytes) = (0, 0);
         for (file, _) in state.waiting.iter().take(FILES_MAX) {
