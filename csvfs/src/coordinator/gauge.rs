@@ -10,7 +10,7 @@ use lockd::clock::BootTime;
 pub struct Gauge {
     /// The next group begins with it.
     pub wanted: bool,
-    /// The commit before the last one, when it was and how long it took.
+    /// Of the last one: how many commits there had been, when it began, and how long it took.
     pub last: Option<(u64, BootTime, Duration)>,
 }
 
