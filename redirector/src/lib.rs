@@ -4,6 +4,7 @@
 //! completed as done, failed or unknown. Below it are the ways to reach a LUN, and the rules (P1 to P9 of
 //! `docs/DESIGN.md`) by which an error of a way is kept from the volume.
 
+pub mod attend;
 pub mod blocking;
 pub mod buffer;
 pub mod file;

@@ -10,13 +10,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError};
 use std::time::Duration;
 
+use crate::attend;
+
 /// How long a thread waits before somebody stands in for it: longer than a good LUN takes, and than waking a thread is
 /// worth.
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Takes the place of a thread that waits.
 pub trait StandIn: Send + Sync {
-    /// The calling thread begins to wait.
+    /// The calling thread waits for a moment.
+    fn pauses(&self) {}
+    /// The calling thread waits for longer.
     fn begin(&self);
     /// It is back.
     fn end(&self);
@@ -39,9 +43,19 @@ impl Drop for Away {
     }
 }
 
+/// This thread waits from now on, as long as what is returned lives; its place is taken.
+pub(crate) fn go_away() -> Option<impl Drop> {
+    STAND_IN.with_borrow(Clone::clone).map(|stand_in| {
+        stand_in.begin();
+        Away(stand_in)
+    })
+}
+
 /// Receives what the LUN's completion sends; when that takes long, this thread's place is taken.
 pub(crate) fn receive<T>(receiver: &Receiver<T>) -> Result<T, RecvError> {
     let Some(stand_in) = STAND_IN.with_borrow(Clone::clone) else { return receiver.recv() };
+    attend::leave();
+    stand_in.pauses();
     match receiver.recv_timeout(PATIENCE) {
         Ok(value) => Ok(value),
         Err(RecvTimeoutError::Disconnected) => Err(RecvError),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::sys;
 
@@ -14,16 +15,14 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// `file` is a descriptor of the FUSE device, the `index`th of its connection.
+    /// `file` is a descriptor of the FUSE device, the `index`th of its connection, by which nobody waits (O_NONBLOCK).
     pub(super) fn new(file: File, index: u8) -> Self {
         Self { file, index }
     }
 
-    /// A further descriptor of the same, mounted, connection. With `waits` unset, [`Device::receive`] fails with
-    /// EAGAIN where there is no request.
-    pub(super) fn duplicate(&self, index: u8, waits: bool) -> io::Result<Self> {
-        let flags = if waits { 0 } else { libc::O_NONBLOCK };
-        Ok(Self { file: sys::clone_fuse_device(&self.file, flags)?, index })
+    /// A further descriptor of the same, mounted, connection.
+    pub(super) fn duplicate(&self, index: u8) -> io::Result<Self> {
+        Ok(Self { file: sys::clone_fuse_device(&self.file, libc::O_NONBLOCK)?, index })
     }
 
     /// Which of the connection's descriptors this is.
@@ -31,9 +30,14 @@ impl Device {
         self.index
     }
 
-    /// Takes a request and scatters it; its length. One system call.
+    /// Takes a request and scatters it; its length. EAGAIN where there is none. One system call.
     pub(super) fn receive(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         (&self.file).read_vectored(parts)
+    }
+
+    /// Readable when there is a request.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Sends one whole reply or notification. One system call.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redirector::buffer::Pool;
-use redirector::{plug, stand_in};
+use redirector::{attend, plug, stand_in};
 use zerocopy::{FromBytes, FromZeros};
 
 use super::abi::{
@@ -26,66 +26,143 @@ use super::device::Device;
 use super::inbox::{Inbox, WRITE_MAX};
 use super::relief::{Call, Relief};
 use super::reply::Reply;
+use super::rota::Rota;
+use super::vigil::Vigil;
 use crate::proto::{SetAttr, XattrMode};
 use crate::refusal::Refusal;
 use crate::service::{Credentials, Done, HandleId, OpenMode, Opened, WriteMode};
 use crate::types::{Attr, Ino, NAME_MAX};
 
-/// One thread's part of a mount: its descriptors and its landing place.
+/// Requests without a pause after which another thread is called: more than a moment's work.
+const MANY: u32 = 32;
+/// Requests without a pause after which the LUN's replies are received.
+const BATCH: u32 = 8;
+
+/// One thread's part of a mount: its descriptor and its landing place.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     connection: Arc<Connection>,
     bridge: Arc<Bridge>,
-    /// Where it waits for requests.
-    waiting: Arc<Device>,
-    /// Where it asks for more, while it holds back what it has started (see [`redirector::plug`]).
-    asking: Arc<Device>,
-    /// That of the two which brought the request in the inbox.
     device: Arc<Device>,
     inbox: Inbox,
+    /// Requests since there was none.
+    streak: u32,
+}
+
+/// What a look at the kernel's requests, and the LUN's replies, has brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    Work,
+    Nothing,
+    /// There will be no more requests.
+    End,
 }
 
 impl Dispatcher {
     pub(super) fn new(
         connection: &Arc<Connection>,
         bridge: &Arc<Bridge>,
-        [waiting, asking]: [&Arc<Device>; 2],
+        device: &Arc<Device>,
         pool: &Pool,
     ) -> Self {
         Self {
             connection: Arc::clone(connection),
             bridge: Arc::clone(bridge),
-            waiting: Arc::clone(waiting),
-            asking: Arc::clone(asking),
-            device: Arc::clone(waiting),
+            device: Arc::clone(device),
             inbox: Inbox::new(pool.clone()),
+            streak: 0,
         }
     }
 
-    /// Takes requests until the file system is unmounted, or as long as `goes_on`. Where it has to wait for the LUN,
-    /// somebody of `relief` takes its place. Whether there may be more requests.
-    pub(super) fn run(&mut self, relief: &Arc<Relief>, goes_on: impl Fn() -> bool) -> bool {
+    /// Takes requests until the file system is unmounted, when `rota` has it do so. Where it has to wait for the LUN,
+    /// somebody of `relief` takes its place.
+    pub(super) fn serve(&mut self, rota: &Arc<Rota>, relief: &Arc<Relief>) {
+        stand_in::appoint(Arc::new(Call { relief: Arc::clone(relief), rota: Some(Arc::clone(rota)) }));
         plug::allow();
-        stand_in::appoint(Arc::new(Call(Arc::clone(relief))));
-        while goes_on() {
-            self.device = Arc::clone(if plug::begin_turn() { &self.waiting } else { &self.asking });
-            match self.inbox.receive(&self.device) {
-                Ok(()) => self.dispatch(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => plug::flush(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => match error.raw_os_error() {
-                    // The request was given up before it could be read.
-                    Some(libc::ENOENT) => {}
-                    Some(libc::ENODEV | libc::ECONNABORTED) => return false,
-                    _ => {
-                        tracing::error!("requests cannot be read from /dev/fuse any more: {error}");
-                        return false;
+        attend::volunteer();
+        while rota.waits_for_duty() {
+            let mut vigil = match Vigil::begin(&self.device) {
+                Ok(vigil) => vigil,
+                Err(error) => {
+                    tracing::error!("requests cannot be waited for: {error}");
+                    break;
+                }
+            };
+            loop {
+                match self.turn(false) {
+                    Turn::Work if self.streak >= MANY => {
+                        self.streak = 0;
+                        rota.call();
                     }
-                },
+                    Turn::Work => {}
+                    Turn::Nothing if vigil.watch(|| self.turn(false) != Turn::Nothing) => {}
+                    Turn::Nothing if rota.ends_duty() => break,
+                    Turn::Nothing => {
+                        vigil.sleep();
+                        // What is attended may have ended.
+                        self.turn(true);
+                    }
+                    Turn::End => {
+                        rota.end();
+                        break;
+                    }
+                }
+            }
+            attend::leave();
+        }
+        attend::resign();
+    }
+
+    /// Takes requests as long as `goes_on`, in the place of a dispatcher that waits. Whether there may be more.
+    pub(super) fn relieve(&mut self, relief: &Arc<Relief>, goes_on: impl Fn() -> bool) -> bool {
+        stand_in::appoint(Arc::new(Call { relief: Arc::clone(relief), rota: None }));
+        plug::allow();
+        let mut vigil = match Vigil::begin(&self.device) {
+            Ok(vigil) => vigil,
+            Err(error) => {
+                tracing::warn!("requests cannot be waited for: {error}");
+                return false;
+            }
+        };
+        while goes_on() {
+            match self.turn(false) {
+                Turn::Work => {}
+                Turn::Nothing => vigil.sleep(),
+                Turn::End => return false,
             }
         }
         plug::flush();
         true
+    }
+
+    /// Takes one request if there is one; otherwise sends what was held back, and receives what the LUN has answered.
+    fn turn(&mut self, anyway: bool) -> Turn {
+        let _ = plug::begin_turn();
+        match self.inbox.receive(&self.device) {
+            Ok(()) => {
+                self.dispatch();
+                self.streak += 1;
+                if self.streak.is_multiple_of(BATCH) {
+                    attend::poll(false);
+                }
+                Turn::Work
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.streak = 0;
+                plug::flush();
+                if attend::poll(anyway) { Turn::Work } else { Turn::Nothing }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Turn::Work,
+            Err(error) => match error.raw_os_error() {
+                // The request was given up before it could be read.
+                Some(libc::ENOENT) => Turn::Work,
+                Some(libc::ENODEV | libc::ECONNABORTED) => Turn::End,
+                _ => {
+                    tracing::error!("requests cannot be read from /dev/fuse any more: {error}");
+                    Turn::End
+                }
+            },
+        }
     }
 
     /// Answers, or hands on, the request in the inbox.

@@ -23,8 +23,10 @@ mod options;
 mod pages;
 mod relief;
 mod reply;
+mod rota;
 mod sys;
 mod told;
+mod vigil;
 
 pub use caching::Caching;
 pub use mount::{MountError, MountHandle, Unmounter, mount};

@@ -20,14 +20,13 @@ use super::mountpoint::Mountpoint;
 use super::options::MountOptions;
 use super::pages::KernelPages;
 use super::relief::Relief;
+use super::rota::Rota;
 use super::sys;
 use crate::lock_service::LockService;
 use crate::service::FileService;
 
 /// Threads in which fuser decodes requests; none of them waits for an answer.
 const FUSER_THREADS: usize = 2;
-/// Threads that take requests from the kernel, at most: each has two descriptors, which are told apart by a byte.
-const THREADS_MAX: u8 = 64;
 
 /// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +57,7 @@ pub struct MountHandle {
     mountpoint: Arc<Mountpoint>,
     bridge: Arc<Bridge>,
     connection: Option<Arc<Connection>>,
-    dispatchers: Vec<JoinHandle<bool>>,
+    dispatchers: Vec<JoinHandle<()>>,
     relief: Option<Arc<Relief>>,
     fuser: Option<JoinHandle<io::Result<()>>>,
     forwarder: Option<JoinHandle<()>>,
@@ -74,7 +73,7 @@ pub fn mount(
     client: ClientId,
     pool: &Pool,
 ) -> Result<MountHandle, MountError> {
-    let file = sys::open_fuse_device(0).map_err(MountError::Device)?;
+    let file = sys::open_fuse_device(libc::O_NONBLOCK).map_err(MountError::Device)?;
     let (bridge, fuser_end) = Bridge::pair().map_err(MountError::Resources)?;
     let mountpoint = Mountpoint::mount(path, &file, options)
         .map_err(|source| MountError::Mount { path: path.to_owned(), source })?;
@@ -90,15 +89,10 @@ pub fn mount(
     };
 
     let first = Arc::new(Device::new(file, 0));
-    // Each thread has a descriptor on which it waits for requests, and one by which it asks for more.
-    let threads = options.threads.clamp(1, THREADS_MAX);
-    let clone = |index, waits| first.duplicate(index, waits).map(Arc::new).map_err(MountError::Resources);
+    let threads = options.threads.max(1);
     let mut devices = vec![Arc::clone(&first)];
     for index in 1..threads {
-        devices.push(clone(index, true)?);
-    }
-    for index in 0..threads {
-        devices.push(clone(threads + index, false)?);
+        devices.push(first.duplicate(index).map(Arc::new).map_err(MountError::Resources)?);
     }
     let locks = Locks::new(locks, client);
     let shared = options.caching == Caching::none();
@@ -112,21 +106,18 @@ pub fn mount(
     let (bridge, known) = (Arc::clone(&handle.bridge), devices.clone());
     let forward = move || bridge.carry_replies(|index| known.get(usize::from(index)).cloned());
     handle.forwarder = Some(spawn("fuse-replies", forward)?);
-    // Who stands in for a dispatcher works with its descriptors, or another one's: it is all the same to the kernel.
+    // Who stands in for a dispatcher works with its descriptor, or another one's: it is all the same to the kernel.
     let make = {
         let (connection, bridge, pool) = (Arc::clone(&connection), Arc::clone(&handle.bridge), pool.clone());
-        let threads = usize::from(threads);
-        move |number: usize| {
-            let number = number % threads;
-            Dispatcher::new(&connection, &bridge, [&devices[number], &devices[threads + number]], &pool)
-        }
+        move |number: usize| Dispatcher::new(&connection, &bridge, &devices[number % devices.len()], &pool)
     };
     let dispatchers: Vec<_> = (0..usize::from(threads)).map(&make).collect();
     let relief = Relief::new(Box::new(make));
     handle.relief = Some(Arc::clone(&relief));
+    let rota = Arc::new(Rota::new(dispatchers.len()));
     for (number, mut dispatcher) in dispatchers.into_iter().enumerate() {
-        let relief = Arc::clone(&relief);
-        let run = move || dispatcher.run(&relief, || true);
+        let (relief, rota) = (Arc::clone(&relief), Arc::clone(&rota));
+        let run = move || dispatcher.serve(&rota, &relief);
         handle.dispatchers.push(spawn(&format!("fuse-{number}"), run)?);
     }
 

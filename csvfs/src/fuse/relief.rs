@@ -7,6 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use redirector::stand_in::StandIn;
 
 use super::dispatcher::Dispatcher;
+use super::rota::Rota;
 
 /// Most of them. When so many wait as well, the mount waits with them: each waits for an answer of the LUN, which the
 /// redirector bounds.
@@ -40,14 +41,22 @@ impl std::fmt::Debug for Relief {
 }
 
 /// What a dispatcher has for the time of its waiting.
-pub(super) struct Call(pub Arc<Relief>);
+pub(super) struct Call {
+    pub(super) relief: Arc<Relief>,
+    pub(super) rota: Option<Arc<Rota>>,
+}
 
 impl StandIn for Call {
+    fn pauses(&self) {
+        if let Some(rota) = &self.rota {
+            rota.call();
+        }
+    }
     fn begin(&self) {
-        self.0.begin();
+        self.relief.begin();
     }
     fn end(&self) {
-        self.0.state.lock().away -= 1;
+        self.relief.state.lock().away -= 1;
     }
 }
 
@@ -92,7 +101,7 @@ impl Relief {
                 }
                 state.working += 1;
             }
-            let more = dispatcher.run(self, || self.is_wanted());
+            let more = dispatcher.relieve(self, || self.is_wanted());
             self.state.lock().working -= 1;
             if !more {
                 return;

@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 
-use crate::nbd::socket::Socket;
+use crate::nbd::socket::{Socket, Wait};
 
 /// Bytes of a write that are encrypted at a time.
 const TLS_STEP: usize = 64 << 10;
@@ -71,9 +71,21 @@ impl Channel {
         self.sending.try_lock().map(|cipher| Sending { channel: self, cipher })
     }
 
+    /// Whether nothing but the socket holds bytes that have come.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.tls.is_none()
+    }
+
     /// Receives some bytes into `first`, then `second` (TLS: into `first` only); zero at the end.
-    pub fn receive(&self, first: &mut [u8], second: &mut [u8], cipher: &mut Cipher) -> io::Result<usize> {
-        let Some(tls) = &self.tls else { return self.socket.receive(first, second) };
+    pub fn receive(
+        &self,
+        first: &mut [u8],
+        second: &mut [u8],
+        cipher: &mut Cipher,
+        wait: Wait,
+    ) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return self.socket.receive(first, second, wait) };
         loop {
             {
                 let mut tls = tls.lock();
@@ -88,8 +100,8 @@ impl Channel {
                 }
             }
             cipher.bytes.resize(TLS_STEP, 0);
-            cipher.start = 0;
-            cipher.end = self.socket.receive(&mut cipher.bytes, &mut [])?;
+            (cipher.start, cipher.end) = (0, 0);
+            cipher.end = self.socket.receive(&mut cipher.bytes, &mut [], wait)?;
             if cipher.end == 0 {
                 return Ok(0);
             }
@@ -121,7 +133,7 @@ struct Blocking<'a>(&'a Socket);
 
 impl Read for Blocking<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.receive(buffer, &mut [])
+        self.0.receive(buffer, &mut [], Wait::Briefly)
     }
 }
 

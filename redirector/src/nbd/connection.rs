@@ -7,6 +7,7 @@ use lockd::clock::BootTime;
 use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
+use crate::attend;
 use crate::nbd::channel::{Channel, Sending};
 use crate::nbd::flight::Flight;
 use crate::nbd::wire::{self, cmd, cmd_flag};
@@ -103,6 +104,12 @@ impl Connection {
     /// Waits until a request finds room in flight, or the connection is closed.
     fn room(&self) -> parking_lot::MutexGuard<'_, Flight> {
         let mut flight = self.flight.lock();
+        if !flight.has_room() {
+            // Room comes by replies, which another thread must receive now.
+            drop(flight);
+            attend::leave();
+            flight = self.flight.lock();
+        }
         while !flight.has_room() && !flight.is_closed() {
             flight.waiting += 1;
             self.room.wait(&mut flight);

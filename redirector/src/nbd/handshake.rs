@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::lun::Geometry;
 use crate::nbd::channel::{Channel, Cipher};
+use crate::nbd::socket::Wait;
 use crate::nbd::wire::{self, drained, export_flag, handshake_flag, info, opt, rep};
 use crate::paths::way::{Abilities, Drained, Instance};
 
@@ -135,7 +136,7 @@ impl Negotiation {
 
     fn receive(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match self.channel.receive(bytes, &mut [], &mut self.cipher)? {
+            match self.channel.receive(bytes, &mut [], &mut self.cipher, Wait::Briefly)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 received => bytes = &mut bytes[received..],
             }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use lockd::clock::{BootTime, Clock};
 use parking_lot::{Condvar, Mutex};
 
+use crate::attend;
 use crate::nbd::channel::Sending;
 use crate::nbd::connection::Connection;
 use crate::nbd::handshake::Agreement;
+use crate::nbd::post::Post;
 use crate::nbd::receiver::Receiver;
 use crate::paths::latency::Latency;
 use crate::paths::request::Request;
@@ -24,9 +26,14 @@ const BUSY: usize = 16;
 /// Bytes of a write that is held back at most: a longer one is worth a system call of its own.
 const HELD_DATA_MAX: usize = 32 << 10;
 
+/// How long a receiver waits at a time for the rest of a reply.
+const REST_TIMEOUT: Duration = Duration::from_millis(20);
+
 /// The connections of one client to one export. When one of them breaks, all are closed.
 pub struct NbdLink {
     connections: Vec<Arc<Connection>>,
+    /// Who receives on each of them.
+    posts: Vec<Arc<Post>>,
     next: AtomicUsize,
     broken: AtomicBool,
     deferred: Mutex<VecDeque<Request>>,
@@ -62,32 +69,36 @@ impl NbdLink {
             .into_iter()
             .map(|agreed| (Arc::new(Connection::new(agreed.channel, agreed.structured)), agreed.cipher))
             .unzip();
-        let link = Arc::new_cyclic(|this| Self {
-            connections,
-            next: AtomicUsize::new(0),
-            broken: AtomicBool::new(false),
-            deferred: Mutex::default(),
-            deferral: Condvar::new(),
-            sender_runs: AtomicBool::new(false),
-            abilities,
-            drained,
-            events,
-            clock,
-            this: this.clone(),
+        for connection in &connections {
+            connection.channel.socket().set_receive_timeout(REST_TIMEOUT)?;
+        }
+        let link = Arc::new_cyclic(|this| {
+            let post = |(connection, cipher): (&Arc<Connection>, _)| {
+                let (events, clock) = (Arc::clone(&events), Arc::clone(&clock));
+                let receiver = Receiver::new(Arc::clone(connection), events, clock, cipher);
+                Arc::new(Post::new(connection, receiver, this.clone()))
+            };
+            let posts = connections.iter().zip(ciphers).map(post).collect();
+            Self {
+                connections,
+                posts,
+                next: AtomicUsize::new(0),
+                broken: AtomicBool::new(false),
+                deferred: Mutex::default(),
+                deferral: Condvar::new(),
+                sender_runs: AtomicBool::new(false),
+                abilities,
+                drained,
+                events,
+                clock,
+                this: this.clone(),
+            }
         });
-        for (connection, cipher) in link.connections.iter().zip(ciphers) {
-            connection.channel.socket().set_timeout(None)?;
-            let of = Arc::clone(&link);
-            let receiver = Receiver::new(
-                Arc::clone(connection),
-                Arc::clone(&link.events),
-                Arc::clone(&link.clock),
-                cipher,
-            );
+        for post in &link.posts {
+            let (post, of) = (Arc::clone(post), Arc::clone(&link));
             let started = thread::Builder::new().name("nbd-receive".to_owned()).spawn(move || {
-                way::mark_completing();
-                let (why, current) = receiver.run();
-                of.break_with(&why.to_string(), current);
+                post.serve();
+                drop(of);
             });
             if let Err(error) = started {
                 link.break_with("no thread", None);
@@ -97,7 +108,8 @@ impl NbdLink {
         Ok(link)
     }
 
-    fn break_with(&self, why: &str, current: Option<Request>) {
+    /// Closes all connections, because of `why`; `current` is a request whose reply was cut short.
+    pub(super) fn break_with(&self, why: &str, current: Option<Request>) {
         let mut sent: Vec<_> = current.into_iter().collect();
         let mut unsent = VecDeque::new();
         if !self.broken.swap(true, Ordering::AcqRel) {
@@ -108,6 +120,7 @@ impl NbdLink {
                 sent.extend(connection.flight().close());
                 connection.notify();
             }
+            self.posts.iter().for_each(|post| post.has_broken());
             unsent = std::mem::take(&mut *self.deferred.lock());
             self.deferral.notify_all();
         } else if sent.is_empty() {
@@ -117,12 +130,19 @@ impl NbdLink {
     }
 
     fn send(&self, request: Request) -> Result<(), Box<Request>> {
-        let (connection, mut sending) = self.turn();
-        connection.submit(&mut sending, request, self.clock.boot())
+        let (index, mut sending) = self.turn();
+        let sent = self.connections[index].submit(&mut sending, request, self.clock.boot());
+        self.posts[index].has_sent();
+        sent
     }
 
-    /// The next connection, and the right to send on it. One on which somebody is sending is passed over, once round.
-    fn turn(&self) -> (&Connection, Sending<'_>) {
+    /// The next connection, and the right to send on it: the one that this thread attends, if any. Another one on which
+    /// somebody is sending is passed over, once round.
+    fn turn(&self) -> (usize, Sending<'_>) {
+        let owner = std::ptr::from_ref(self).addr();
+        if let Some(index) = attend::choose(owner, &self.posts) {
+            return (index, self.connections[index].channel.sending());
+        }
         let count = self.connections.len();
         // One request at a time stays on one connection: its threads, here and at the server, are warm.
         let first = if count == 1 || self.connections[0].flight().is_empty() {
@@ -131,13 +151,12 @@ impl NbdLink {
             self.next.fetch_add(1, Ordering::Relaxed) % count
         };
         for step in 0..count {
-            let connection = &self.connections[(first + step) % count];
-            if let Some(sending) = connection.channel.try_sending() {
-                return (connection, sending);
+            let index = (first + step) % count;
+            if let Some(sending) = self.connections[index].channel.try_sending() {
+                return (index, sending);
             }
         }
-        let connection = &self.connections[first];
-        (connection, connection.channel.sending())
+        (first, self.connections[first].channel.sending())
     }
 
     /// Whether so much is in flight that a small request may wait for others to be sent with it.
@@ -196,8 +215,10 @@ impl NbdLink {
 impl Outlet for NbdLink {
     fn send_held(&self, requests: Vec<Request>) {
         let unsent = {
-            let (connection, mut sending) = self.turn();
-            connection.submit_all(&mut sending, requests, self.clock.boot())
+            let (index, mut sending) = self.turn();
+            let unsent = self.connections[index].submit_all(&mut sending, requests, self.clock.boot());
+            self.posts[index].has_sent();
+            unsent
         };
         if !unsent.is_empty() {
             self.events.lost("the connection is closed", Vec::new(), unsent);

@@ -12,6 +12,7 @@ pub mod export;
 pub mod flight;
 pub mod handshake;
 pub mod link;
+pub mod post;
 pub mod receiver;
 pub mod reply;
 pub mod socket;

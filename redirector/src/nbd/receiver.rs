@@ -1,5 +1,5 @@
-//! The receiving half of a connection: one thread that reads replies, several with one system call, and completes their
-//! requests itself.
+//! The receiving half of a connection: reads replies, several with one system call, and completes their requests at
+//! once, on the thread that has received (see [`super::post`]).
 
 use std::fmt;
 use std::io;
@@ -8,14 +8,15 @@ use std::sync::Arc;
 use lockd::clock::{BootTime, Clock};
 
 use crate::lun::Outcome;
-use crate::nbd::channel::Cipher;
+use crate::nbd::channel::{Channel, Cipher};
 use crate::nbd::connection::Connection;
 use crate::nbd::flight::Entry;
 use crate::nbd::reply::{self, HEAD_MAX, Head, ProtocolError};
-use crate::nbd::socket::WHOLE_MIN;
+use crate::nbd::socket::{WHOLE_MIN, Wait};
 use crate::nbd::wire::{self, chunk};
 use crate::paths::request::{Command, Request};
 use crate::paths::way::Events;
+use crate::stand_in;
 
 /// Bytes that are received ahead at most. What is left of a large read goes straight to the caller's buffer.
 const AHEAD: usize = 64 << 10;
@@ -41,7 +42,7 @@ pub enum ConnectionError {
     ShuttingDown,
 }
 
-/// The state of the receiving thread.
+/// What has been received and not yet understood.
 pub struct Receiver {
     connection: Arc<Connection>,
     events: Arc<dyn Events>,
@@ -76,24 +77,33 @@ impl Receiver {
         Self { connection, events, clock, cipher, ahead, start: 0, end: 0, eager: AHEAD, now, current: None }
     }
 
-    /// Receives until the connection ends: why, and the request whose reply was cut short.
-    pub fn run(mut self) -> (ConnectionError, Option<Request>) {
+    /// Receives what is there, and completes its requests; waits for nothing but the rest of a reply whose beginning is
+    /// there. Whether there was something.
+    pub fn ready(&mut self) -> Result<bool, ConnectionError> {
+        let structured = self.connection.structured;
+        let mut some = false;
         loop {
-            if let Err(error) = self.step() {
-                return (error, self.current);
+            match Head::decode(&self.ahead[self.start..self.end], structured)? {
+                Some((head, length)) => {
+                    self.start += length;
+                    self.reply(head)?;
+                }
+                // What comes after the last whole reply is worth a look of its own, when there is time for it.
+                None if some && self.start == self.end && self.connection.channel.is_plain() => {
+                    return Ok(true);
+                }
+                None if !self.more()? => return Ok(some),
+                None => some = true,
             }
         }
     }
 
-    fn step(&mut self) -> Result<(), ConnectionError> {
-        let structured = self.connection.structured;
-        let (head, length) = loop {
-            match Head::decode(&self.ahead[self.start..self.end], structured)? {
-                Some(found) => break found,
-                None => self.more()?,
-            }
-        };
-        self.start += length;
+    /// The request whose reply was cut short by an error.
+    pub fn into_current(self) -> Option<Request> {
+        self.current
+    }
+
+    fn reply(&mut self, head: Head) -> Result<(), ConnectionError> {
         match head {
             Head::Simple { error: wire::error::ESHUTDOWN, .. } => Err(ConnectionError::ShuttingDown),
             Head::Simple { cookie, error } => self.simple(cookie, error),
@@ -101,8 +111,8 @@ impl Receiver {
         }
     }
 
-    /// Receives at least one byte more ahead.
-    fn more(&mut self) -> Result<(), ConnectionError> {
+    /// Receives more ahead, if something is there.
+    fn more(&mut self) -> Result<bool, ConnectionError> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.start + HEAD_MAX > AHEAD {
@@ -111,13 +121,16 @@ impl Receiver {
         }
         let connection = &self.connection;
         let until = AHEAD.min(self.end + self.eager);
-        match connection.channel.receive(&mut self.ahead[self.end..until], &mut [], &mut self.cipher)? {
-            0 => Err(ConnectionError::Closed),
-            received => {
+        let ahead = &mut self.ahead[self.end..until];
+        match connection.channel.receive(ahead, &mut [], &mut self.cipher, Wait::No) {
+            Ok(0) => Err(ConnectionError::Closed),
+            Ok(received) => {
                 self.end += received;
                 self.now = self.clock.boot();
-                Ok(())
+                Ok(true)
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -131,7 +144,7 @@ impl Receiver {
         while !bytes.is_empty() {
             // Nothing is ahead now: what follows this payload may come with it, unless it is received whole.
             let ahead = if bytes.len() >= WHOLE_MIN { &mut [] } else { &mut self.ahead[..] };
-            let received = self.connection.channel.receive(bytes, ahead, &mut self.cipher)?;
+            let received = receive_rest(&self.connection.channel, bytes, ahead, &mut self.cipher)?;
             if received == 0 {
                 return Err(ConnectionError::Closed);
             }
@@ -268,6 +281,27 @@ impl Receiver {
             Some(error) => Outcome::Failed(reply::errno(error)),
         };
         self.events.ended(entry.request, outcome);
+    }
+}
+
+/// Receives some of what must come. When that takes long, the place of this thread is taken.
+fn receive_rest(
+    channel: &Channel,
+    bytes: &mut [u8],
+    ahead: &mut [u8],
+    cipher: &mut Cipher,
+) -> io::Result<usize> {
+    let mut receive = || channel.receive(bytes, ahead, cipher, Wait::Briefly);
+    match receive() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        result => return result,
+    }
+    let _away = stand_in::go_away();
+    loop {
+        match receive() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::attend;
+
 /// How long sent bytes may stay unacknowledged before a TCP connection counts as broken, in milliseconds (P5).
 const USER_TIMEOUT_MS: libc::c_int = 3000;
 /// Socket buffers in bytes, as far as the system allows.
@@ -16,6 +18,18 @@ const BUFFER_BYTES: libc::c_int = 4 << 20;
 pub const WHOLE_MIN: usize = 128 << 10;
 /// Parts that one system call takes at most (UIO_MAXIOV of Linux).
 const PARTS_MAX: usize = 1024;
+
+/// How long a sender waits for room before others receive in its place, in milliseconds.
+const ROOM_PATIENCE_MS: libc::c_int = 1;
+
+/// Whether a receiver waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// As long as the socket's time-out, if it has one.
+    Briefly,
+}
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -105,9 +119,16 @@ impl Socket {
         set(&self.fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &time)
     }
 
+    /// Lets receives fail after `timeout`, and sends never.
+    pub fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
+        set(&self.fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, &span(Duration::ZERO))?;
+        set(&self.fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &span(timeout))
+    }
+
     /// Sends `parts` whole and in order, by one system call if the socket has room; waits for room otherwise.
     pub fn send(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         IoSlice::advance_slices(&mut parts, 0);
+        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         while !parts.is_empty() {
             // SAFETY: an all-zero `msghdr` is a valid value.
             let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -115,35 +136,46 @@ impl Socket {
             message.msg_iovlen = parts.len().min(PARTS_MAX);
             // SAFETY: `message` points to `parts`, which are laid out as `iovec`s and whose slices live through the
             // call; the kernel only reads them.
-            let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+            let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags) };
             let Ok(sent) = usize::try_from(sent) else {
                 let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
+                match error.kind() {
+                    io::ErrorKind::Interrupted => continue,
+                    io::ErrorKind::WouldBlock if flags & libc::MSG_DONTWAIT != 0 => {
+                        if !self.wait_for(libc::POLLOUT, ROOM_PATIENCE_MS) {
+                            // The server may wait until somebody receives what it sends.
+                            attend::leave();
+                        }
+                        flags = libc::MSG_NOSIGNAL;
+                        continue;
+                    }
+                    _ => return Err(error),
                 }
-                return Err(error);
             };
             IoSlice::advance_slices(&mut parts, sent);
         }
         Ok(())
     }
 
-    /// Receives some bytes into `first` and then into `second`; zero at the end of the stream. All of `first` if that is
-    /// [`WHOLE_MIN`] long and `second` empty, or what came before the stream ended.
-    pub fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+    /// Receives some bytes into `first` and then into `second`; zero at the end of the stream. If `second` is empty, all
+    /// of a `first` that is [`WHOLE_MIN`] long, or what came in time. Fails with EAGAIN when nothing did.
+    pub fn receive(&self, first: &mut [u8], second: &mut [u8], wait: Wait) -> io::Result<usize> {
+        let flags = match wait {
+            Wait::No => libc::MSG_DONTWAIT,
+            Wait::Briefly if second.is_empty() && first.len() >= WHOLE_MIN => libc::MSG_WAITALL,
+            Wait::Briefly => 0,
+        };
+        let mut parts = [
+            libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
+            libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
+        ];
+        // SAFETY: an all-zero `msghdr` is a valid value.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = parts.len();
         loop {
-            let received = if second.is_empty() {
-                let flags = if first.len() >= WHOLE_MIN { libc::MSG_WAITALL } else { 0 };
-                // SAFETY: `first` is writable for its length through the call.
-                unsafe { libc::recv(self.fd.as_raw_fd(), first.as_mut_ptr().cast(), first.len(), flags) }
-            } else {
-                let parts = [
-                    libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
-                    libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
-                ];
-                // SAFETY: both slices are writable for their lengths through the call and do not overlap.
-                unsafe { libc::readv(self.fd.as_raw_fd(), parts.as_ptr(), 2) }
-            };
+            // SAFETY: both slices are writable for their lengths through the call and do not overlap.
+            let received = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) };
             match usize::try_from(received) {
                 Ok(received) => return Ok(received),
                 Err(_) => {
@@ -154,6 +186,18 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// Waits until something can be received, or the stream has ended.
+    pub fn wait_readable(&self) {
+        self.wait_for(libc::POLLIN, -1);
+    }
+
+    /// Waits for an event of poll(2), at most `timeout` milliseconds: whether it, or the end of the stream, has come.
+    fn wait_for(&self, events: libc::c_short, timeout: libc::c_int) -> bool {
+        let mut wanted = libc::pollfd { fd: self.fd.as_raw_fd(), events, revents: 0 };
+        // SAFETY: one `pollfd` is passed, and lives through the call. Whatever the result, the caller looks itself.
+        unsafe { libc::poll(&raw mut wanted, 1, timeout) > 0 }
     }
 
     /// Breaks the connection: whoever waits in `send` or `receive`, now or later, gets an error or the end.

@@ -116,6 +116,14 @@ pub fn mark_completing() {
     COMPLETING.set(true);
 }
 
+/// Runs `complete`, during which the current thread completes requests.
+pub fn while_completing<T>(complete: impl FnOnce() -> T) -> T {
+    let before = COMPLETING.replace(true);
+    let result = complete();
+    COMPLETING.set(before);
+    result
+}
+
 /// Whether the current thread completes requests.
 #[must_use]
 pub fn completing() -> bool {

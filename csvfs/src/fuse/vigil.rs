@@ -1,0 +1,119 @@
+//! How a dispatcher waits for the kernel's requests and the LUN's replies: it looks for them a while before it sleeps.
+//!
+//! To sleep and be woken costs several microseconds where a processor is free at once, and fifty on a virtual machine
+//! whose processor has gone to sleep. So a dispatcher goes on looking as long as this has been worth it lately: each time
+//! something came soon after it had fallen asleep, it looks twice as long the next time; when nothing came for long, not
+//! at all. An idle mount sleeps.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redirector::attend;
+
+use super::device::Device;
+use super::sys;
+
+/// The longest look.
+const LOOK_MAX: Duration = Duration::from_micros(80);
+/// The first look after none was worth it.
+const LOOK_MIN: Duration = Duration::from_micros(5);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Vigil {
+    device: Arc<Device>,
+    descriptors: OwnedFd,
+    /// The version of what is attended that `descriptors` belongs to.
+    version: u64,
+    look: Look,
+    since: Instant,
+}
+
+impl Vigil {
+    pub(super) fn begin(device: &Arc<Device>) -> io::Result<Self> {
+        let (version, descriptors) = (attend::version(), gather(device)?);
+        let device = Arc::clone(device);
+        Ok(Self { device, descriptors, version, look: Look::new(), since: Instant::now() })
+    }
+
+    /// Looks for work by `is_there` for a while: whether there was some.
+    pub(super) fn watch(&mut self, mut is_there: impl FnMut() -> bool) -> bool {
+        self.since = Instant::now();
+        while self.since.elapsed() < self.look.length {
+            thread::yield_now();
+            if is_there() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Sleeps until there may be work.
+    pub(super) fn sleep(&mut self) {
+        if self.version != attend::version() {
+            match gather(&self.device) {
+                Ok(descriptors) => (self.version, self.descriptors) = (attend::version(), descriptors),
+                // The connections' own threads receive.
+                Err(error) => tracing::warn!("the LUN's connections cannot be waited for: {error}"),
+            }
+        }
+        sys::wait_for_any(&self.descriptors);
+        self.look.slept(self.since.elapsed());
+    }
+}
+
+fn gather(device: &Device) -> io::Result<OwnedFd> {
+    let set = sys::event_set()?;
+    sys::add_to_events(&set, device.descriptor(), true)?;
+    for descriptor in attend::descriptors() {
+        sys::add_to_events(&set, descriptor, false)?;
+    }
+    Ok(set)
+}
+
+/// How long it is worth to look.
+#[derive(Debug)]
+struct Look {
+    length: Duration,
+    max: Duration,
+}
+
+impl Look {
+    fn new() -> Self {
+        // Where there is one processor, whoever has work for us needs it.
+        let several = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        Self { length: Duration::ZERO, max: if several { LOOK_MAX } else { Duration::ZERO } }
+    }
+
+    /// Work came `after` so long.
+    fn slept(&mut self, after: Duration) {
+        self.length =
+            if after > self.max { Duration::ZERO } else { (self.length * 2).clamp(LOOK_MIN, LOOK_MAX) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_get_longer_while_they_would_have_been_worth_it_and_end_when_not() {
+        let mut look = Look { length: Duration::ZERO, max: LOOK_MAX };
+        for expected in [5, 10, 20, 40, 80, 80] {
+            look.slept(Duration::from_micros(80));
+            assert_eq!(look.length, Duration::from_micros(expected));
+        }
+        look.slept(Duration::from_micros(81));
+        assert_eq!(look.length, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_single_processor_is_never_kept() {
+        let mut look = Look { length: Duration::ZERO, max: Duration::ZERO };
+        look.slept(Duration::from_micros(1));
+        assert_eq!(look.length, Duration::ZERO);
+    }
+}
