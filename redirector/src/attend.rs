@@ -18,6 +18,8 @@ pub(crate) enum Polled {
     Some,
     /// Nothing was there, or another thread is receiving.
     Nothing,
+    /// The connection's own thread receives from now on.
+    Left,
     /// The connection is broken.
     Ended,
 }
@@ -29,6 +31,8 @@ pub(crate) trait Source: Send + Sync {
     /// Receives what is there, without waiting for more, and completes its requests. Without `anyway`, only where
     /// something is expected.
     fn poll(&self, anyway: bool) -> Polled;
+    /// Whether the connection has ended: [`Polled::Ended`], else [`Polled::Nothing`].
+    fn peek(&self) -> Polled;
     /// Takes the place of the connection's own thread; false if somebody else has it.
     fn enter(&self) -> bool;
     /// Gives the place back.
@@ -80,24 +84,35 @@ pub fn poll(anyway: bool) -> bool {
     // Nothing is borrowed while requests end: their ends may submit others.
     let mut some = false;
     let mut next = 0;
-    while let Some(source) = ROUND.with_borrow_mut(|round| {
+    while let Some((here, source)) = ROUND.with_borrow_mut(|round| {
         let attended = round.sources.get_mut(next)?;
-        attended.here = attended.here || attended.source.enter();
-        Some(Arc::clone(&attended.source))
+        if !attended.here && attended.source.enter() {
+            attended.here = true;
+            round.version += 1;
+        }
+        Some((attended.here, Arc::clone(&attended.source)))
     }) {
-        match source.poll(anyway) {
+        next += 1;
+        // Whether the connection has ended is asked in any case.
+        match if here { source.poll(anyway) } else { source.peek() } {
             Polled::Some => some = true,
             Polled::Nothing => {}
+            Polled::Left => ROUND.with_borrow_mut(|round| {
+                round.version += 1;
+                let mut all = round.sources.iter_mut();
+                if let Some(attended) = all.find(|attended| Arc::ptr_eq(&attended.source, &source)) {
+                    attended.here = false;
+                }
+            }),
             Polled::Ended => {
                 some = true;
                 ROUND.with_borrow_mut(|round| {
                     round.sources.retain(|attended| !Arc::ptr_eq(&attended.source, &source));
                     round.version += 1;
                 });
-                continue;
+                next -= 1;
             }
         }
-        next += 1;
     }
     some
 }
@@ -108,6 +123,7 @@ pub fn leave() {
         for attended in &mut round.sources {
             if std::mem::take(&mut attended.here) {
                 attended.source.leave();
+                round.version += 1;
             }
         }
     });
@@ -122,7 +138,10 @@ pub fn version() -> u64 {
 /// What becomes readable when there is something to receive. They live until [`version`] changes.
 #[must_use]
 pub fn descriptors() -> Vec<RawFd> {
-    ROUND.with_borrow(|round| round.sources.iter().map(|attended| attended.source.descriptor()).collect())
+    ROUND.with_borrow(|round| {
+        let here = round.sources.iter().filter(|attended| attended.here);
+        here.map(|attended| attended.source.descriptor()).collect()
+    })
 }
 
 /// Which of `owner`'s connections this thread attends, or, from now on, of `sources`, which are all of them; `None` if

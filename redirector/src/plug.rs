@@ -2,8 +2,8 @@
 //! calls a plug.
 //!
 //! A thread that takes many requests from somewhere without waiting between them says so by [`allow`]. From then on a
-//! busy link may keep back what this thread submits, until the thread calls [`flush`]; it does so before it waits for
-//! anything. A request that is kept back has not been sent: if its link breaks meanwhile, it goes another way.
+//! busy link may keep back what this thread submits, until the thread calls [`flush`] or finds by [`flush_if_due`] that
+//! the link is not busy any more; it does the former before it waits for anything. A request that is kept back has not been sent: if its link breaks meanwhile, it goes another way.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -11,17 +11,16 @@ use std::sync::Arc;
 use crate::paths::request::Request;
 
 /// Requests that a thread keeps back at most.
-const HELD_MAX: usize = 8;
+const HELD_MAX: usize = 16;
 /// The same, of those that belong together.
 const TOGETHER_MAX: usize = 32;
-
-/// Turns of a thread through which it keeps requests back at most: what it starts otherwise may never fill the plug.
-const TURNS_MAX: u32 = 16;
 
 /// Sends what was held back for it.
 pub(crate) trait Outlet: Send + Sync {
     /// Sends `requests` in their order; reports those that it cannot send.
     fn send_held(&self, requests: Vec<Request>);
+    /// Requests that have been sent and not answered.
+    fn in_flight(&self) -> usize;
 }
 
 #[derive(Default)]
@@ -31,8 +30,6 @@ struct Plug {
     together: bool,
     outlet: Option<Arc<dyn Outlet>>,
     held: Vec<Request>,
-    /// Turns since the last flush.
-    turns: u32,
 }
 
 impl Drop for Plug {
@@ -70,27 +67,20 @@ pub fn is_empty() -> bool {
     PLUG.with_borrow(|plug| plug.held.is_empty())
 }
 
-/// Begins a turn of this thread, which takes something to do: whether it holds nothing back, so that it may wait for it.
-/// What has been held back for many turns is sent first.
-#[must_use]
-pub fn begin_turn() -> bool {
-    let due = PLUG.with_borrow_mut(|plug| {
-        plug.turns += 1;
-        plug.turns > TURNS_MAX
-    });
+/// Sends what this thread holds back, unless the other side has more to do than that: then more may be sent with it. The
+/// thread calls this again soon, or [`flush`].
+pub fn flush_if_due() {
+    let due = PLUG
+        .with_borrow(|plug| plug.outlet.as_ref().is_some_and(|outlet| outlet.in_flight() <= plug.held.len()));
     if due {
         flush();
     }
-    is_empty()
 }
 
 /// Sends what this thread holds back.
 pub fn flush() {
     // Nothing is borrowed while requests are sent: they may end at once, and their ends may start others.
-    let (outlet, held) = PLUG.with_borrow_mut(|plug| {
-        plug.turns = 0;
-        (plug.outlet.take(), std::mem::take(&mut plug.held))
-    });
+    let (outlet, held) = PLUG.with_borrow_mut(|plug| (plug.outlet.take(), std::mem::take(&mut plug.held)));
     if let Some(outlet) = outlet {
         outlet.send_held(held);
     }

@@ -35,6 +35,8 @@ pub struct NbdUri {
     pub tls_hostname: Option<String>,
     /// `connections=N`.
     pub connections: Option<usize>,
+    /// `replies=structured`: holes are not sent, at the price of one more message for each read.
+    pub structured: bool,
 }
 
 /// Where an NBD server listens.
@@ -150,6 +152,7 @@ impl NbdUri {
             tls_certificates: None,
             tls_hostname: None,
             connections: None,
+            structured: false,
         };
         let mut socket = None;
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -198,7 +201,16 @@ impl NbdUri {
                 Ok(number) if (1..=CONNECTIONS_MAX).contains(&number) => self.connections = Some(number),
                 _ => return Err(wrong(&format!("it is not a number from 1 to {CONNECTIONS_MAX}"))),
             },
-            _ => return Err(wrong("known are socket, tls-certificates, tls-hostname and connections")),
+            "replies" => match value.as_str() {
+                "structured" => self.structured = true,
+                "simple" => self.structured = false,
+                _ => return Err(wrong("it is neither simple nor structured")),
+            },
+            _ => {
+                return Err(wrong(
+                    "known are socket, tls-certificates, tls-hostname, connections and replies",
+                ));
+            }
         }
         Ok(())
     }
@@ -320,6 +332,9 @@ impl fmt::Display for NbdUri {
         if let Some(number) = self.connections {
             parameter(f, "connections", &number.to_string())?;
         }
+        if self.structured {
+            parameter(f, "replies", "structured")?;
+        }
         Ok(())
     }
 }
@@ -344,6 +359,7 @@ mod tests {
             "nbd://storage.example:10810/vms",
             "nbd://[fd00::1]:10810/",
             "nbds://storage/vms?tls-certificates=/etc/pki&connections=8",
+            "nbd://storage/vms?replies=structured",
             "nbd+unix:///vms?socket=/run/nbd.sock",
             "nbds+unix:///a%20b%25?socket=/run/x%3Fy&tls-hostname=storage",
             "/dev/mapper/vms",

@@ -92,6 +92,7 @@ fn nbdkit_on_a_unix_socket() {
     let _server = Server::nbdkit(&socket, &["memory", "16M"]);
     exercise(&place, &unix(&socket, ""), 1);
     exercise_zeroed(&place, &format!("{}&connections=1", unix(&socket, "")));
+    exercise_zeroed(&place, &format!("{}&replies=structured", unix(&socket, "")));
 }
 
 /// The same server again: its memory is kept.

@@ -34,9 +34,9 @@ use crate::service::{Credentials, Done, HandleId, OpenMode, Opened, WriteMode};
 use crate::types::{Attr, Ino, NAME_MAX};
 
 /// Requests without a pause after which another thread is called: more than a moment's work.
-const MANY: u32 = 32;
+const MANY: u32 = 256;
 /// Requests without a pause after which the LUN's replies are received.
-const BATCH: u32 = 8;
+const BATCH: u32 = 16;
 
 /// One thread's part of a mount: its descriptor and its landing place.
 #[derive(Debug)]
@@ -98,6 +98,7 @@ impl Dispatcher {
                     Turn::Nothing if vigil.watch(|| self.turn(false) != Turn::Nothing) => {}
                     Turn::Nothing if rota.ends_duty() => break,
                     Turn::Nothing => {
+                        plug::flush();
                         vigil.sleep();
                         // What is attended may have ended.
                         self.turn(true);
@@ -108,6 +109,7 @@ impl Dispatcher {
                     }
                 }
             }
+            plug::flush();
             attend::leave();
         }
         attend::resign();
@@ -127,7 +129,10 @@ impl Dispatcher {
         while goes_on() {
             match self.turn(false) {
                 Turn::Work => {}
-                Turn::Nothing => vigil.sleep(),
+                Turn::Nothing => {
+                    plug::flush();
+                    vigil.sleep();
+                }
                 Turn::End => return false,
             }
         }
@@ -137,19 +142,19 @@ impl Dispatcher {
 
     /// Takes one request if there is one; otherwise sends what was held back, and receives what the LUN has answered.
     fn turn(&mut self, anyway: bool) -> Turn {
-        let _ = plug::begin_turn();
         match self.inbox.receive(&self.device) {
             Ok(()) => {
                 self.dispatch();
                 self.streak += 1;
                 if self.streak.is_multiple_of(BATCH) {
+                    plug::flush_if_due();
                     attend::poll(false);
                 }
                 Turn::Work
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.streak = 0;
-                plug::flush();
+                plug::flush_if_due();
                 if attend::poll(anyway) { Turn::Work } else { Turn::Nothing }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Turn::Work,

@@ -91,7 +91,7 @@ impl Look {
     /// Work came `after` so long.
     fn slept(&mut self, after: Duration) {
         self.length =
-            if after > self.max { Duration::ZERO } else { (self.length * 2).clamp(LOOK_MIN, LOOK_MAX) };
+            if after > self.max { Duration::ZERO } else { (self.length * 2).clamp(LOOK_MIN, self.max) };
     }
 }
 

@@ -147,7 +147,7 @@ impl Export {
             } else {
                 Drained::Unproven
             };
-            negotiation.go(&self.uri.export, drained)
+            negotiation.go(&self.uri.export, self.uri.structured, drained)
         };
         agree().map_err(|source| self.refused(source))
     }

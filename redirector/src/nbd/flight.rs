@@ -3,7 +3,7 @@
 use lockd::clock::BootTime;
 
 use crate::nbd::reply::ProtocolError;
-use crate::paths::request::Request;
+use crate::paths::request::{Command, Request};
 
 /// Requests in flight at most, on one connection.
 pub const WINDOW: usize = 128;
@@ -86,6 +86,21 @@ impl Flight {
             self.free.push(index);
         }
         Ok(entry)
+    }
+
+    /// How many bytes the reply of `cookie` brings if it is a simple one; zero if there is no such request.
+    #[must_use]
+    pub fn data_len(&self, cookie: u64) -> usize {
+        let entry = self.place(cookie).and_then(|place| place.entry.as_ref());
+        match entry.map(|entry| &entry.request.command) {
+            Some(Command::Read(_, buffer, _)) => buffer.len(),
+            _ => 0,
+        }
+    }
+
+    fn place(&self, cookie: u64) -> Option<&Place> {
+        let index = usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).ok()?;
+        self.places.get(index).filter(|place| place.generation == cookie >> INDEX_BITS)
     }
 
     /// Puts a request back to wait for the rest of its reply. If the connection was closed meanwhile, it returns.

@@ -253,9 +253,14 @@ impl Negotiation {
         }
     }
 
-    /// Chooses the export.
-    pub fn go(mut self, export: &str, drained: Drained) -> Result<Agreement, HandshakeError> {
-        let structured = matches!(self.ask(opt::STRUCTURED_REPLY, &[])?, Reply::Done(_));
+    /// Chooses the export; with `structured`, replies may be structured if the server knows how.
+    pub fn go(
+        mut self,
+        export: &str,
+        structured: bool,
+        drained: Drained,
+    ) -> Result<Agreement, HandshakeError> {
+        let structured = structured && matches!(self.ask(opt::STRUCTURED_REPLY, &[])?, Reply::Done(_));
         let length = u32::try_from(export.len()).unwrap_or(u32::MAX);
         let mut payload = length.to_be_bytes().to_vec();
         payload.extend(export.as_bytes());

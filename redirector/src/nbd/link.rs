@@ -22,7 +22,7 @@ use crate::paths::way::{self, Abilities, Drained, Events, Link};
 use crate::plug::{self, Outlet};
 
 /// Requests in flight from which on small ones may be held back.
-const BUSY: usize = 16;
+const BUSY: usize = 4;
 /// Bytes of a write that is held back at most: a longer one is worth a system call of its own.
 const HELD_DATA_MAX: usize = 32 << 10;
 
@@ -223,6 +223,10 @@ impl Outlet for NbdLink {
         if !unsent.is_empty() {
             self.events.lost("the connection is closed", Vec::new(), unsent);
         }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.connections.iter().map(|connection| connection.flight().len()).sum()
     }
 }
 

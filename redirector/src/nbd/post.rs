@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::attend::{Polled, Source};
 use crate::nbd::connection::Connection;
 use crate::nbd::link::NbdLink;
-use crate::nbd::receiver::Receiver;
+use crate::nbd::receiver::{Ready, Receiver};
 use crate::paths::way;
 
 /// How often the connection's own thread looks whether somebody receives, while requests are in flight.
@@ -38,6 +38,8 @@ pub struct Post {
     asleep: AtomicBool,
     /// How often somebody in its place has looked.
     passes: AtomicU64,
+    /// Large replies come, which only the connection's own thread may wait for.
+    at_large: AtomicBool,
 }
 
 impl fmt::Debug for Post {
@@ -57,6 +59,7 @@ impl Post {
             changed: Condvar::new(),
             asleep: AtomicBool::new(false),
             passes: AtomicU64::new(0),
+            at_large: AtomicBool::new(false),
         }
     }
 
@@ -77,12 +80,12 @@ impl Post {
             };
             if attended {
                 if watch.sees_nobody(self) {
-                    self.pass();
+                    self.pass(true);
                 }
             } else {
                 watch = Watch::default();
                 self.connection.channel.socket().wait_readable();
-                self.pass();
+                self.pass(true);
             }
         }
     }
@@ -116,13 +119,19 @@ impl Post {
         self.changed.notify_all();
     }
 
-    /// Receives what is there.
-    fn pass(&self) -> Polled {
+    /// Receives what is there; with `waits`, the whole of a reply that has begun.
+    fn pass(&self, waits: bool) -> Polled {
         let Some(mut guard) = self.receiver.try_lock() else { return Polled::Nothing };
         let Some(receiver) = guard.as_mut() else { return Polled::Ended };
-        let error = match receiver.ready() {
-            Ok(true) => return Polled::Some,
-            Ok(false) => return Polled::Nothing,
+        let error = match receiver.ready(waits) {
+            Ok(ready) => {
+                self.at_large.store(ready == Ready::Large || receiver.is_at_large(), Ordering::Relaxed);
+                return match ready {
+                    Ready::Some => Polled::Some,
+                    Ready::Nothing => Polled::Nothing,
+                    Ready::Large => Polled::Left,
+                };
+            }
             Err(error) => error,
         };
         let current = guard.take().and_then(Receiver::into_current);
@@ -148,10 +157,23 @@ impl Source for Post {
         if !anyway && self.connection.flight().is_empty() {
             return Polled::Nothing;
         }
-        way::while_completing(|| self.pass())
+        match way::while_completing(|| self.pass(false)) {
+            Polled::Left => {
+                self.leave();
+                Polled::Left
+            }
+            polled => polled,
+        }
+    }
+
+    fn peek(&self) -> Polled {
+        if self.state.lock().ended { Polled::Ended } else { Polled::Nothing }
     }
 
     fn enter(&self) -> bool {
+        if self.at_large.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut state = self.state.lock();
         !state.broken && !state.ended && !std::mem::replace(&mut state.attended, true)
     }

@@ -21,6 +21,9 @@ use crate::stand_in;
 /// Bytes that are received ahead at most. What is left of a large read goes straight to the caller's buffer.
 const AHEAD: usize = 64 << 10;
 
+/// A reply that is longer is received by the connection's own thread, which may wait for the rest of it.
+const LARGE: usize = 32 << 10;
+
 /// The head of a structured reply and the offset of its data. After the shorter head of a simple reply the first bytes of
 /// its data come along, and are copied to their place.
 const LARGE_HEAD: usize = HEAD_MAX + 8;
@@ -40,6 +43,17 @@ pub enum ConnectionError {
     /// The server shuts down.
     #[error("the server says that it shuts down")]
     ShuttingDown,
+}
+
+/// What an attempt to receive has brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ready {
+    /// Requests were completed.
+    Some,
+    /// There was nothing, or not enough.
+    Nothing,
+    /// The beginning of a large reply, for who may wait for the rest.
+    Large,
 }
 
 /// What has been received and not yet understood.
@@ -77,24 +91,49 @@ impl Receiver {
         Self { connection, events, clock, cipher, ahead, start: 0, end: 0, eager: AHEAD, now, current: None }
     }
 
-    /// Receives what is there, and completes its requests; waits for nothing but the rest of a reply whose beginning is
-    /// there. Whether there was something.
-    pub fn ready(&mut self) -> Result<bool, ConnectionError> {
-        let structured = self.connection.structured;
-        let mut some = false;
+    /// Receives what is there, and completes its requests. Waits for nothing, or, with `waits`, for the rest of a large
+    /// reply.
+    pub fn ready(&mut self, waits: bool) -> Result<Ready, ConnectionError> {
+        let mut some = Ready::Nothing;
         loop {
-            match Head::decode(&self.ahead[self.start..self.end], structured)? {
+            let needed = match Head::decode(&self.ahead[self.start..self.end], self.connection.structured)? {
+                None => HEAD_MAX,
                 Some((head, length)) => {
-                    self.start += length;
-                    self.reply(head)?;
+                    let whole = length + self.payload(&head);
+                    if whole > LARGE && !waits {
+                        return Ok(Ready::Large);
+                    }
+                    if whole > LARGE || whole <= self.end - self.start {
+                        self.eager = if whole > LARGE { LARGE_HEAD } else { AHEAD };
+                        self.start += length;
+                        self.reply(head)?;
+                        some = Ready::Some;
+                        // What comes after the last whole reply is worth a look of its own, when there is time for it.
+                        if self.start == self.end && self.connection.channel.is_plain() {
+                            return Ok(some);
+                        }
+                        continue;
+                    }
+                    whole
                 }
-                // What comes after the last whole reply is worth a look of its own, when there is time for it.
-                None if some && self.start == self.end && self.connection.channel.is_plain() => {
-                    return Ok(true);
-                }
-                None if !self.more()? => return Ok(some),
-                None => some = true,
+            };
+            if !self.more(needed)? {
+                return Ok(some);
             }
+        }
+    }
+
+    /// Whether the last reply was a large one, so that the next one may be, too.
+    pub fn is_at_large(&self) -> bool {
+        self.eager < AHEAD
+    }
+
+    /// The length of what follows `head`.
+    fn payload(&self, head: &Head) -> usize {
+        match *head {
+            Head::Simple { cookie, error: 0 } => self.connection.flight().data_len(cookie),
+            Head::Simple { .. } => 0,
+            Head::Chunk { length, .. } => length as usize,
         }
     }
 
@@ -111,16 +150,16 @@ impl Receiver {
         }
     }
 
-    /// Receives more ahead, if something is there.
-    fn more(&mut self) -> Result<bool, ConnectionError> {
+    /// Receives more ahead, if something is there, up to `needed` bytes at least.
+    fn more(&mut self, needed: usize) -> Result<bool, ConnectionError> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-        } else if self.start + HEAD_MAX > AHEAD {
+        } else if self.start + needed > AHEAD {
             self.ahead.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         let connection = &self.connection;
-        let until = AHEAD.min(self.end + self.eager);
+        let until = AHEAD.min(self.end + self.eager.max(needed));
         let ahead = &mut self.ahead[self.end..until];
         match connection.channel.receive(ahead, &mut [], &mut self.cipher, Wait::No) {
             Ok(0) => Err(ConnectionError::Closed),
@@ -136,7 +175,6 @@ impl Receiver {
 
     /// Receives exactly `bytes`: first what has come ahead, the rest straight from the socket.
     fn fill(&mut self, mut bytes: &mut [u8]) -> Result<(), ConnectionError> {
-        self.eager = if bytes.len() >= WHOLE_MIN { LARGE_HEAD } else { AHEAD };
         let there = bytes.len().min(self.end - self.start);
         bytes[..there].copy_from_slice(&self.ahead[self.start..self.start + there]);
         self.start += there;

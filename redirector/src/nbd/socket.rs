@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::attend;
+use crate::{attend, stand_in};
 
 /// How long sent bytes may stay unacknowledged before a TCP connection counts as broken, in milliseconds (P5).
 const USER_TIMEOUT_MS: libc::c_int = 3000;
@@ -129,6 +129,7 @@ impl Socket {
     pub fn send(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         IoSlice::advance_slices(&mut parts, 0);
         let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let mut away = None;
         while !parts.is_empty() {
             // SAFETY: an all-zero `msghdr` is a valid value.
             let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -145,6 +146,7 @@ impl Socket {
                         if !self.wait_for(libc::POLLOUT, ROOM_PATIENCE_MS) {
                             // The server may wait until somebody receives what it sends.
                             attend::leave();
+                            away = away.or_else(stand_in::go_away);
                         }
                         flags = libc::MSG_NOSIGNAL;
                         continue;
