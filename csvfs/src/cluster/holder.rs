@@ -12,7 +12,7 @@ use lockd::machine::{Cookie, MOVES_MAX, Refusal as LockdRefusal};
 use parking_lot::Mutex;
 
 use super::plane::Plane;
-use crate::node::{Node, Offer};
+use crate::node::{Given, Node, Offer};
 use crate::types::Ino;
 use crate::volume::Reporter;
 
@@ -57,6 +57,17 @@ fn wait<T: Send + 'static, E: ToString + Send + 'static>(
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What is said where the set has gone to `to`, which cannot serve all of it.
+fn not_all_taken_up(to: &NodeName, given: &Given, why: &str, cookie: Option<Cookie>) -> String {
+    let locks = cookie
+        .map_or_else(String::new, |cookie| format!("; locks went along: lockctl adopt {cookie} --node {to}"));
+    format!(
+        "handed over to node {to} in epoch {}, but not all of it was taken up there ({why}); what was not is served by the \
+         coordinator's node, `lockctl show` tells who has which, and `lockctl acquire` on {to} tries again{locks}",
+        given.epoch
+    )
 }
 
 impl Holder {
@@ -140,9 +151,10 @@ impl Holder {
     fn acquire(&self, inos: BTreeSet<Ino>, offer: Option<Cookie>) -> Result<HolderReply, String> {
         let node = self.node()?;
         let files: Vec<Ino> = inos.iter().copied().collect();
-        let epoch: Option<Epoch> = wait(|done| node.pin(files, offer, done))
-            .map_err(|why| format!("the files cannot be owned here: {why}"))?;
-        self.pinned.lock().extend(inos);
+        let pinned: Result<Option<Epoch>, String> = wait(|done| node.pin(files, offer, done));
+        // Of an offered set, also what has come without the others.
+        self.pinned.lock().extend(inos.iter().copied().filter(|ino| node.pins(*ino)));
+        let epoch = pinned.map_err(|why| format!("the files cannot be owned here: {why}"))?;
         Ok(HolderReply::Done { epoch, pause_ns: 0, cookie: None })
     }
 
@@ -191,27 +203,28 @@ impl Holder {
         node.offer(Offer { cookie, files: inos.clone(), to: session, with_locks, epoch });
         let recipient = Recipient::Node { node: to.clone(), resource: first.clone() };
         let answer = plane.client().forward_within(recipient, request, OFFER_STANDS);
-        let answer = answer
-            .map_err(|error| error.to_string())
-            .and_then(|answer| HolderReply::decode(&answer))
-            .and_then(|reply| match reply {
-                HolderReply::Refused(why) => Err(why),
-                reply => Ok(reply),
-            });
+        let answer =
+            answer.map_err(|error| error.to_string()).and_then(|answer| HolderReply::decode(&answer));
         let given = wait(|done| node.close_offer(cookie, done))
             .map_err(|why| format!("nothing was handed over: {why}"))?;
         let Some(given) = given else {
-            let why = answer.err().unwrap_or_else(|| "it did not take the files".to_owned());
+            let why = match answer {
+                Err(why) | Ok(HolderReply::Refused(why)) => why,
+                Ok(_) => "it did not take the files".to_owned(),
+            };
             return Err(format!("nothing was handed over: node {to}: {why}"));
         };
+        self.pinned.lock().retain(|ino| !inos.contains(ino));
         let pause = match answer {
+            Ok(HolderReply::Refused(why)) => {
+                return Err(not_all_taken_up(to, &given, &why, with_locks.then_some(cookie)));
+            }
             Ok(_) => node.now_boot().since(given.stopped),
             Err(why) => {
                 tracing::warn!(%to, why, "files were handed over, and their new owner has trouble with them");
                 given.took
             }
         };
-        self.pinned.lock().retain(|ino| !inos.contains(ino));
         let cookie = with_locks.then_some(cookie);
         Ok(HolderReply::Done { epoch: Some(given.epoch), pause_ns: nanoseconds(pause), cookie })
     }
@@ -222,15 +235,18 @@ impl Holder {
         resources: Vec<ResourceId>,
         with_locks: bool,
     ) -> Result<HolderReply, String> {
-        let reply = self.acquire(self.inos(&resources)?, Some(cookie))?;
-        if with_locks {
+        let inos = self.inos(&resources)?;
+        let reply = self.acquire(inos.clone(), Some(cookie));
+        let pinned = self.pinned.lock().intersection(&inos).count();
+        // The locks have come even where a file has not.
+        if with_locks && pinned > 0 {
             let mut sets = self.with_locks.lock();
             sets.push_back((cookie, resources));
             if sets.len() > COOKIES_MAX {
                 sets.pop_front();
             }
         }
-        Ok(reply)
+        reply
     }
 
     /// The locks of all files that came with a cookie.

@@ -402,6 +402,12 @@ impl Node {
         self.core.files.get(ino).is_some_and(|file| file.owned_in().is_some())
     }
 
+    /// Whether this node owns a file until it is released.
+    #[must_use]
+    pub fn pins(&self, ino: Ino) -> bool {
+        self.core.pins.lock().contains(&ino)
+    }
+
     /// The epoch in which this node owns a file; [`Epoch::NOBODY`] if it does not.
     #[must_use]
     pub fn owned_in(&self, ino: Ino) -> Epoch {

@@ -173,7 +173,8 @@ impl Core {
     }
 
     /// Acquires files, which their owner has offered under a cookie if there is one, and keeps them, open or not, until
-    /// [`Core::unpin`]. The epoch that they all have, if it is one.
+    /// [`Core::unpin`]. The epoch that they all have, if it is one. Of an offered set that is not taken up as a whole, what
+    /// has come is kept all the same: its last owner does not keep it any more.
     pub(super) async fn pin(
         self: &Arc<Self>,
         inos: &[Ino],
@@ -189,7 +190,7 @@ impl Core {
             result = pinned.map_err(SetRefusal::from);
         }
         for file in &files {
-            if result.is_ok() {
+            if result.is_ok() || (offer.is_some() && file.owned_in().is_some()) {
                 file.pinned.store(true, SeqCst);
                 let is_new = self.pins.lock().insert(file.ino);
                 if is_new {

@@ -83,7 +83,7 @@ pub enum HolderReply {
     },
     /// So many locks were adopted or dropped.
     Locks(u64),
-    /// It is not done, and nothing has changed; why, and what to do.
+    /// It is not done, or not all of it: why, what has changed, if anything has, and what to do.
     Refused(String),
     /// How the program is: a JSON document.
     Document(String),

@@ -5,6 +5,7 @@ mod claims;
 mod daemons;
 mod handover;
 mod image_lock;
+mod lockctl;
 mod mounts;
 mod names;
 mod networks;

@@ -10,7 +10,7 @@ use lockd::local::message::VotersChange;
 use lockd::machine::{Answer, BreakTarget, ClientKind, Operation, Query, Reply};
 use serde_json::{Value, json};
 
-use crate::{Command, Common, Voters, fences, holdings, names, show};
+use crate::{Command, Common, Voters, fences, holdings, names, quorum, show};
 
 /// An answer that does not belong to the question.
 pub(crate) const OTHER_RELEASE: &str = "lockd's answer is of another release";
@@ -21,14 +21,22 @@ pub(crate) fn run(common: &Common, command: Command) -> anyhow::Result<()> {
         Command::Status => status(common),
         Command::Ls => list(common),
         Command::Show { path } => show_one(common, &path),
-        Command::Acquire { paths } => holdings::acquire(common, &paths),
-        Command::Release { paths } => holdings::release(common, &paths),
-        Command::Transfer { paths, to, with_locks, epoch } => {
-            let resources = names::resources(&paths, common.patience())?;
-            holdings::transfer(common, resources, &to, with_locks, epoch)
+        Command::Acquire { paths } => {
+            quorum::needed(common, |lockd| holdings::acquire(common, lockd, &paths))
         }
-        Command::Adopt { cookie, owner, drop } => holdings::adopt(common, cookie, owner, drop),
-        Command::Coordinator { volume, to } => coordinator(common, &volume, &to),
+        Command::Release { paths } => {
+            quorum::needed(common, |lockd| holdings::release(common, lockd, &paths))
+        }
+        Command::Transfer { paths, to, with_locks, epoch } => quorum::needed(common, |lockd| {
+            let resources = names::resources(&paths, common.patience())?;
+            holdings::transfer(common, lockd, resources, &to, with_locks, epoch)
+        }),
+        Command::Adopt { cookie, owner, drop } => {
+            quorum::needed(common, |lockd| holdings::adopt(common, lockd, cookie, owner, drop))
+        }
+        Command::Coordinator { volume, to } => {
+            quorum::needed(common, |lockd| coordinator(common, lockd, &volume, &to))
+        }
         Command::Voters { change } => voters(common, change),
         Command::ResolvePaths => names::resolve_paths(),
         Command::Fences => fences::list(common),
@@ -109,14 +117,13 @@ fn show_one(common: &Common, path: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn coordinator(common: &Common, volume: &str, to: &NodeName) -> anyhow::Result<()> {
-    let connection = common.connect()?;
+fn coordinator(common: &Common, connection: &Connection, volume: &str, to: &NodeName) -> anyhow::Result<()> {
     let Answer::Volumes(volumes) = connection.query(Query::Volumes)? else {
         bail!(OTHER_RELEASE);
     };
     let found = volumes.into_iter().find(|info| info.name == volume);
     let found = found.with_context(|| format!("no volume {volume} is registered; mount it first"))?;
-    holdings::transfer(common, vec![ResourceId::Coordinator(found.volume)], to, false, None)
+    holdings::transfer(common, connection, vec![ResourceId::Coordinator(found.volume)], to, false, None)
 }
 
 fn voters(common: &Common, change: Option<Voters>) -> anyhow::Result<()> {
@@ -139,7 +146,7 @@ fn voters(common: &Common, change: Option<Voters>) -> anyhow::Result<()> {
 }
 
 /// The voters as the leader sees them, or any voter when nobody leads.
-fn known_voters(status: &Value) -> Value {
+pub(crate) fn known_voters(status: &Value) -> Value {
     let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
     let leader = nodes.iter().find(|node| node["node"] == status["leader"]);
     let best = leader.or_else(|| nodes.iter().find(|node| node["voter"].is_object()));

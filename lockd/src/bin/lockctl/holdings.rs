@@ -74,17 +74,16 @@ fn called(resources: &[ResourceId]) -> String {
     }
 }
 
-pub(crate) fn acquire(common: &Common, paths: &[String]) -> anyhow::Result<()> {
+pub(crate) fn acquire(common: &Common, connection: &Connection, paths: &[String]) -> anyhow::Result<()> {
     let resources = names::resources(paths, common.patience())?;
-    let connection = common.connect()?;
-    let node = node(common, &connection)?;
+    let node = node(common, connection)?;
     for set in by_program(resources.clone()) {
         let Some(first) = set.first().cloned() else { continue };
         let what = called(&set);
         let to = Recipient::Node { node: node.clone(), resource: first };
         done(connection.ask_holder(to, &HolderRequest::Acquire(set))?).context(what)?;
     }
-    let holders = holders(&connection, &resources)?;
+    let holders = holders(connection, &resources)?;
     let lines: Vec<Value> = resources
         .iter()
         .zip(&holders)
@@ -101,10 +100,9 @@ pub(crate) fn acquire(common: &Common, paths: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) fn release(common: &Common, paths: &[String]) -> anyhow::Result<()> {
+pub(crate) fn release(common: &Common, connection: &Connection, paths: &[String]) -> anyhow::Result<()> {
     let resources = names::resources(paths, common.patience())?;
-    let connection = common.connect()?;
-    let held = holders(&connection, &resources)?;
+    let held = holders(connection, &resources)?;
     let mut sets: BTreeMap<_, Vec<ResourceId>> = BTreeMap::new();
     for (resource, holder) in resources.iter().zip(held) {
         let holder = holder.with_context(|| format!("nobody holds {resource}"))?;
@@ -166,13 +164,13 @@ fn source(connection: &Connection, resources: &[ResourceId]) -> anyhow::Result<R
 
 pub(crate) fn transfer(
     common: &Common,
+    connection: &Connection,
     resources: Vec<ResourceId>,
     to: &NodeName,
     with_locks: bool,
     expected: Option<Epoch>,
 ) -> anyhow::Result<()> {
-    let connection = common.connect()?;
-    let source = source(&connection, &resources)?;
+    let source = source(connection, &resources)?;
     let count = resources.len();
     let to_node = to.clone();
     let request = match expected {
@@ -195,9 +193,14 @@ pub(crate) fn transfer(
     Ok(())
 }
 
-pub(crate) fn adopt(common: &Common, cookie: Cookie, owner: Option<u64>, drop: bool) -> anyhow::Result<()> {
-    let connection = common.connect()?;
-    let node = node(common, &connection)?;
+pub(crate) fn adopt(
+    common: &Common,
+    connection: &Connection,
+    cookie: Cookie,
+    owner: Option<u64>,
+    drop: bool,
+) -> anyhow::Result<()> {
+    let node = node(common, connection)?;
     let Answer::Clients(clients) = connection.query(Query::Clients)? else {
         bail!(OTHER_RELEASE);
     };

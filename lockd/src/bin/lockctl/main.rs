@@ -5,6 +5,7 @@ mod fences;
 mod holdings;
 mod lockd;
 mod names;
+mod quorum;
 mod show;
 
 use std::path::PathBuf;

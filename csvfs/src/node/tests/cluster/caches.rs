@@ -6,10 +6,10 @@ use std::time::Duration;
 use lockd::authority::Standing;
 
 use super::super::world::{WHO, start, until, wait};
-use super::stage::Stage;
+use super::stage::{READ_WRITE, Stage};
 use crate::proto::{Created, RenameMode, SetAttr};
 use crate::refusal::Refusal;
-use crate::service::FileService;
+use crate::service::{FileService, OpenMode};
 use crate::types::Ino;
 
 fn a_while() {
@@ -85,6 +85,66 @@ fn v9_a_change_waits_for_a_node_that_is_being_told_of_an_earlier_one() {
         changed.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
     }
     assert_eq!(stage.attr(2, file.ino).unwrap().mode, 0o640);
+    stage.finish();
+}
+
+#[test]
+fn v9_who_changes_something_keeps_its_lease_until_its_answer_has_arrived() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = wait(|done| stage.node(0).create(WHO, Ino::ROOT, b"a", Created::Fifo, 0o600, done)).unwrap();
+    for node in [1, 2] {
+        assert_eq!(stage.attr(node, file.ino).unwrap().mode, 0o600);
+    }
+    let [_, one, two] = [0, 1, 2].map(|node| stage.members[node].client);
+    stage.network.cut(two);
+    let set = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+    let first = start(|done| stage.node(1).set_attr(file.ino, set(0o644), None, done));
+    until("the first mode", || stage.attr(0, file.ino).unwrap().mode == 0o644);
+    // It has waited for node 2, and its answer is lost now.
+    stage.network.cut(one);
+    stage.network.heal(two);
+    until("node 2 to forget", || stage.attr(2, file.ino).unwrap().mode == 0o644);
+    let second = start(|done| stage.node(0).set_attr(file.ino, set(0o640), None, done));
+    until("the second mode", || stage.attr(2, file.ino).unwrap().mode == 0o640);
+    a_while();
+    assert_eq!(stage.attr(1, file.ino).unwrap().mode, 0o600, "it may answer: its lease runs");
+    assert!(
+        second.try_recv().is_err(),
+        "acknowledged while node 1 keeps the mode from before its own change"
+    );
+    assert!(first.try_recv().is_err());
+    stage.network.heal(one);
+    for changed in [first, second] {
+        changed.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    }
+    assert_eq!(stage.attr(1, file.ino).unwrap().mode, 0o640);
+    stage.finish();
+}
+
+#[test]
+fn v9_a_second_opening_for_writing_waits_for_what_the_first_one_waits_for() {
+    let stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(0, "a");
+    stage.node(0).release(file.handle);
+    until("the closing", || stage.node(0).figures().open == 0);
+    let ino = file.attr.ino;
+    let read = OpenMode { write: false, ..READ_WRITE };
+    let reading = wait(|done| stage.node(1).open(ino, read, done)).unwrap().handle;
+    assert_eq!(stage.attr(2, ino).unwrap().size, 0);
+    stage.network.cut(stage.members[2].client);
+    let write = OpenMode { read: false, ..READ_WRITE };
+    let openings = [(); 2].map(|()| start(|done| stage.node(1).open(ino, write, done)));
+    a_while();
+    assert_eq!(stage.attr(2, ino).unwrap().size, 0, "it may answer: its lease runs");
+    for opening in &openings {
+        assert!(opening.try_recv().is_err(), "open for writing while node 2 keeps the attributes");
+    }
+    stage.network.heal(stage.members[2].client);
+    let handles =
+        openings.map(|opening| opening.recv_timeout(Duration::from_secs(10)).unwrap().unwrap().handle);
+    stage.write(1, handles[1], 0, b"twelve bytes");
+    assert_eq!(stage.attr(2, ino).unwrap().size, 12);
+    handles.into_iter().chain([reading]).for_each(|handle| stage.node(1).release(handle));
     stage.finish();
 }
 

@@ -90,3 +90,34 @@ fn one_file_that_cannot_be_taken_up_keeps_no_other_from_being_served() {
 fn one_file_of_nobody_that_cannot_be_taken_up_goes_on_at_the_coordinators_node() {
     one_is_not_taken_up(None, 2);
 }
+
+#[test]
+fn what_is_taken_up_of_an_offered_set_keeps_its_pins() {
+    let stage = Stage::new(3, 1, 0.0);
+    let made: Vec<_> = (0..3).map(|number| stage.create(0, &format!("file {number}"))).collect();
+    let inos: Vec<Ino> = made.iter().map(|file| file.attr.ino).collect();
+    stage.pin(1, &inos).unwrap();
+    refuse(&stage, 2, inos[1]);
+    let cookie = stage.offer(1, &inos, 2);
+    let refused = stage.take(2, &inos, cookie).unwrap_err();
+    assert_eq!(refused.ino, Some(inos[1]), "{refused}");
+    assert!(stage.close_offer(1, cookie).unwrap().is_some(), "who gives knows that it has gone");
+    stage.network.leave(stage.members[2].client);
+    let new = Some(stage.members[2].client);
+    assert_eq!(owners(&stage, &inos), [new, None, new]);
+    assert_eq!(inos.iter().map(|ino| stage.node(2).pins(*ino)).collect::<Vec<_>>(), [true, false, true]);
+    // Nobody has them open on node 2, and they stay there.
+    for ino in [inos[0], inos[2]] {
+        assert!(matches!(stage.acquire(0, ino), Err(Refusal::Busy(_))), "{ino} is not pinned");
+    }
+    for (value, file) in (1..).zip(&made) {
+        stage.write(0, file.handle, 0, &[value; 100]);
+        assert!(stage.read(0, file.handle, 0, 100) == [value; 100]);
+    }
+    // What was not taken up comes when it is asked for again, and all of it goes when it is let go.
+    stage.pin(2, &inos).unwrap();
+    assert_eq!(owners(&stage, &inos), [new; 3]);
+    stage.unpin(2, &inos).unwrap();
+    assert_eq!(owners(&stage, &inos), [None; 3]);
+    stage.finish();
+}
