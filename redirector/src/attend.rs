@@ -145,14 +145,14 @@ pub fn descriptors() -> Vec<RawFd> {
 }
 
 /// Which of `owner`'s connections this thread attends, or, from now on, of `sources`, which are all of them; `None` if
-/// it attends none.
+/// it attends none at the moment.
 pub(crate) fn choose<S: Source + 'static>(owner: usize, sources: &[Arc<S>]) -> Option<usize> {
     ROUND.with_borrow_mut(|round| {
         if !round.volunteer {
             return None;
         }
         if let Some(attended) = round.sources.iter().find(|attended| attended.owner == owner) {
-            return Some(attended.index);
+            return attended.here.then_some(attended.index);
         }
         let index = sources.iter().position(|source| source.enter())?;
         let source: Arc<dyn Source> = Arc::clone(&sources[index]) as _;

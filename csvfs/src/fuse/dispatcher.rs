@@ -35,6 +35,8 @@ use crate::types::{Attr, Ino, NAME_MAX};
 
 /// Requests without a pause after which another thread is called: more than a moment's work.
 const MANY: u32 = 256;
+/// A request of so many bytes keeps a thread long enough to call another one.
+const LARGE: usize = 64 << 10;
 /// Requests without a pause after which the LUN's replies are received.
 const BATCH: u32 = 16;
 
@@ -144,8 +146,8 @@ impl Dispatcher {
     fn turn(&mut self, anyway: bool) -> Turn {
         match self.inbox.receive(&self.device) {
             Ok(()) => {
+                self.streak += if self.inbox.len() > LARGE { MANY } else { 1 };
                 self.dispatch();
-                self.streak += 1;
                 if self.streak.is_multiple_of(BATCH) {
                     plug::flush_if_due();
                     attend::poll(false);

@@ -17,7 +17,7 @@ use crate::nbd::handshake::Agreement;
 use crate::nbd::post::Post;
 use crate::nbd::receiver::Receiver;
 use crate::paths::latency::Latency;
-use crate::paths::request::Request;
+use crate::paths::request::{Command, Request};
 use crate::paths::way::{self, Abilities, Drained, Events, Link};
 use crate::plug::{self, Outlet};
 
@@ -130,17 +130,19 @@ impl NbdLink {
     }
 
     fn send(&self, request: Request) -> Result<(), Box<Request>> {
-        let (index, mut sending) = self.turn();
+        let large = matches!(&request.command, Command::Read(_, buffer, _) if buffer.len() > HELD_DATA_MAX)
+            || request.data_len() > HELD_DATA_MAX;
+        let (index, mut sending) = self.turn(large);
         let sent = self.connections[index].submit(&mut sending, request, self.clock.boot());
         self.posts[index].has_sent();
         sent
     }
 
-    /// The next connection, and the right to send on it: the one that this thread attends, if any. Another one on which
-    /// somebody is sending is passed over, once round.
-    fn turn(&self) -> (usize, Sending<'_>) {
+    /// The next connection, and the right to send on it: the one that this thread attends, if any, for what is not
+    /// `large`. Another one on which somebody is sending is passed over, once round.
+    fn turn(&self, large: bool) -> (usize, Sending<'_>) {
         let owner = std::ptr::from_ref(self).addr();
-        if let Some(index) = attend::choose(owner, &self.posts) {
+        if !large && let Some(index) = attend::choose(owner, &self.posts) {
             return (index, self.connections[index].channel.sending());
         }
         let count = self.connections.len();
@@ -215,7 +217,7 @@ impl NbdLink {
 impl Outlet for NbdLink {
     fn send_held(&self, requests: Vec<Request>) {
         let unsent = {
-            let (index, mut sending) = self.turn();
+            let (index, mut sending) = self.turn(false);
             let unsent = self.connections[index].submit_all(&mut sending, requests, self.clock.boot());
             self.posts[index].has_sent();
             unsent
