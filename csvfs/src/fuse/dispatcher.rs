@@ -35,6 +35,8 @@ use crate::types::{Attr, Ino, NAME_MAX};
 
 /// Requests without a pause after which another thread is called: more than a moment's work.
 const MANY: u32 = 256;
+/// How many of them a request counts for that neither reads nor writes.
+const METADATA: u32 = 64;
 /// A request of so many bytes keeps a thread long enough to call another one.
 const LARGE: usize = 64 << 10;
 /// Requests without a pause after which the LUN's replies are received.
@@ -49,6 +51,8 @@ pub(super) struct Dispatcher {
     inbox: Inbox,
     /// Requests since there was none.
     streak: u32,
+    /// How much work they were, in small requests.
+    work: u32,
 }
 
 /// What a look at the kernel's requests, and the LUN's replies, has brought.
@@ -73,6 +77,7 @@ impl Dispatcher {
             device: Arc::clone(device),
             inbox: Inbox::new(pool.clone()),
             streak: 0,
+            work: 0,
         }
     }
 
@@ -92,8 +97,8 @@ impl Dispatcher {
             };
             loop {
                 match self.turn(false) {
-                    Turn::Work if self.streak >= MANY => {
-                        self.streak = 0;
+                    Turn::Work if self.work >= MANY => {
+                        self.work = 0;
                         rota.call();
                     }
                     Turn::Work => {}
@@ -146,7 +151,8 @@ impl Dispatcher {
     fn turn(&mut self, anyway: bool) -> Turn {
         match self.inbox.receive(&self.device) {
             Ok(()) => {
-                self.streak += if self.inbox.len() > LARGE { MANY } else { 1 };
+                self.work += self.weight();
+                self.streak += 1;
                 self.dispatch();
                 if self.streak.is_multiple_of(BATCH) {
                     plug::flush_if_due();
@@ -155,7 +161,7 @@ impl Dispatcher {
                 Turn::Work
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.streak = 0;
+                (self.streak, self.work) = (0, 0);
                 plug::flush_if_due();
                 if attend::poll(anyway) { Turn::Work } else { Turn::Nothing }
             }
@@ -169,6 +175,15 @@ impl Dispatcher {
                     Turn::End
                 }
             },
+        }
+    }
+
+    /// How much work the request in the inbox is.
+    fn weight(&self) -> u32 {
+        match self.inbox.header() {
+            _ if self.inbox.len() > LARGE => MANY,
+            Some(header) if !matches!(header.opcode, opcode::READ | opcode::WRITE) => METADATA,
+            _ => 1,
         }
     }
 
