@@ -53,6 +53,9 @@ pub(super) struct Dispatcher {
     streak: u32,
     /// How much work they were, in small requests.
     work: u32,
+    /// Whether the LUN has answered here since the last sleep. Otherwise others do what is asked for, and need the
+    /// processors more than who looks for more.
+    replied: bool,
 }
 
 /// What a look at the kernel's requests, and the LUN's replies, has brought.
@@ -78,6 +81,7 @@ impl Dispatcher {
             inbox: Inbox::new(pool.clone()),
             streak: 0,
             work: 0,
+            replied: false,
         }
     }
 
@@ -102,10 +106,11 @@ impl Dispatcher {
                         rota.call();
                     }
                     Turn::Work => {}
-                    Turn::Nothing if vigil.watch(|| self.turn(false) != Turn::Nothing) => {}
+                    Turn::Nothing if self.replied && vigil.watch(|| self.turn(false) != Turn::Nothing) => {}
                     Turn::Nothing if rota.ends_duty() => break,
                     Turn::Nothing => {
                         plug::flush();
+                        self.replied = false;
                         vigil.sleep();
                         // What is attended may have ended.
                         self.turn(true);
@@ -156,14 +161,16 @@ impl Dispatcher {
                 self.dispatch();
                 if self.streak.is_multiple_of(BATCH) {
                     plug::flush_if_due();
-                    attend::poll(false);
+                    self.replied |= attend::poll(false);
                 }
                 Turn::Work
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 (self.streak, self.work) = (0, 0);
                 plug::flush_if_due();
-                if attend::poll(anyway) { Turn::Work } else { Turn::Nothing }
+                let replied = attend::poll(anyway);
+                self.replied |= replied;
+                if replied { Turn::Work } else { Turn::Nothing }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Turn::Work,
             Err(error) => match error.raw_os_error() {
