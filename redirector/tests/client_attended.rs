@@ -96,6 +96,26 @@ fn large_replies_are_left_to_the_connections_own_thread() {
 }
 
 #[test]
+fn replies_that_come_whole_or_in_part_with_others_are_all_received() {
+    let place = Place::new();
+    let (_server, lun) = volume(&place);
+    attend::volunteer();
+    let lens = [4 << 10, 28 << 10, 32 << 10, 36 << 10, 48 << 10, 60 << 10, 64 << 10, 200 << 10];
+    for round in 0..200 {
+        let reads: Vec<_> = (0..8)
+            .map(|place| lens[(round * 3 + place * 5) % lens.len()])
+            .map(|len| (len, start_read(&*lun, 0, place.pool.take(len))))
+            .collect();
+        for (len, read) in reads {
+            wait_for("a reply", || {
+                attend::poll(false);
+                read.try_recv().is_ok_and(|(outcome, data)| outcome == Outcome::Done && data.len() == len)
+            });
+        }
+    }
+}
+
+#[test]
 fn a_connection_that_breaks_is_seen_and_the_next_one_used() {
     let place = Place::new();
     let (server, lun) = volume(&place);

@@ -171,7 +171,8 @@ impl Source for Post {
     }
 
     fn enter(&self) -> bool {
-        if self.at_large.load(Ordering::Relaxed) {
+        // With TLS, what has come may be in the cipher's memory already, so that the socket does not tell of it.
+        if self.at_large.load(Ordering::Relaxed) || !self.connection.channel.is_plain() {
             return false;
         }
         let mut state = self.state.lock();

@@ -52,7 +52,7 @@ pub enum Ready {
     Some,
     /// There was nothing, or not enough.
     Nothing,
-    /// The beginning of a large reply, for who may wait for the rest.
+    /// The beginning of a large reply, for who may wait for the rest, which is still to be received from the socket.
     Large,
 }
 
@@ -100,10 +100,11 @@ impl Receiver {
                 None => HEAD_MAX,
                 Some((head, length)) => {
                     let whole = length + self.payload(&head);
-                    if whole > LARGE && !waits {
+                    let is_here = whole <= self.end - self.start;
+                    if whole > LARGE && !is_here && !waits {
                         return Ok(Ready::Large);
                     }
-                    if whole > LARGE || whole <= self.end - self.start {
+                    if whole > LARGE || is_here {
                         self.eager = if whole > LARGE { LARGE_HEAD } else { AHEAD };
                         self.start += length;
                         self.reply(head)?;
