@@ -5,6 +5,7 @@
 //! sends its reply. (What the coordinator of the same process has to read from the LUN it does wait for; if that takes
 //! long, a thread of [`relief`](super::relief) takes its place.)
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::connection::{Connection, open_mode};
 use super::device::Device;
 use super::inbox::{Inbox, WRITE_MAX};
 use super::reply::Reply;
+use super::vigil::Vigil;
 use crate::proto::{SetAttr, XattrMode};
 use crate::refusal::Refusal;
 use crate::service::{Credentials, Done, HandleId, OpenMode, Opened, WriteMode};
@@ -43,6 +45,7 @@ pub(super) struct Dispatcher {
     /// Whether the LUN has answered here since the last sleep. Otherwise others do what is asked for, and need the
     /// processors more than who looks for more.
     replied: bool,
+    vigil: Vigil,
 }
 
 impl Dispatcher {
@@ -51,8 +54,8 @@ impl Dispatcher {
         bridge: &Arc<Bridge>,
         device: &Arc<Device>,
         pool: &Pool,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             connection: Arc::clone(connection),
             bridge: Arc::clone(bridge),
             device: Arc::clone(device),
@@ -60,7 +63,8 @@ impl Dispatcher {
             streak: 0,
             work: 0,
             replied: false,
-        }
+            vigil: Vigil::new(device)?,
+        })
     }
 
     /// Answers, or hands on, the request in the inbox.

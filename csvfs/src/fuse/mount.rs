@@ -111,7 +111,8 @@ pub fn mount(
         let (connection, bridge, pool) = (Arc::clone(&connection), Arc::clone(&handle.bridge), pool.clone());
         move |number: usize| Dispatcher::new(&connection, &bridge, &devices[number % devices.len()], &pool)
     };
-    let dispatchers: Vec<_> = (0..usize::from(threads)).map(&make).collect();
+    let dispatchers: Vec<_> =
+        (0..usize::from(threads)).map(&make).collect::<io::Result<_>>().map_err(MountError::Resources)?;
     let relief = Relief::new(Box::new(make));
     handle.relief = Some(Arc::clone(&relief));
     let rota = Arc::new(Rota::new(dispatchers.len()));

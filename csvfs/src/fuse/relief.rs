@@ -1,5 +1,6 @@
 //! Threads that take requests in the place of dispatchers that wait for the LUN.
 
+use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -14,7 +15,7 @@ use super::rota::Rota;
 const RELIEFS_MAX: usize = 16;
 
 /// Makes a dispatcher beside those of the mount.
-pub(super) type Recruit = Box<dyn Fn(usize) -> Dispatcher + Send + Sync>;
+pub(super) type Recruit = Box<dyn Fn(usize) -> io::Result<Dispatcher> + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -80,16 +81,19 @@ impl Relief {
             return;
         }
         let relief = Arc::clone(self);
-        match thread::Builder::new().name(format!("fuse-relief-{number}")).spawn(move || relief.serve(number))
-        {
+        let started = (self.recruit)(number).and_then(|dispatcher| {
+            thread::Builder::new()
+                .name(format!("fuse-relief-{number}"))
+                .spawn(move || relief.serve(dispatcher))
+        });
+        match started {
             Ok(thread) => state.threads.push(thread),
             Err(error) => tracing::warn!(%error, "nobody takes requests in the place of a thread that waits"),
         }
     }
 
     /// Works whenever somebody is away.
-    fn serve(self: &Arc<Self>, number: usize) {
-        let mut dispatcher = (self.recruit)(number);
+    fn serve(self: &Arc<Self>, mut dispatcher: Dispatcher) {
         loop {
             {
                 let mut state = self.state.lock();

@@ -29,26 +29,30 @@ pub(super) struct Vigil {
     /// The version of what is attended that `descriptors` belongs to.
     version: u64,
     look: Look,
+    /// When the look began.
     since: Instant,
 }
 
 impl Vigil {
-    pub(super) fn begin(device: &Arc<Device>) -> io::Result<Self> {
-        let (version, descriptors) = (attend::version(), gather(device)?);
+    /// One for a thread that attends nothing yet.
+    pub(super) fn new(device: &Arc<Device>) -> io::Result<Self> {
+        let descriptors = gather(device)?;
         let device = Arc::clone(device);
-        Ok(Self { device, descriptors, version, look: Look::new(), since: Instant::now() })
+        Ok(Self { device, descriptors, version: 0, look: Look::new(), since: Instant::now() })
     }
 
-    /// Looks for work by `is_there` for a while: whether there was some.
-    pub(super) fn watch(&mut self, mut is_there: impl FnMut() -> bool) -> bool {
+    /// Begins a look for work, which is to go on as long as [`Vigil::goes_on`].
+    pub(super) fn begin(&mut self) {
         self.since = Instant::now();
-        while self.since.elapsed() < self.look.length {
+    }
+
+    /// Whether it is worth to look again; gives the processor to others first.
+    pub(super) fn goes_on(&self) -> bool {
+        let goes_on = self.since.elapsed() < self.look.length;
+        if goes_on {
             thread::yield_now();
-            if is_there() {
-                return true;
-            }
         }
-        false
+        goes_on
     }
 
     /// Sleeps until there may be work.

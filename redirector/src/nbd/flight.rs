@@ -3,7 +3,7 @@
 use lockd::clock::BootTime;
 
 use crate::nbd::reply::ProtocolError;
-use crate::paths::request::{Command, Request};
+use crate::paths::request::Request;
 
 /// Requests in flight at most, on one connection.
 pub const WINDOW: usize = 128;
@@ -79,7 +79,7 @@ impl Flight {
     /// Takes out the request of a reply. Its place is free when `last`, otherwise it comes back by
     /// [`Flight::put_back`].
     pub fn take(&mut self, cookie: u64, last: bool) -> Result<Entry, ProtocolError> {
-        let index = usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX);
+        let index = index_of(cookie);
         let place = self.places.get_mut(index).filter(|place| place.generation == cookie >> INDEX_BITS);
         let entry = place.and_then(|place| place.entry.take()).ok_or(ProtocolError::Cookie(cookie))?;
         if last {
@@ -91,22 +91,14 @@ impl Flight {
     /// How many bytes the reply of `cookie` brings if it is a simple one; zero if there is no such request.
     #[must_use]
     pub fn data_len(&self, cookie: u64) -> usize {
-        let entry = self.place(cookie).and_then(|place| place.entry.as_ref());
-        match entry.map(|entry| &entry.request.command) {
-            Some(Command::Read(_, buffer, _)) => buffer.len(),
-            _ => 0,
-        }
-    }
-
-    fn place(&self, cookie: u64) -> Option<&Place> {
-        let index = usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).ok()?;
-        self.places.get(index).filter(|place| place.generation == cookie >> INDEX_BITS)
+        let place =
+            self.places.get(index_of(cookie)).filter(|place| place.generation == cookie >> INDEX_BITS);
+        place.and_then(|place| place.entry.as_ref()).map_or(0, |entry| entry.request.read_len())
     }
 
     /// Puts a request back to wait for the rest of its reply. If the connection was closed meanwhile, it returns.
     pub fn put_back(&mut self, cookie: u64, entry: Entry) -> Result<(), Box<Entry>> {
-        let index = usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX);
-        match self.places.get_mut(index) {
+        match self.places.get_mut(index_of(cookie)) {
             Some(place) if !self.closed => {
                 place.entry = Some(entry);
                 Ok(())
@@ -128,4 +120,8 @@ impl Flight {
         entries.sort_by_key(|entry| entry.sent);
         entries.into_iter().map(|entry| entry.request).collect()
     }
+}
+
+fn index_of(cookie: u64) -> usize {
+    usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX)
 }

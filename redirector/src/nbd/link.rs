@@ -17,7 +17,7 @@ use crate::nbd::handshake::Agreement;
 use crate::nbd::post::Post;
 use crate::nbd::receiver::Receiver;
 use crate::paths::latency::Latency;
-use crate::paths::request::{Command, Request};
+use crate::paths::request::Request;
 use crate::paths::way::{self, Abilities, Drained, Events, Link};
 use crate::plug::{self, Outlet};
 
@@ -130,9 +130,7 @@ impl NbdLink {
     }
 
     fn send(&self, request: Request) -> Result<(), Box<Request>> {
-        let large = matches!(&request.command, Command::Read(_, buffer, _) if buffer.len() > HELD_DATA_MAX)
-            || request.data_len() > HELD_DATA_MAX;
-        let (index, mut sending) = self.turn(large);
+        let (index, mut sending) = self.turn(request.data_len().max(request.read_len()) > HELD_DATA_MAX);
         let sent = self.connections[index].submit(&mut sending, request, self.clock.boot());
         self.posts[index].has_sent();
         sent
@@ -141,6 +139,7 @@ impl NbdLink {
     /// The next connection, and the right to send on it: the one that this thread attends, if any, for what is not
     /// `large`. Another one on which somebody is sending is passed over, once round.
     fn turn(&self, large: bool) -> (usize, Sending<'_>) {
+        // No other link gets this address as long as somebody attends one of ours: its post refers to us.
         let owner = std::ptr::from_ref(self).addr();
         if !large && let Some(index) = attend::choose(owner, &self.posts) {
             return (index, self.connections[index].channel.sending());

@@ -1,8 +1,9 @@
 //! Network block devices: the wire, and our client.
 //!
 //! The client is made for many small requests: the submitting thread sends header and payload by one system call under
-//! a lock of that connection only, and one thread per connection receives replies, several by one system call, and
-//! completes the requests itself. A large read's data go from the socket into the caller's buffer.
+//! a lock of that connection only, and whoever is at the connection's [`post`], the thread that submits or the connection's
+//! own, receives replies, several by one system call, and completes the requests itself. A large read's data go from the
+//! socket into the caller's buffer.
 //!
 //! [`export::Export`] makes links; what is done when one breaks is decided in [`crate::paths`].
 

@@ -67,6 +67,15 @@ impl Request {
         }
     }
 
+    /// The bytes that a read asks for.
+    #[must_use]
+    pub fn read_len(&self) -> usize {
+        match &self.command {
+            Command::Read(_, buffer, _) => buffer.len(),
+            _ => 0,
+        }
+    }
+
     /// The bytes that are sent with it.
     #[must_use]
     pub fn data_len(&self) -> usize {

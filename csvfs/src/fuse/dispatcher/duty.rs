@@ -10,7 +10,6 @@ use super::Dispatcher;
 use crate::fuse::abi::opcode;
 use crate::fuse::relief::{Call, Relief};
 use crate::fuse::rota::Rota;
-use crate::fuse::vigil::Vigil;
 
 /// Requests without a pause after which another thread is called: more than a moment's work.
 const MANY: u32 = 256;
@@ -38,13 +37,6 @@ impl Dispatcher {
         plug::allow();
         attend::volunteer();
         while rota.waits_for_duty() {
-            let mut vigil = match Vigil::begin(&self.device) {
-                Ok(vigil) => vigil,
-                Err(error) => {
-                    tracing::error!("requests cannot be waited for: {error}");
-                    break;
-                }
-            };
             loop {
                 match self.turn(false) {
                     Turn::Work if self.work >= MANY => {
@@ -52,12 +44,12 @@ impl Dispatcher {
                         rota.call();
                     }
                     Turn::Work => {}
-                    Turn::Nothing if self.replied && vigil.watch(|| self.turn(false) != Turn::Nothing) => {}
+                    Turn::Nothing if self.replied && self.finds_work() => {}
                     Turn::Nothing if rota.ends_duty() => break,
                     Turn::Nothing => {
                         plug::flush();
                         self.replied = false;
-                        vigil.sleep();
+                        self.vigil.sleep();
                         // What is attended may have ended.
                         self.turn(true);
                     }
@@ -77,25 +69,29 @@ impl Dispatcher {
     pub(in crate::fuse) fn relieve(&mut self, relief: &Arc<Relief>, goes_on: impl Fn() -> bool) -> bool {
         stand_in::appoint(Arc::new(Call { relief: Arc::clone(relief), rota: None }));
         plug::allow();
-        let mut vigil = match Vigil::begin(&self.device) {
-            Ok(vigil) => vigil,
-            Err(error) => {
-                tracing::warn!("requests cannot be waited for: {error}");
-                return false;
-            }
-        };
         while goes_on() {
             match self.turn(false) {
                 Turn::Work => {}
                 Turn::Nothing => {
                     plug::flush();
-                    vigil.sleep();
+                    self.vigil.sleep();
                 }
                 Turn::End => return false,
             }
         }
         plug::flush();
         true
+    }
+
+    /// Looks for work for a while: whether there was some.
+    fn finds_work(&mut self) -> bool {
+        self.vigil.begin();
+        while self.vigil.goes_on() {
+            if self.turn(false) != Turn::Nothing {
+                return true;
+            }
+        }
+        false
     }
 
     /// Takes one request if there is one; otherwise sends what was held back, and receives what the LUN has answered.

@@ -55,7 +55,7 @@ impl Bench {
         let connection = Arc::new(Connection::new(memory, locks, Validity::new(Caching::alone()), false));
         let ends = [device.try_clone().unwrap(), forwarded.try_clone().unwrap()];
         let device = Arc::new(Device::new(device, 0));
-        let dispatcher = Dispatcher::new(&connection, &Arc::new(bridge), &device, &Pool::default());
+        let dispatcher = Dispatcher::new(&connection, &Arc::new(bridge), &device, &Pool::default()).unwrap();
         Self { dispatcher, replies: collect(replies), forwarded: collect(forwarded), ends }
     }
 
