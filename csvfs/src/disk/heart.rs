@@ -40,7 +40,7 @@ struct Progress {
     beaten: BootTime,
     fenced: Option<String>,
     stop: bool,
-    /// Nothing is to be settled any more; the heart beats on.
+    /// What is not due yet is not settled any more; the heart beats on.
     settled: bool,
 }
 
@@ -195,13 +195,16 @@ impl Heart {
         }
     }
 
-    /// Waits until the time `due`, or until the heart is stopped; says whether it was not stopped.
+    /// Waits until the time `due`; says whether it has come, which it has not when the heart is stopped before.
     pub(super) fn sleep_until(&self, due: BootTime) -> bool {
         let mut progress = self.progress.lock();
-        while !progress.stop && !progress.settled && progress.fenced.is_none() {
+        while !progress.stop && progress.fenced.is_none() {
             let now = self.clock.boot();
             if now >= due {
                 return true;
+            }
+            if progress.settled {
+                return false;
             }
             let pause = due.since(now).min(Duration::from_millis(200));
             self.wake.wait_for(&mut progress, pause);
@@ -209,7 +212,7 @@ impl Heart {
         false
     }
 
-    /// Ends [`Heart::sleep_until`], now and later.
+    /// Ends [`Heart::sleep_until`], now and later; what is due already is still done.
     pub(super) fn settle_no_more(&self) {
         self.progress.lock().settled = true;
         self.wake.notify_all();

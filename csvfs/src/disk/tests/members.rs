@@ -80,7 +80,7 @@ fn v1_a_member_keeps_others_out_when_the_one_who_has_the_store_is_dead() {
     clock.on_sleep(|| ());
     let Ok(member) = Arc::try_unwrap(member) else { panic!("still used") };
     member.close().unwrap();
-    assert!(open_claims(&lun).is_empty());
+    assert_eq!(open_claims(&lun), []);
     clock.on_sleep(|| panic!("a wait for nothing"));
     open_for(&lun, 8, None, &clock).unwrap().close().unwrap();
 }
