@@ -4,7 +4,7 @@
 //! Each checks first and changes after: the transaction is shared by a group, so that a refused operation must leave
 //! no trace in it. [`Change`] neither commits nor answers: a journal between the two would go into the writer.
 
-use lockd::ids::{ClientId, SessionId};
+use lockd::ids::{ClientId, Epoch, SessionId};
 use lockd::rules::Rules;
 use parking_lot::Mutex;
 use redb::ReadableTable;
@@ -101,8 +101,13 @@ impl<'a, 't> Change<'a, 't> {
         }
     }
 
-    /// Writes the numbers, if they changed. Tells whether there is anything to commit.
-    pub fn finish(&mut self) -> Result<bool> {
+    /// Writes the numbers, if they changed. Tells whether there is anything to commit. `journal` is the epoch of the redo
+    /// journal's records: what is committed is the next of them then, and its numbers its last row.
+    pub fn finish(&mut self, journal: Option<Epoch>) -> Result<bool> {
+        if let Some(epoch) = journal.filter(|_| self.dirty || self.counters != self.before) {
+            self.counters.journal_epoch.set(epoch.0);
+            self.counters.journal_sequence += 1;
+        }
         if self.counters != self.before {
             self.tables.counters_mut()?.insert(COUNTERS_ROW, self.counters)?;
             self.dirty = true;

@@ -25,6 +25,7 @@ use super::scrub::Scrub;
 use super::unseal::Unsealings;
 use super::watch::Watch;
 use crate::disk::MetadataSpace;
+use crate::disk::journal::Journal;
 use crate::peers::Peers;
 use crate::proto::{Head, Key, Operation, Owned};
 use crate::refusal::Refusal;
@@ -39,6 +40,8 @@ pub struct Parts {
     pub database: Arc<Database>,
     /// The metadata area's need for room.
     pub space: Arc<dyn MetadataSpace>,
+    /// Where groups are made durable between two commits of the store, if there is such a place.
+    pub journal: Option<Journal>,
     /// The LUN, for trims and ghosts.
     pub lun: Arc<dyn Lun>,
     /// Sessions, holdings, epochs.

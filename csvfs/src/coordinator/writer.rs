@@ -19,6 +19,7 @@ use super::gauge::Gauge;
 use super::opens::OnRest;
 use super::queue::{Internal, OnInternal, Pending, Work};
 use super::stop::Stop;
+use crate::disk::journal::Journal;
 use crate::proto::{Answered, Key, Operation};
 use crate::refusal::Refusal;
 use crate::slots::decide;
@@ -169,11 +170,6 @@ impl Writer {
     fn transact(&mut self, group: Vec<Work>, outcome: &mut Outcome) -> Result<(), StoreError> {
         let core = Arc::clone(&self.core);
         let mut transaction = core.parts.database.begin_write()?;
-        transaction
-            .set_durability(Durability::Immediate)
-            .map_err(|error| StoreError::Damaged(error.to_string()))?;
-        // The allocator's state goes into each commit, so that opening after a crash is instant.
-        transaction.set_quick_repair(true);
         if std::mem::take(&mut self.gauge.wanted) {
             let (start, commits) = (core.parts.clock.boot(), core.commits.load(Ordering::Relaxed));
             core.parts.space.measured(transaction.stats()?.allocated_pages() * BLOCK);
@@ -189,12 +185,15 @@ impl Writer {
             // Who attaches does so in this thread: before that nobody has leases.
             tracks: core.clients.any(),
         };
-        let mut change = Change::new(Tables::of(&transaction), self.counters, self.hints, scene);
+        // Pages that were freed come back only when the store is made durable: with little room at once.
+        let journal = core.parts.journal.as_ref().filter(|_| !scene.scarce);
+        let tables = if journal.is_some() { Tables::logged(&transaction) } else { Tables::of(&transaction) };
+        let mut change = Change::new(tables, self.counters, self.hints, scene);
         let applied = self.apply_group(&mut change, group, outcome);
         outcome.gone.append(&mut change.dying);
         applied?;
-        let dirty = change.finish()?;
-        let (counters, hints) = (change.counters, change.hints);
+        let dirty = change.finish(core.parts.journal.as_ref().map(Journal::epoch))?;
+        let (counters, hints, log) = (change.counters, change.hints, change.tables.take_log());
         outcome.reclaim = counters.pending.get() > 0 || counters.orphans.get() > self.counters.orphans.get();
         drop(change);
         if !core.parts.rules.keeps(Rule::V3) {
@@ -202,7 +201,21 @@ impl Writer {
             outcome.answers.drain(..).for_each(|answer| answer.give(&core));
         }
         if dirty {
-            transaction.commit()?;
+            let written = match journal {
+                Some(journal) => {
+                    journal.append(counters.journal_sequence.get(), log.bytes()).map_err(StoreError::below)?
+                }
+                None => None,
+            };
+            match written {
+                // V12: durable before anybody sees it.
+                Some(written) => {
+                    written.wait().map_err(StoreError::below)?;
+                    transaction.set_durability(Durability::None).map_err(impossible)?;
+                    transaction.commit()?;
+                }
+                None => self.make_durable(transaction)?,
+            }
             core.commits.fetch_add(1, Ordering::Relaxed);
             core.outdate();
         } else {
@@ -210,6 +223,18 @@ impl Writer {
         }
         self.counters = counters;
         self.hints = hints;
+        Ok(())
+    }
+
+    /// Commits the store itself, and all that the journal has with it.
+    fn make_durable(&self, mut transaction: redb::WriteTransaction) -> Result<(), StoreError> {
+        transaction.set_durability(Durability::Immediate).map_err(impossible)?;
+        // The allocator's state goes along, so that opening after a crash is instant.
+        transaction.set_quick_repair(true);
+        transaction.commit()?;
+        if let Some(journal) = &self.core.parts.journal {
+            journal.begin_anew();
+        }
         Ok(())
     }
 
@@ -471,6 +496,10 @@ impl Writer {
     }
 }
 
+fn impossible(error: redb::SetDurabilityError) -> StoreError {
+    StoreError::Damaged(error.to_string())
+}
+
 /// How an operation came to its end.
 enum Executed {
     /// Executed now.
@@ -521,7 +550,8 @@ pub fn end_earlier_clients(core: &Core) -> Result<(), StoreError> {
         }
         change.tables.clients_mut()?.remove(client.0)?;
     }
-    change.finish()?;
+    // No record: the store is made durable.
+    change.finish(None)?;
     drop(change);
     transaction.commit()?;
     core.outdate();

@@ -15,8 +15,23 @@ pub struct Features {
 }
 
 impl Features {
-    /// What this program knows. No feature has been added to the first format yet.
-    pub const KNOWN: Self = Self { compatible: 0, ro_compatible: 0, incompatible: 0 };
+    /// Incompatible: the last changes of the store may be in the redo journal only.
+    pub const JOURNAL: u64 = 1;
+
+    /// What this program knows.
+    pub const KNOWN: Self = Self { compatible: 0, ro_compatible: 0, incompatible: Self::JOURNAL };
+
+    /// Whether the last changes of the store may be in the redo journal only.
+    #[must_use]
+    pub fn has_journal(self) -> bool {
+        self.incompatible & Self::JOURNAL != 0
+    }
+
+    /// The same with a redo journal.
+    #[must_use]
+    pub fn with_journal(self) -> Self {
+        Self { incompatible: self.incompatible | Self::JOURNAL, ..self }
+    }
 
     /// The features of either.
     #[must_use]

@@ -21,6 +21,7 @@ use super::area::{Area, AreaBackend, AreaError, Budget, Surroundings};
 use super::blocks::write_block;
 use super::claim::Claim;
 use super::features::Features;
+use super::journal;
 use super::label::{Label, NAME_LEN_MAX};
 use super::layout::{self, BLOCK_LEN, byte};
 use super::map::{ChunkMap, ChunkUse};
@@ -130,7 +131,7 @@ pub fn format<E: Into<Box<dyn Error + Send + Sync>>>(
         epoch: Epoch(1),
         side: Side::A,
         clean: true,
-        features: Features::default(),
+        features: label.features,
         size: label.lun_size,
         written: options.clock.wall(),
         client: options.client,
@@ -192,7 +193,7 @@ fn plan(lun: &dyn Lun, options: &FormatOptions) -> Result<Label, FormatError> {
         chunk_size: layout::chunk_size(size),
         window: options.window,
         quiesce: options.quiesce,
-        features: Features::default(),
+        features: Features::default().with_journal(),
         hash_key,
         name: options.name.clone(),
     })
@@ -223,7 +224,11 @@ fn first_map(label: &Label, superblock: &Superblock) -> ChunkMap {
     let spare =
         u32::try_from(Budget::new(label.chunk_size, chunks, FIRST_CHUNKS).spare + FIRST_CHUNKS).unwrap_or(8);
     (1..=spare).for_each(|chunk| map.assign(chunk, ChunkUse::Spare));
-    (spare + 1..=2 * spare).for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
+    let journal =
+        if label.features.has_journal() { journal::chunks_wanted(label.chunk_size, chunks) } else { 0 };
+    (0..journal).for_each(|index| map.assign(spare + 1 + index, ChunkUse::Journal(Side::A, index)));
+    let first = spare + journal;
+    (first + 1..=2 * first).for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
     map
 }
 

@@ -20,7 +20,8 @@
 //! | 128..4096 | zero |
 //!
 //! Then 4 bytes for each chunk, filled up with zeros to a whole block: use (0 = file data, 1 = structures outside the
-//! store, 2 = area A, 3 = area B, 4 = spare, 5 = reserve, 6 = spent), a zero byte, 16 bits of index in its area.
+//! store, 2 = area A, 3 = area B, 4 = spare, 5 = reserve, 6 = spent, 7 = journal of area A, 8 = journal of area B), a zero
+//! byte, 16 bits of index in its area or journal.
 //!
 //! There are two copies. Each change is written to the first, and when that is durable to the second: so at any time
 //! at least one is whole, and a copy that is damaged later takes nothing with it. The valid one with the highest epoch
@@ -30,7 +31,7 @@
 //! before its superblock is sealed; so a missing superblock slot whose epoch is sealed is damage, and one whose epoch
 //! is not sealed was never in force.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockd::clock::WallTime;
 use lockd::ids::{ClientId, Epoch, VolumeId};
@@ -56,6 +57,8 @@ pub enum ChunkUse {
     System,
     /// A part of an area of the store.
     Store(Side, u32),
+    /// A part of the redo journal of an area.
+    Journal(Side, u32),
     /// For the growth of the current area.
     Spare,
     /// For the copy of the current area (V2).
@@ -96,6 +99,8 @@ pub struct ChunkMap {
     uses: Vec<ChunkUse>,
     /// For each area, the chunk of each index.
     tables: [Vec<Option<u32>>; 2],
+    /// For each area, the chunks of its journal by index.
+    journals: [BTreeMap<u32, u32>; 2],
     spare: BTreeSet<u32>,
     reserve: BTreeSet<u32>,
 }
@@ -117,6 +122,7 @@ impl ChunkMap {
             lens: [0; 2],
             uses,
             tables: [Vec::new(), Vec::new()],
+            journals: [BTreeMap::new(), BTreeMap::new()],
             spare: BTreeSet::new(),
             reserve: BTreeSet::new(),
         }
@@ -141,6 +147,7 @@ impl ChunkMap {
     pub fn assign(&mut self, chunk: u32, usage: ChunkUse) {
         match self.uses[chunk as usize] {
             ChunkUse::Store(side, index) => self.tables[side.index()][index as usize] = None,
+            ChunkUse::Journal(side, index) => drop(self.journals[side.index()].remove(&index)),
             ChunkUse::Spare => drop(self.spare.remove(&chunk)),
             ChunkUse::Reserve => drop(self.reserve.remove(&chunk)),
             ChunkUse::Data | ChunkUse::System | ChunkUse::Spent => {}
@@ -153,6 +160,10 @@ impl ChunkMap {
                 }
                 assert!(table[index as usize].is_none(), "two chunks for index {index} of area {side:?}");
                 table[index as usize] = Some(chunk);
+            }
+            ChunkUse::Journal(side, index) => {
+                let before = self.journals[side.index()].insert(index, chunk);
+                assert!(before.is_none(), "two chunks for index {index} of the journal of area {side:?}");
             }
             ChunkUse::Spare => drop(self.spare.insert(chunk)),
             ChunkUse::Reserve => drop(self.reserve.insert(chunk)),
@@ -179,6 +190,18 @@ impl ChunkMap {
     pub fn area(&self, side: Side) -> impl Iterator<Item = (u32, u32)> {
         let table = self.tables[side.index()].iter().enumerate();
         table.filter_map(|(index, chunk)| chunk.map(|chunk| (number(index), chunk)))
+    }
+
+    /// The chunks of an area's journal, in its order: as many as follow one another from the first.
+    pub fn journal(&self, side: Side) -> impl Iterator<Item = u32> {
+        let chunks = self.journals[side.index()].iter().zip(0..);
+        chunks.take_while(|((index, _), expected)| **index == *expected).map(|((_, chunk), _)| *chunk)
+    }
+
+    /// All chunks of an area and of its journal.
+    #[must_use]
+    pub fn all_of(&self, side: Side) -> Vec<u32> {
+        self.area(side).map(|(_, chunk)| chunk).chain(self.journals[side.index()].values().copied()).collect()
     }
 
     /// The chunks that the current area may grow into.
@@ -245,6 +268,7 @@ impl ChunkMap {
                 ChunkUse::Spare => (4, 0),
                 ChunkUse::Reserve => (5, 0),
                 ChunkUse::Spent => (6, 0),
+                ChunkUse::Journal(side, index) => (7 + side.byte(), *index),
             };
             entry[0] = kind;
             entry[2..].copy_from_slice(&index.to_le_bytes()[..2]);
@@ -299,14 +323,19 @@ impl ChunkMap {
                 4 => ChunkUse::Spare,
                 5 => ChunkUse::Reserve,
                 6 => ChunkUse::Spent,
+                7 => ChunkUse::Journal(Side::A, index),
+                8 => ChunkUse::Journal(Side::B, index),
                 other => return Err(Damage::value("use of a chunk", other)),
             };
             if (chunk == 0) != (usage == ChunkUse::System) {
                 return Err(Damage::value("use of the first chunk, or first use of another,", entry[0]));
             }
-            if let ChunkUse::Store(side, index) = usage
-                && map.locate(side, index.into()).is_some()
-            {
+            let is_taken = match usage {
+                ChunkUse::Store(side, index) => map.locate(side, index.into()).is_some(),
+                ChunkUse::Journal(side, index) => map.journals[side.index()].contains_key(&index),
+                _ => false,
+            };
+            if is_taken {
                 return Err(Damage::value("index of two chunks", index));
             }
             if chunk > 0 {

@@ -5,99 +5,29 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lockd::clock::{BootTime, Clock, SystemClock};
+use lockd::clock::BootTime;
 use lockd::ids::{ClientId, Epoch, SessionId};
 use lockd::lease::Lease;
 use lockd::rules::{Rule, Rules};
-use redirector::buffer::Pool;
 use redirector::lun::{Lun, Proof};
 
 use super::area::{Area, AreaBackend, AreaError, Surroundings};
 use super::blocks::write_block;
 use super::claim::{Claim, ClaimState};
-use super::contest::{Contest, ContestError, Identity, Won, is_closed, write_claim};
+use super::contest::{Contest, ContestError, Won, is_closed, write_claim};
 use super::copy::{Kept, Move, Reader, copy};
 use super::format::data_region;
 use super::heart::{Chest, Heart};
+use super::journal::{self, Found, Journal};
 use super::label::Label;
 use super::layout;
 use super::map::ChunkUse;
+pub use super::options::{OpenOptions, Rebuild, Replay, Salvage};
 use super::superblock::{Side, Superblock};
 use super::survey::{Survey, open_claims, read_claims};
-use super::tree::{Row, Walk};
+use super::tree::Row;
 use super::view::{ViewOptions, salvage};
 use crate::types::{BLOCK, LunBlock, Run};
-
-/// How a volume is to be opened.
-#[derive(Clone, Debug)]
-pub struct OpenOptions {
-    /// Who opens it.
-    pub who: Identity,
-    /// The window of claims, if not the label's. Shorter than that of other writers is refused by nobody, and wrong.
-    pub window: Option<Duration>,
-    /// How long a write may be under way when its sender is gone, if not what the label says.
-    pub quiesce: Option<Duration>,
-    /// Opens also when only the copy of the label is whole; otherwise that is refused until a repair.
-    pub label_from_copy: bool,
-    /// Does not take the store as it is, but has a new one made from what is left of it.
-    pub rebuild: Option<Rebuild>,
-    /// The memory that the store may use as its cache, in bytes.
-    pub cache_bytes: usize,
-    /// The most bytes of the store that a copy keeps in memory until it is checked; what is beyond is read again.
-    pub copy_memory_max: u64,
-    /// A store of at most so many bytes has all of its checksums checked also when it is opened in place; of a larger one
-    /// each page is checked when it is read (a copy is always checked whole).
-    pub check_max: u64,
-    /// How long a write of metadata waits for a lapsed lease to be won back, before it fails (P2).
-    pub hold: Duration,
-    /// The lease of the session, if a cluster keeps it. Otherwise the heartbeat makes and extends one.
-    pub lease: Option<Arc<Lease>>,
-    /// The clocks.
-    pub clock: Arc<dyn Clock>,
-    /// The rules that are kept.
-    pub rules: Rules,
-    /// Where buffers come from.
-    pub pool: Pool,
-}
-
-impl OpenOptions {
-    /// The defaults, for `client` on host `host`.
-    #[must_use]
-    pub fn new(client: ClientId, host: &str) -> Self {
-        Self {
-            who: Identity { client, host: host.to_owned(), pid: std::process::id(), cluster: None },
-            window: None,
-            quiesce: None,
-            label_from_copy: false,
-            rebuild: None,
-            cache_bytes: 64 << 20,
-            copy_memory_max: 512 << 20,
-            check_max: 16 << 20,
-            hold: Duration::from_secs(120),
-            lease: None,
-            clock: Arc::new(SystemClock),
-            rules: Rules::all(),
-            pool: Pool::default(),
-        }
-    }
-}
-
-/// What fills the new store: it is given an empty database, the chunks that the metadata area was given of the data
-/// region, and the damaged store to read rows from.
-#[derive(Clone)]
-pub struct Rebuild(pub Arc<OnRebuild>);
-
-/// See [`Rebuild`]; says why it could not be done.
-pub type OnRebuild = dyn Fn(&redb::Database, &[Run], &mut Salvage<'_>) -> Result<(), String> + Send + Sync;
-
-/// Reads all rows that can be read.
-pub type Salvage<'a> = dyn FnMut(&mut dyn FnMut(Row<'_>)) -> Result<Option<Walk>, OpenError> + 'a;
-
-impl fmt::Debug for Rebuild {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Rebuild")
-    }
-}
 
 /// Why a volume could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +38,11 @@ pub enum OpenError {
          (a mount with -o ro reads the volume meanwhile)"
     )]
     LabelDamaged(super::frame::Damage),
+    /// What the journal has could not be applied.
+    #[error(
+        "the last changes, in the redo journal, cannot be applied to the metadata store: {0}; run csvfs fsck"
+    )]
+    Journal(String),
     /// A new store could not be made from the old one.
     #[error("a new metadata store could not be made from what is left: {0}")]
     Rebuild(String),
@@ -209,6 +144,8 @@ pub struct OpenVolume {
     pub database: redb::Database,
     /// Where the store lies.
     pub area: Arc<Area>,
+    /// Where changes are made durable between two commits of the store, if the volume has room for that.
+    pub journal: Option<Journal>,
     /// The lease that every writer to the LUN looks at (L3).
     pub lease: Arc<Lease>,
     /// How it was opened.
@@ -481,7 +418,7 @@ impl Opening {
             epoch: won.claim.epoch,
             side,
             clean: false,
-            features: survey.superblock.features,
+            features: survey.superblock.features.with_journal(),
             size: survey.superblock.size,
             written: self.around.clock.wall(),
             client: won.claim.client,
@@ -498,7 +435,14 @@ impl Opening {
         hold: &Hold,
     ) -> Result<(redb::Database, Opened, bool), OpenError> {
         if let Some(why) = &self.in_place {
-            hold.area.change_map(|_| {})?;
+            // The journal of a volume that has none comes from what the store may grow into.
+            let size = self.around.label.chunk_size;
+            let keep = hold.area.spare_wanted() / 2;
+            hold.area.change_map(|map| {
+                let from: Vec<u32> = map.spare().iter().rev().copied().collect();
+                let from = &from[..from.len().saturating_sub(keep)];
+                journal::allot(map, hold.area.side(), size, from);
+            })?;
             self.take_over(contest, won, hold)?;
             let check = hold.area.occupied() <= self.options.check_max;
             if check {
@@ -508,11 +452,13 @@ impl Opening {
             if check {
                 hold.area.keep(Kept::new());
             }
+            let found = Found::of_area(&hold.area);
+            self.options.replay.apply(&database, &found, Some(won.claim.epoch))?;
             return Ok((database, Opened::InPlace(why.clone()), check));
         }
         let (database, opened) = match &self.options.rebuild {
             Some(rebuild) => (self.rebuild_store(won, hold, rebuild)?, Opened::Rebuilt),
-            None => self.copy_store(won.survey.superblock.side, hold)?,
+            None => self.copy_store(won, hold)?,
         };
         self.take_over(contest, won, hold)?;
         Ok((database, opened, true))
@@ -528,7 +474,7 @@ impl Opening {
         }
         // All that is not in force may be used. Durable before the first write there.
         hold.area.change_map(|map| {
-            let left: Vec<u32> = map.area(side).map(|(_, chunk)| chunk).collect();
+            let left = map.all_of(side);
             let reserve: Vec<u32> = map.reserve().iter().copied().collect();
             let free = left.into_iter().chain(map.spent()).chain(reserve);
             free.for_each(|chunk| map.assign(chunk, ChunkUse::Spare));
@@ -547,9 +493,13 @@ impl Opening {
         let mut read =
             |on_row: &mut dyn FnMut(Row<'_>)| salvage(&self.around.lun, &won.survey, &options, on_row);
         (rebuild.0)(&database, &given, &mut read).map_err(OpenError::Rebuild)?;
+        let none = Found::none(self.around.lun.as_ref(), &self.around.pool);
+        self.options.replay.apply(&database, &none, Some(won.claim.epoch))?;
         // What the new store does not need is kept for its copy.
         let spare = hold.area.spare_wanted();
         hold.area.change_map(|map| {
+            let more: Vec<u32> = map.spare().iter().copied().skip(spare).collect();
+            journal::allot(map, side, self.around.label.chunk_size, &more);
             let more: Vec<u32> = map.spare().iter().copied().skip(spare).collect();
             more.into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Reserve));
         })?;
@@ -585,33 +535,36 @@ impl Opening {
         let (sealed, side) = (hold.superblock.clone(), hold.superblock.side);
         hold.area.change_map(|map| {
             map.sealed = sealed;
-            let earlier: Vec<u32> = map.area(side.other()).map(|(_, chunk)| chunk).collect();
-            earlier.into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Spent));
+            map.all_of(side.other()).into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Spent));
             map.lens[side.other().index()] = 0;
         })?;
         Ok(())
     }
 
-    /// Copies the store from area `from` to the other one, and checks it.
-    fn copy_store(&self, from: Side, hold: &Hold) -> Result<(redb::Database, Opened), OpenError> {
+    /// Copies the store to the other area, checks it, and applies what its journal has.
+    fn copy_store(&self, won: &Won, hold: &Hold) -> Result<(redb::Database, Opened), OpenError> {
         let started = Instant::now();
+        let (from, size) = (won.survey.superblock.side, self.around.label.chunk_size);
         let to = from.other();
         let (moves, len) = self.plan(from, hold)?;
         let plan = moves.clone();
         // Durable before the first write of the copy: should this opening fail, the next one must not take these
         // chunks for fresh.
         hold.area.change_map(move |map| {
-            let left: Vec<u32> = map.area(to).map(|(_, chunk)| chunk).collect();
-            left.into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Spent));
+            map.all_of(to).into_iter().for_each(|chunk| map.assign(chunk, ChunkUse::Spent));
             for chunk in plan {
                 map.assign(chunk.to, ChunkUse::Store(to, chunk.index));
             }
             map.lens[to.index()] = len;
+            let rest: Vec<u32> = map.reserve().iter().copied().collect();
+            journal::allot(map, to, size, &rest);
         })?;
         let copied = copy(&self.around, &moves, len, self.options.copy_memory_max)?;
         let (copying, checked) = (started.elapsed(), Instant::now());
         hold.area.keep(copied.kept);
         let database = self.database(&hold.area, true)?;
+        let found = Found::of(&won.survey, self.around.lun.as_ref(), &self.around.pool);
+        self.options.replay.apply(&database, &found, Some(won.claim.epoch))?;
         // So that a crash before the first commit needs no repair.
         let mut transaction = database.begin_write().map_err(store_error)?;
         transaction.set_quick_repair(true);
@@ -633,7 +586,7 @@ impl Opening {
             let due = self.begun.after(self.quiesce);
             tracing::info!("waiting until writes of earlier writers cannot be under way any more");
             self.around.clock.sleep(due.since(self.around.clock.boot()));
-            let left = map.area(from.other()).map(|(_, chunk)| chunk);
+            let left = map.all_of(from.other());
             free.extend(map.spent().into_iter().chain(left));
             free.extend(map.spare());
         }
@@ -668,6 +621,8 @@ impl Opening {
         for warning in &warnings {
             tracing::warn!(volume = %self.around.label.uuid, "{warning}");
         }
+        let has_journal = self.options.replay.is_some();
+        let journal = if has_journal { Journal::of(&hold.area, won.claim.epoch) } else { None };
         let volume = OpenVolume {
             label: self.around.label.clone(),
             epoch: won.claim.epoch,
@@ -676,6 +631,7 @@ impl Opening {
             size: hold.superblock.size,
             database,
             area: Arc::clone(&hold.area),
+            journal,
             lease: Arc::clone(&self.around.lease),
             opened,
             checked,

@@ -14,7 +14,8 @@ use redirector::lun::{Lun, Proof};
 use super::area::{Area, AreaError, pieces};
 use super::contest::is_closed;
 use super::copy::{Kept, Move, Reader};
-use super::open::{OpenError, store_error};
+use super::journal::Found;
+use super::open::{OpenError, Replay, store_error};
 use super::superblock::Side;
 use super::survey::Survey;
 use super::tree::{Ledger, Row, Walk, Wrong, walk};
@@ -54,21 +55,33 @@ impl Default for ViewOptions {
 
 /// Opens the store on `lun` for reading; the LUN is not written to, and no claim is made. `survey` has been read from
 /// it.
-pub fn open_read_only(lun: &Arc<dyn Lun>, survey: Survey, options: &ViewOptions) -> Result<View, OpenError> {
+pub fn open_read_only(
+    lun: &Arc<dyn Lun>,
+    survey: Survey,
+    options: &ViewOptions,
+    replay: &Replay,
+) -> Result<View, OpenError> {
     // redb would make an empty store.
     if survey.store_len() == 0 {
         return Err(OpenError::NoStore);
     }
     let on_lun = OnLun::new(lun, &survey, options)?;
     let database = database(Arc::new(on_lun), survey.store_len(), options)?;
+    replay.apply(&database, &Found::of(&survey, lun.as_ref(), &options.pool), None)?;
     let writer = writer(lun.as_ref(), &survey);
     Ok(View { database, survey, writer })
 }
 
 /// Opens the store of an area that is open for writing a second time, for reading: as it is now.
-pub fn open_beside(area: &Arc<Area>, cache_bytes: usize) -> Result<redb::Database, OpenError> {
+pub fn open_beside(
+    area: &Arc<Area>,
+    cache_bytes: usize,
+    replay: &Replay,
+) -> Result<redb::Database, OpenError> {
     let options = ViewOptions { cache_bytes, ..ViewOptions::default() };
-    database(Arc::clone(area) as Arc<dyn Under>, area.length(), &options)
+    let database = database(Arc::clone(area) as Arc<dyn Under>, area.length(), &options)?;
+    replay.apply(&database, &Found::of_area(area), None)?;
+    Ok(database)
 }
 
 fn database(under: Arc<dyn Under>, len: u64, options: &ViewOptions) -> Result<redb::Database, OpenError> {

@@ -8,6 +8,7 @@ use redirector::lun::Lun;
 
 use super::{Report, chunks, texts, unreadable};
 use crate::disk::format::data_region;
+use crate::disk::journal::Found;
 use crate::disk::open::{OpenError, OpenOptions, OpenVolume, Rebuild, open};
 use crate::disk::survey::Survey;
 use crate::disk::tree::{BAD_MAX, Walk};
@@ -38,7 +39,8 @@ pub(crate) fn rescue(
 ) -> Option<Result<(redb::Database, Walk), VolumeError>> {
     let database = redb::Builder::new().create_with_backend(redb::backends::InMemoryBackend::new()).ok()?;
     let options = ViewOptions::default();
-    match rebuild(&database, &[], |on_row| salvage(lun, survey, &options, on_row)) {
+    let found = Found::of(survey, lun.as_ref(), &options.pool);
+    match rebuild(&database, &[], &found, |on_row| salvage(lun, survey, &options, on_row)) {
         Ok(Ok(Some(walk))) => Some(Ok((database, walk))),
         Ok(Ok(None)) => None,
         Ok(Err(error)) => Some(Err(error.into())),
@@ -80,11 +82,12 @@ pub(super) fn open_rebuilt(
     let key = HashKey(survey.label.hash_key);
     let region = data_region(&survey.label);
     let told: Arc<Mutex<(Vec<String>, Vec<String>)>> = Arc::default();
-    let tell = Arc::clone(&told);
+    let (tell, beside, pool) = (Arc::clone(&told), Arc::clone(lun), options.pool.clone());
     let make = move |database: &redb::Database,
                      given: &[crate::types::Run],
                      read: &mut crate::disk::open::Salvage<'_>| {
-        let walk = rebuild(database, given, |on_row| read(on_row))
+        let found = Found::of(&survey, beside.as_ref(), &pool);
+        let walk = rebuild(database, given, &found, |on_row| read(on_row))
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?
             .ok_or("its header is damaged, and nothing else says where anything is")?;

@@ -28,6 +28,7 @@ use crate::disk::survey::{Finding, Survey};
 use crate::disk::view::{ViewOptions, open_read_only};
 use crate::store::check::{self as store, Findings, OnProgress};
 use crate::store::cookie::HashKey;
+use crate::store::redo::replayer;
 use crate::types::Timestamp;
 use crate::volume::{Settings, VolumeError, refuse_beside_writer, refuse_moved};
 
@@ -72,7 +73,7 @@ fn check_lun(
     let (findings, notes) = outside(&survey);
     let mut report = Report { volume: survey.label.uuid.to_string(), findings, notes, ..Report::default() };
     let options = ViewOptions { check: true, ..ViewOptions::default() };
-    match open_read_only(lun, survey.clone(), &options) {
+    match open_read_only(lun, survey.clone(), &options, &replayer()) {
         Ok(view) => {
             let key = HashKey(survey.label.hash_key);
             match store::check(&view.database, &key, &data_region(&survey.label), on_progress) {

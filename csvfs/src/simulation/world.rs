@@ -198,6 +198,7 @@ impl World {
         let clock = VirtualClock { schedule: Arc::clone(&self.schedule), party: Arc::clone(party) };
         let coordinator = Coordinator::simulated(coordinator::Parts {
             database: Arc::clone(&self.database),
+            journal: None,
             space: Arc::new(NoSpaceNeeded),
             lun: Arc::clone(port) as _,
             authority: Arc::clone(plane) as _,

@@ -27,6 +27,7 @@ mod dump;
 pub mod initial;
 pub mod rebuild;
 pub mod record;
+pub mod redo;
 mod tables;
 
 #[cfg(test)]
@@ -36,7 +37,7 @@ use redb::TableDefinition;
 
 pub use dump::dump;
 pub use initial::initialise;
-pub use tables::{Snapshot, Tables};
+pub use tables::{Changing, Snapshot, Tables};
 
 use record::{ClientRecord, Counters, ExtentRecord, HeldRecord, SharedRecord};
 
@@ -84,6 +85,13 @@ pub enum StoreError {
     /// A record contradicts the format or another record.
     #[error("the metadata is damaged: {0}; unmount and run csvfs fsck")]
     Damaged(String),
+}
+
+impl StoreError {
+    /// What the store lies on has failed.
+    pub fn below(error: impl Into<std::io::Error>) -> Self {
+        Self::Database(Box::new(redb::Error::Io(error.into())))
+    }
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {

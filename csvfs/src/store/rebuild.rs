@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use redb::{Database, ReadableTable, Value};
+use redb::{Database, ReadableTable};
 
 use super::check::{BlockFault, EntryFault, ExtentFault, Finding, Findings};
-use super::record::{
-    ClientRecord, Counters, EntryRecord, ExtentRecord, HeldRecord, InodeRecord, SharedRecord,
-};
+use super::record::{EntryRecord, InodeRecord};
+use super::redo::catch_up;
 use super::{COUNTERS_ROW, Result, Snapshot, Tables, VERSION, high};
+use crate::disk::journal::Found;
 use crate::disk::tree::{BadPage, Row, Walk};
 use crate::types::{Ino, Kind, Run};
 
@@ -24,49 +24,15 @@ fn whole<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
-fn record<V: for<'a> Value<SelfType<'a> = V> + 'static>(bytes: &[u8]) -> Option<V> {
-    (V::fixed_width() == Some(bytes.len())).then(|| V::from_bytes(bytes))
-}
-
-/// Puts a row where it was. `None` if it is none of a store's.
-fn put(tables: &mut Tables<'_>, row: &Row<'_>) -> Result<Option<()>> {
-    macro_rules! put {
-        ($table:ident, $key:expr, $value:expr) => {{
-            let (Some(key), Some(value)) = ($key, $value) else { return Ok(None) };
-            tables.$table()?.insert(key, value)?;
-        }};
-    }
-    let small = || whole(row.key).map(u64::from_le_bytes);
-    let large = || whole(row.key).map(u128::from_le_bytes);
-    let number = || whole(row.value).map(u64::from_le_bytes);
-    match row.table {
-        "inodes" => put!(inodes_mut, small(), Some(row.value)),
-        "entries" => put!(entries_mut, large(), Some(row.value)),
-        "extents" => put!(extents_mut, large(), record::<ExtentRecord>(row.value)),
-        "free" => put!(free_mut, small(), number()),
-        "shared" => put!(shared_mut, small(), record::<SharedRecord>(row.value)),
-        "xattrs" => put!(xattrs_mut, Some(row.key), Some(row.value)),
-        "orphans" => put!(orphans_mut, small(), whole(row.value).map(i64::from_le_bytes)),
-        "reserves" => put!(reserves_mut, large(), number()),
-        "pending" => put!(pending_mut, small(), record::<HeldRecord>(row.value)),
-        "quarantine" => put!(quarantine_mut, small(), record::<HeldRecord>(row.value)),
-        "slots" => put!(slots_mut, large(), Some(row.value)),
-        "clients" => put!(clients_mut, small(), record::<ClientRecord>(row.value)),
-        "chunks" => put!(chunks_mut, small(), number()),
-        "counters" => put!(counters_mut, row.key.first().copied(), record::<Counters>(row.value)),
-        _ => return Ok(None),
-    }
-    Ok(Some(()))
-}
-
 /// Fills an empty database with the rows that `feed` hands over, and with what a store must have. `chunks` are those
-/// that the chunk map says were given to the metadata area.
+/// that the chunk map says were given to the metadata area; `found` is the damaged store's redo journal.
 ///
 /// # Errors
 /// If the database cannot be written.
 pub fn rebuild<E>(
     database: &Database,
     chunks: &[Run],
+    found: &Found<'_>,
     feed: impl FnOnce(&mut dyn FnMut(Row<'_>)) -> Result<Option<Walk>, E>,
 ) -> Result<Result<Option<Walk>, E>> {
     let mut transaction = database.begin_write()?;
@@ -76,7 +42,8 @@ pub fn rebuild<E>(
     let mut failed = None;
     let fed = feed(&mut |row| {
         if failed.is_none() {
-            failed = put(&mut tables, &row).err();
+            let put = Tables::number(row.table).map(|table| tables.put_raw(table, row.key, Some(row.value)));
+            failed = put.and_then(Result::err);
         }
     });
     if let Some(error) = failed {
@@ -87,6 +54,10 @@ pub fn rebuild<E>(
         Err(error) => return Ok(Err(error)),
     };
     complete(&mut tables, chunks)?;
+    // Rows of the journal are newer than any of the store; without the store's numbers nobody knows which those are.
+    if let Err(error) = catch_up(&mut tables, found) {
+        tracing::warn!(%error, "the last changes, in the redo journal, cannot be used");
+    }
     drop(tables);
     transaction.commit()?;
     Ok(Ok(fed))

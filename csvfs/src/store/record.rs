@@ -408,7 +408,9 @@ pub struct Counters {
     pub quarantined: U64,
     /// Blocks given to the metadata area.
     pub metadata: U64,
-    /// Room for more.
-    pub zero: [U64; 2],
+    /// The epoch of the records in the redo journal that go on from this state.
+    pub journal_epoch: U64,
+    /// The last record of the redo journal that this state holds.
+    pub journal_sequence: U64,
 }
 stored!(Counters);

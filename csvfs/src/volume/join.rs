@@ -59,6 +59,7 @@ impl Volume {
                         read_only: false,
                         discard: settings.discard,
                         settle: ground.settle,
+                        journal: ground.journal,
                         beside: Some(ground.beside),
                         scrub: !ground.checked,
                     })?;

@@ -32,6 +32,7 @@ pub(crate) use watch::{refuse_beside_writer, refuse_moved};
 use crate::cluster::{ClusterLocks, Member};
 use crate::coordinator::{self, Beside, Coordinator};
 use crate::disk::area::{Area, AreaError};
+use crate::disk::journal::Journal;
 use crate::disk::label::Label;
 use crate::disk::member::MemberClaim;
 use crate::disk::open::{self, Hold, OpenError, OpenVolume, Opened};
@@ -44,6 +45,7 @@ use crate::peers::Alone;
 use crate::service::FileService;
 use crate::status::Opening;
 use crate::store::cookie::HashKey;
+use crate::store::redo::replayer;
 use crate::types::Run;
 
 /// How often, and after which pauses, a store is looked at that somebody still reads, before it is given up.
@@ -110,6 +112,7 @@ struct Ground {
     label_at: u64,
     /// Whether the whole store was checked when it was opened.
     checked: bool,
+    journal: Option<Journal>,
     /// Opens the store once more, for reading.
     beside: Beside,
 }
@@ -164,6 +167,7 @@ impl Volume {
             opening,
             label_at,
             checked,
+            journal,
             beside,
         } = ground;
         // From now on only this volume is accepted when the LUN is reached anew (P3).
@@ -188,6 +192,7 @@ impl Volume {
             read_only: settings.read_only,
             discard: settings.discard,
             settle,
+            journal,
             beside: Some(beside),
             scrub: !checked,
         })?;
@@ -222,11 +227,11 @@ impl Volume {
             Opened::InPlace(_) => Duration::ZERO,
             Opened::Copied { .. } | Opened::Rebuilt => opened.label.quiesce,
         };
-        let OpenVolume { label, epoch, session, database, area, lease, hold, checked, .. } = opened;
+        let OpenVolume { label, epoch, session, database, area, journal, lease, hold, checked, .. } = opened;
         let (again, cache_bytes) = (Arc::downgrade(&area), settings.cache_bytes);
         let beside = Beside::new(move || {
             let area = again.upgrade().ok_or(AreaError::Closed)?;
-            Ok(open_beside(&area, cache_bytes)?)
+            Ok(open_beside(&area, cache_bytes, &replayer())?)
         });
         let space: Arc<Area> = area;
         Ok(Ground {
@@ -241,6 +246,7 @@ impl Volume {
             opening,
             label_at: 0,
             checked,
+            journal,
             beside,
         })
     }
@@ -253,7 +259,7 @@ impl Volume {
         let waited = settings.clock.boot();
         let options = ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() };
         let mut warnings: Vec<String> = survey.findings.iter().map(ToString::to_string).collect();
-        let view = match open_read_only(lun, survey.clone(), &options) {
+        let view = match open_read_only(lun, survey.clone(), &options, &replayer()) {
             Err(OpenError::Store(error)) => {
                 // So damaged that it does not even open: what can be read of it is read into memory.
                 let (database, _) = crate::fsck::rescue(lun, &survey).ok_or(OpenError::Store(error))??;
@@ -268,7 +274,7 @@ impl Volume {
         let (again, survey, label_at) = (Arc::downgrade(lun), view.survey.clone(), label_at(&view.survey));
         let beside = Beside::new(move || {
             let lun = again.upgrade().ok_or(AreaError::Closed)?;
-            Ok(open_read_only(&lun, survey.clone(), &options)?.database)
+            Ok(open_read_only(&lun, survey.clone(), &options, &replayer())?.database)
         });
         Ok(Ground {
             label: view.survey.label,
@@ -281,6 +287,7 @@ impl Volume {
             settle: Duration::ZERO,
             label_at,
             checked: true,
+            journal: None,
             beside,
             opening: Opening {
                 how: "read-only".to_owned(),

@@ -15,6 +15,7 @@ use crate::disk::member::MemberOptions;
 use crate::disk::open::{OpenVolume, Opened};
 use crate::node;
 use crate::status::Opening;
+use crate::store::redo::replayer;
 
 /// One unit of [`node::Options::commit_rounds`].
 const COMMIT_ROUND: Duration = Duration::from_millis(500);
@@ -89,7 +90,7 @@ impl Settings {
     }
 
     pub(crate) fn open_options(&self) -> disk::open::OpenOptions {
-        let mut options = disk::open::OpenOptions::new(self.client, &self.node);
+        let mut options = disk::open::OpenOptions::new(self.client, &self.node, replayer());
         options.who.cluster = self.cluster.clone();
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;

@@ -365,6 +365,7 @@ fn launch(
 ) -> Arc<Coordinator> {
     Coordinator::start(Parts {
         database: Arc::clone(database),
+        journal: None,
         space: area.clone(),
         lun: plate.clone(),
         authority: court.clone(),

@@ -112,6 +112,7 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
     let before = dump(&volume.database).unwrap();
     let coordinator = Coordinator::start(Parts {
         database: Arc::clone(&volume.database),
+        journal: None,
         space: volume.area.clone(),
         lun: volume.plate.clone(),
         peers: Arc::new(crate::peers::Alone),

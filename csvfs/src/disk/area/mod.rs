@@ -18,6 +18,9 @@
 //! and 90 KB or so. When chunks were given or the length has changed, the chunk map goes along: its first copy with
 //! FUA beside step 1, its second with FUA beside step 2; no further round trip.
 //!
+//! So a group of operations is usually made durable by a record in the redo journal ([`super::journal`]), and the store only
+//! now and then.
+//!
 //! # Order
 //!
 //! At the end of a sync everything before it is durable: pages, both copies of the map, length. Within a sync no order
@@ -309,8 +312,12 @@ impl Area {
         self.around.await_lease_unless(|| self.broken())
     }
 
+    pub(super) fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
     /// Remembers that `error` has ended the area, unless another one had before; that one is returned then.
-    fn fail(&self, error: AreaError) -> AreaError {
+    pub(super) fn fail(&self, error: AreaError) -> AreaError {
         let cause = self.state.lock().broken.get_or_insert(error).clone();
         self.changed.notify_all();
         tracing::error!(%cause, "the metadata store has stopped");

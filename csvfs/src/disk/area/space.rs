@@ -54,7 +54,8 @@ impl MetadataSpace for Area {
         let spare = (state.map.spare().len() as u64).max(budget.spare);
         let more_spare = spare - state.map.spare().len() as u64;
         // Asked for in portions: not a chunk each time that one is used.
-        let copies = (used + spare).saturating_sub(Self::for_copy(&state.map));
+        let copies = (used + state.map.journal(self.side).count() as u64 + spare)
+            .saturating_sub(Self::for_copy(&state.map));
         if more_spare * 2 < budget.spare && copies * 2 < budget.spare { 0 } else { more_spare + copies }
     }
 
@@ -96,7 +97,7 @@ impl MetadataSpace for Area {
                 if map.usage(chunk) != Some(ChunkUse::Data) {
                     continue;
                 }
-                let needed = (map.area(self.side).count() + map.spare().len()) as u64;
+                let needed = (map.all_of(self.side).len() + map.spare().len()) as u64;
                 let usage = if Self::for_copy(map) < needed { ChunkUse::Reserve } else { ChunkUse::Spare };
                 map.assign(chunk, usage);
             }

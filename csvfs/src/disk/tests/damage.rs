@@ -6,6 +6,7 @@ use super::*;
 use crate::disk::features::Features;
 use crate::disk::frame::Damage;
 use crate::disk::layout::{self, byte};
+use crate::disk::open::Replay;
 use crate::disk::repair::clear_dead_claims;
 use crate::disk::superblock::Superblock;
 use crate::disk::survey::{Finding, Survey, SurveyError};
@@ -151,7 +152,7 @@ fn a_map_without_a_store_is_refused_and_none_is_made() {
     let before = lun.image();
     assert!(matches!(open_as(&lun.wire(), 9, &clock), Err(OpenError::NoStore)));
     let wire: Arc<dyn Lun> = lun.wire();
-    let view = open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default());
+    let view = open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default(), &Replay::none());
     assert!(matches!(view, Err(OpenError::NoStore)));
     assert!(lun.image() == before);
 }
@@ -191,7 +192,8 @@ fn unknown_features_are_refused_or_read_only() {
     let error = open_as(&lun.wire(), 9, &clock).unwrap_err().to_string();
     assert!(error.contains("read-only"), "{error}");
     let wire: Arc<dyn Lun> = lun.wire();
-    let view = open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default()).unwrap();
+    let view =
+        open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default(), &Replay::none()).unwrap();
     assert_eq!(keys(&view.database), [0, 1, 2, 3]);
     lun.poke(at, &with(Features { compatible: 4, ..Features::default() }));
     assert!(opens_whole(&lun, &clock).is_empty());
@@ -214,7 +216,8 @@ fn a_flipped_byte_of_the_store_is_found_by_a_check_and_by_a_copy() {
     lun.poke(at + 99, &[0xff]);
     let reader: Arc<dyn Lun> = lun.wire();
     let options = ViewOptions { check: true, ..ViewOptions::default() };
-    let error = open_read_only(&reader, survey(&lun).unwrap(), &options).unwrap_err().to_string();
+    let error =
+        open_read_only(&reader, survey(&lun).unwrap(), &options, &Replay::none()).unwrap_err().to_string();
     assert!(error.contains("corrupt"), "{error}");
     let error = open_as(&lun.wire(), 10, &clock).unwrap_err().to_string();
     assert!(error.contains("corrupt") && error.contains("fsck"), "{error}");
@@ -231,7 +234,7 @@ fn a_view_changes_nothing_and_names_the_writer() {
     for load_max in [0, 1 << 30] {
         let wire: Arc<dyn Lun> = lun.wire();
         let options = ViewOptions { load_max, check: true, ..ViewOptions::default() };
-        let view = open_read_only(&wire, survey(&lun).unwrap(), &options).unwrap();
+        let view = open_read_only(&wire, survey(&lun).unwrap(), &options, &Replay::none()).unwrap();
         assert_eq!(keys(&view.database), [0, 1, 2, 3, 4]);
         assert!(view.writer.as_deref().is_some_and(|who| who.contains("host9")), "{:?}", view.writer);
         put(&view.database, 5, &vec![5; 3_000_000]);
@@ -240,7 +243,8 @@ fn a_view_changes_nothing_and_names_the_writer() {
     assert!(lun.image() == before, "a view has written to the LUN");
     volume.close().unwrap();
     let wire: Arc<dyn Lun> = lun.wire();
-    let view = open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default()).unwrap();
+    let view =
+        open_read_only(&wire, survey(&lun).unwrap(), &ViewOptions::default(), &Replay::none()).unwrap();
     assert_eq!(view.writer, None);
 }
 
@@ -291,7 +295,7 @@ fn a_damaged_label_is_read_from_its_copy_and_mended() {
         assert!(matches!(found.findings[..], [Finding::Label(_)]), "{:?}", found.findings);
         // A view shows it; a writer refuses until it is mended.
         let wire: Arc<dyn Lun> = lun.wire();
-        let view = open_read_only(&wire, found.clone(), &ViewOptions::default()).unwrap();
+        let view = open_read_only(&wire, found.clone(), &ViewOptions::default(), &Replay::none()).unwrap();
         assert_eq!(keys(&view.database), [0, 1, 2, 3]);
         let before = lun.image();
         let error = open_as(&lun.wire(), 9, &clock).unwrap_err().to_string();

@@ -23,7 +23,7 @@ pub(super) use bench_lun::{BenchLun, Event, Image, Survival, Wire, after_power_c
 
 use super::format::{FormatError, FormatOptions, format};
 use super::label::Label;
-use super::open::{OpenError, OpenOptions, OpenVolume, open};
+use super::open::{OpenError, OpenOptions, OpenVolume, Replay, open};
 
 pub(super) const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 pub(super) const MIB: u64 = 1 << 20;
@@ -78,7 +78,7 @@ pub(super) fn keys(database: &redb::Database) -> Vec<u64> {
 }
 
 pub(super) fn options(client: u64, clock: &BenchClock) -> OpenOptions {
-    let mut options = OpenOptions::new(ClientId(client), &format!("host{client}"));
+    let mut options = OpenOptions::new(ClientId(client), &format!("host{client}"), Replay::none());
     options.who.pid = 4000 + u32::try_from(client).unwrap();
     options.clock = Arc::new(clock.clone());
     options.rules = Rules::from_test_environment();

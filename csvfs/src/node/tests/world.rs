@@ -127,6 +127,7 @@ impl World {
         let epoch = authority.acquire(&ResourceId::Coordinator(VOLUME), client).unwrap().epoch;
         let coordinator = Coordinator::start(coordinator::Parts {
             database: Arc::clone(&database),
+            journal: None,
             space: Arc::new(NoSpaceNeeded),
             lun: Arc::clone(&platter) as _,
             authority: Arc::clone(&authority) as _,

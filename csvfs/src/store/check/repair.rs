@@ -11,7 +11,7 @@ use crate::store::record::{
     ACCESS_ACL, ClientRecord, Counters, DEFAULT_ACL, EntryRecord, ExtentRecord, HeldRecord, InodeRecord,
     MAYBE_SHARED, SharedRecord, XATTRS,
 };
-use crate::store::{COUNTERS_ROW, Result, Tables, high, low, pair, xattr_key};
+use crate::store::{COUNTERS_ROW, Changing, Result, Tables, high, low, pair, xattr_key};
 use crate::types::{Extent, FileBlock, Ino, Kind, LunBlock, Run, Timestamp};
 
 /// Checks and mendings at most: a mended fault may bring another to light.
@@ -442,11 +442,8 @@ impl<'t> Mender<'t> {
                 }
             }
             Place::Pending | Place::Quarantine => {
-                let table = if place == Place::Pending {
-                    self.tables.pending_mut()?
-                } else {
-                    self.tables.quarantine_mut()?
-                };
+                let is_pending = place == Place::Pending;
+                let table = if is_pending { self.tables.pending()? } else { self.tables.quarantine()? };
                 let mut rows = Vec::new();
                 for row in table.iter()? {
                     let (start, record) = row?;
@@ -457,9 +454,10 @@ impl<'t> Mender<'t> {
                     }
                 }
                 for (held, record) in rows {
-                    table.remove(held.start.0)?;
+                    self.held(is_pending)?.remove(held.start.0)?;
                     for part in without(held, run) {
-                        table.insert(part.start.0, HeldRecord { len: U64::new(part.len), ..record })?;
+                        let rest = HeldRecord { len: U64::new(part.len), ..record };
+                        self.held(is_pending)?.insert(part.start.0, rest)?;
                     }
                 }
             }
@@ -467,6 +465,11 @@ impl<'t> Mender<'t> {
             Place::Metadata => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// The blocks that wait to be free, or those in quarantine.
+    fn held(&mut self, is_pending: bool) -> Result<Changing<'_, 't, u64, HeldRecord>> {
+        if is_pending { self.tables.pending_mut() } else { self.tables.quarantine_mut() }
     }
 
     /// Takes `run` out of the table of shared runs.

@@ -72,6 +72,7 @@ impl Stage {
         let role = home.acquire(&ResourceId::Coordinator(VOLUME), first).unwrap().epoch;
         let coordinator = Coordinator::start(coordinator::Parts {
             database: Arc::clone(&database),
+            journal: None,
             space: Arc::new(NoSpaceNeeded),
             lun: Arc::clone(&platter) as _,
             authority: Arc::clone(&home) as _,
