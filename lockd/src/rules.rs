@@ -88,6 +88,8 @@ rules! {
     V9,
     /// Shared blocks are copied on write; fresh partial blocks are zero-filled; partial writes lock their block.
     V11,
+    /// An opening applies the changes that are in the redo journal only.
+    V12,
 }
 
 impl fmt::Display for Rule {

@@ -22,7 +22,7 @@ use super::journal::{self, Found, Journal};
 use super::label::Label;
 use super::layout;
 use super::map::ChunkUse;
-pub use super::options::{OpenOptions, Rebuild, Replay, Salvage};
+pub use super::options::{OpenOptions, Rebuild, Replay, Salvage, Unapplied};
 use super::superblock::{Side, Superblock};
 use super::survey::{Survey, open_claims, read_claims};
 use super::tree::Row;

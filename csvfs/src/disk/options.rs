@@ -79,13 +79,22 @@ impl OpenOptions {
 #[derive(Clone)]
 pub struct Replay(Option<Arc<OnReplay>>);
 
-/// See [`Replay`]; says why it could not be done.
-pub type OnReplay = dyn Fn(&redb::Database, &Found<'_>, Option<Epoch>) -> Result<(), String> + Send + Sync;
+/// See [`Replay`].
+pub type OnReplay = dyn Fn(&redb::Database, &Found<'_>, Option<Epoch>) -> Result<(), Unapplied> + Send + Sync;
+
+/// Why what is in the journal could not be applied.
+#[derive(Debug)]
+pub enum Unapplied {
+    /// The store failed.
+    Store(Box<redb::Error>),
+    /// The journal is not what it must be.
+    Journal(String),
+}
 
 impl Replay {
     /// Done by `on_replay`.
     pub fn new(
-        on_replay: impl Fn(&redb::Database, &Found<'_>, Option<Epoch>) -> Result<(), String>
+        on_replay: impl Fn(&redb::Database, &Found<'_>, Option<Epoch>) -> Result<(), Unapplied>
         + Send
         + Sync
         + 'static,
@@ -109,10 +118,11 @@ impl Replay {
         found: &Found<'_>,
         epoch: Option<Epoch>,
     ) -> Result<(), OpenError> {
-        self.0
-            .as_ref()
-            .map_or(Ok(()), |on_replay| on_replay(database, found, epoch))
-            .map_err(OpenError::Journal)
+        let Some(on_replay) = &self.0 else { return Ok(()) };
+        on_replay(database, found, epoch).map_err(|error| match error {
+            Unapplied::Store(error) => OpenError::Store(error),
+            Unapplied::Journal(why) => OpenError::Journal(why),
+        })
     }
 }
 

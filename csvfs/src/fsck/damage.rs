@@ -100,6 +100,7 @@ pub(super) fn open_rebuilt(
     let options = OpenOptions { rebuild: Some(Rebuild(Arc::new(make))), ..options };
     let opened = open(Arc::clone(lun), options).map_err(|error| match error {
         OpenError::Store(error) => OpenError::Rebuild(error.to_string()),
+        OpenError::Journal(error) => OpenError::Rebuild(error),
         other => other,
     })?;
     let (pages, lost) = std::mem::take(&mut *told.lock());

@@ -73,7 +73,7 @@ fn check_lun(
     let (findings, notes) = outside(&survey);
     let mut report = Report { volume: survey.label.uuid.to_string(), findings, notes, ..Report::default() };
     let options = ViewOptions { check: true, ..ViewOptions::default() };
-    match open_read_only(lun, survey.clone(), &options, &replayer()) {
+    match open_read_only(lun, survey.clone(), &options, &replayer(Rules::all())) {
         Ok(view) => {
             let key = HashKey(survey.label.hash_key);
             match store::check(&view.database, &key, &data_region(&survey.label), on_progress) {
@@ -84,6 +84,9 @@ fn check_lun(
         }
         Err(OpenError::Store(error)) => {
             damage::explain(lun, &survey, error.as_ref(), &mut report, on_progress)?
+        }
+        Err(error @ OpenError::Journal(_)) => {
+            damage::explain(lun, &survey, &error, &mut report, on_progress)?
         }
         Err(error) => return Err(error.into()),
     }
@@ -124,7 +127,7 @@ pub fn repair_url(url: &LunUri, rules: Rules, on_progress: OnProgress<'_>) -> Re
     let mut report = Report { volume: before.label.uuid.to_string(), ..Report::default() };
     match disk::open::open(Arc::clone(&lun), options.clone()) {
         Ok(opened) => mend(&lun, opened, &mut report, settings.clock.as_ref(), on_progress)?,
-        Err(OpenError::Store(error)) => {
+        Err(error @ (OpenError::Store(_) | OpenError::Journal(_))) => {
             tracing::info!(%error, "making a new store of what is left of this one");
             let opened = damage::open_rebuilt(&lun, options, &mut report)?;
             mend(&lun, opened, &mut report, settings.clock.as_ref(), on_progress)?;

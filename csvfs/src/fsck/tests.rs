@@ -42,7 +42,8 @@ impl Bench {
         let lun = lun_at(&path);
         let short = Duration::from_millis(500);
         format(&lun, &FormatSettings { window: short, quiesce: short, ..FormatSettings::default() }).unwrap();
-        let opened = open(Arc::clone(&lun), OpenOptions::new(ClientId(77), "test", replayer())).unwrap();
+        let opened =
+            open(Arc::clone(&lun), OpenOptions::new(ClientId(77), "test", replayer(Rules::all()))).unwrap();
         let key = HashKey(opened.label.hash_key);
         bulk::load(&opened.database, &key, FILES, Timestamp(0)).unwrap();
         opened.close().unwrap();
@@ -98,7 +99,7 @@ fn quiet() -> impl FnMut(&'static str, u64, u64) {
 
 /// What is in the volume: names in all directories.
 fn names(path: &Path) -> usize {
-    let opened = open(lun_at(path), OpenOptions::new(ClientId(77), "test", replayer())).unwrap();
+    let opened = open(lun_at(path), OpenOptions::new(ClientId(77), "test", replayer(Rules::all()))).unwrap();
     let rows = crate::store::dump(&opened.database).unwrap();
     opened.close().unwrap();
     rows.iter().filter(|(table, _, _)| *table == "entries").count()

@@ -15,13 +15,14 @@
 //! says which records it holds.
 
 use lockd::ids::Epoch;
+use lockd::rules::{Rule, Rules};
 use redb::{Database, Durability, ReadableTable};
 use zerocopy::little_endian::U64;
 
 use super::record::Counters;
 use super::{COUNTERS_ROW, Result, StoreError, Tables};
 use crate::disk::journal::Found;
-use crate::disk::open::Replay;
+use crate::disk::open::{Replay, Unapplied};
 
 /// The bytes before key and value.
 const HEAD: usize = 8;
@@ -116,14 +117,14 @@ pub(super) fn catch_up(tables: &mut Tables<'_>, found: &Found<'_>) -> Result<usi
     Ok(records.len())
 }
 
-fn replay(database: &Database, found: &Found<'_>, epoch: Option<Epoch>) -> Result<()> {
+fn replay(database: &Database, found: &Found<'_>, epoch: Option<Epoch>, rules: Rules) -> Result<()> {
     let mut transaction = database.begin_write()?;
     transaction
         .set_durability(Durability::Immediate)
         .map_err(|error| StoreError::Damaged(error.to_string()))?;
     transaction.set_quick_repair(true);
     let mut tables = Tables::of(&transaction);
-    let records = catch_up(&mut tables, found)?;
+    let records = if rules.keeps(Rule::V12) { catch_up(&mut tables, found)? } else { 0 };
     if let Some(epoch) = epoch {
         let counters = Counters { journal_epoch: U64::new(epoch.0), ..counters(&tables)? };
         tables.counters_mut()?.insert(COUNTERS_ROW, counters)?;
@@ -142,6 +143,11 @@ fn replay(database: &Database, found: &Found<'_>, epoch: Option<Epoch>) -> Resul
 
 /// Applies the journal of a volume when that is opened.
 #[must_use]
-pub fn replayer() -> Replay {
-    Replay::new(|database, found, epoch| replay(database, found, epoch).map_err(|error| error.to_string()))
+pub fn replayer(rules: Rules) -> Replay {
+    Replay::new(move |database, found, epoch| {
+        replay(database, found, epoch, rules).map_err(|error| match error {
+            StoreError::Database(error) => Unapplied::Store(error),
+            StoreError::Damaged(why) => Unapplied::Journal(why),
+        })
+    })
 }

@@ -11,6 +11,9 @@ mod reporter;
 mod settings;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -228,10 +231,10 @@ impl Volume {
             Opened::Copied { .. } | Opened::Rebuilt => opened.label.quiesce,
         };
         let OpenVolume { label, epoch, session, database, area, journal, lease, hold, checked, .. } = opened;
-        let (again, cache_bytes) = (Arc::downgrade(&area), settings.cache_bytes);
+        let (again, cache_bytes, rules) = (Arc::downgrade(&area), settings.cache_bytes, settings.rules);
         let beside = Beside::new(move || {
             let area = again.upgrade().ok_or(AreaError::Closed)?;
-            Ok(open_beside(&area, cache_bytes, &replayer())?)
+            Ok(open_beside(&area, cache_bytes, &replayer(rules))?)
         });
         let space: Arc<Area> = area;
         Ok(Ground {
@@ -258,11 +261,12 @@ impl Volume {
             refuse_beside_writer(lun.as_ref(), Survey::read(lun.as_ref())?, settings.clock.as_ref())?;
         let waited = settings.clock.boot();
         let options = ViewOptions { pool: settings.pool.clone(), ..ViewOptions::default() };
+        let replay = replayer(settings.rules);
         let mut warnings: Vec<String> = survey.findings.iter().map(ToString::to_string).collect();
-        let view = match open_read_only(lun, survey.clone(), &options, &replayer()) {
-            Err(OpenError::Store(error)) => {
+        let view = match open_read_only(lun, survey.clone(), &options, &replay) {
+            Err(error @ (OpenError::Store(_) | OpenError::Journal(_))) => {
                 // So damaged that it does not even open: what can be read of it is read into memory.
-                let (database, _) = crate::fsck::rescue(lun, &survey).ok_or(OpenError::Store(error))??;
+                let (database, _) = crate::fsck::rescue(lun, &survey).ok_or(error)??;
                 warnings.push("the metadata store is damaged: what can be read of it is shown".to_owned());
                 View { database, survey, writer: None }
             }
@@ -274,7 +278,7 @@ impl Volume {
         let (again, survey, label_at) = (Arc::downgrade(lun), view.survey.clone(), label_at(&view.survey));
         let beside = Beside::new(move || {
             let lun = again.upgrade().ok_or(AreaError::Closed)?;
-            Ok(open_read_only(&lun, survey.clone(), &options, &replayer())?.database)
+            Ok(open_read_only(&lun, survey.clone(), &options, &replay)?.database)
         });
         Ok(Ground {
             label: view.survey.label,

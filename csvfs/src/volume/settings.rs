@@ -90,7 +90,7 @@ impl Settings {
     }
 
     pub(crate) fn open_options(&self) -> disk::open::OpenOptions {
-        let mut options = disk::open::OpenOptions::new(self.client, &self.node, replayer());
+        let mut options = disk::open::OpenOptions::new(self.client, &self.node, replayer(self.rules));
         options.who.cluster = self.cluster.clone();
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;

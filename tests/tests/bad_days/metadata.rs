@@ -113,7 +113,10 @@ fn a_flipped_byte_is_found_or_does_no_harm() -> Result<()> {
 
 /// Changes the store behind the volume's back.
 fn edit(url: &str, change: impl FnOnce(&mut Tables<'_>) -> Result<()>) -> Result<()> {
-    let volume = open(lun(url)?, OpenOptions::new(ClientId(77), "test", csvfs::store::redo::replayer()))?;
+    let volume = open(
+        lun(url)?,
+        OpenOptions::new(ClientId(77), "test", csvfs::store::redo::replayer(lockd::rules::Rules::all())),
+    )?;
     let transaction = volume.database.begin_write()?;
     change(&mut Tables::of(&transaction))?;
     transaction.commit()?;

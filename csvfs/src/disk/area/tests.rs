@@ -232,7 +232,7 @@ fn what_an_earlier_area_held_is_reserve_again_after_the_quiesce_time() {
     wire.cut();
     drop(first);
     let volume = open_as(&lun.wire(), 2, &clock).unwrap();
-    let held: Vec<u32> = before.area(Side::A).map(|(_, chunk)| chunk).collect();
+    let held = before.all_of(Side::A);
     assert_eq!(volume.area.map().spent(), held);
     assert_eq!(volume.hold.claim().client, ClientId(2));
     clock.advance(Duration::from_secs(3601));

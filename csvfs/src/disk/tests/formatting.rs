@@ -90,7 +90,7 @@ fn sizes_that_are_no_multiples_are_used_as_far_as_they_go() {
         assert_eq!(label.lun_size, size / 4096 * 4096);
         let survey = Survey::read(lun.wire().as_ref()).unwrap();
         let taken = survey.map.spare().len() + survey.map.reserve().len() + 1;
-        let taken = taken as u64 + survey.map.area(survey.superblock.side).count() as u64;
+        let taken = (taken + survey.map.all_of(survey.superblock.side).len()) as u64;
         assert_eq!(blocks, label.lun_size / 4096 - taken * MIB / 4096);
         assert!(survey.findings.is_empty());
         assert!(taken * MIB <= size / 2, "{taken} MiB of {size} bytes are not for file data");

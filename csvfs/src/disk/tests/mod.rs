@@ -5,6 +5,7 @@ mod bench_lun;
 mod crash;
 mod damage;
 mod formatting;
+mod journal;
 mod measure;
 mod members;
 mod opening;
