@@ -2,7 +2,7 @@
 //!
 //! Operations are methods of [`Change`], by subject: `names`, `rename`, `attributes`, `xattrs`, `mapping`, `reserve`.
 //! Each checks first and changes after: the transaction is shared by a group, so that a refused operation must leave
-//! no trace in it. [`Change`] neither commits nor answers: a journal between the two would go into the writer.
+//! no trace in it. [`Change`] neither commits nor answers: that is the writer's.
 
 use lockd::ids::{ClientId, Epoch, SessionId};
 use lockd::rules::Rules;

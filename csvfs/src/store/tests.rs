@@ -124,3 +124,73 @@ fn figures_of_a_check_of_a_million_files() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap());
 }
+
+#[test]
+fn a_record_of_the_journal_does_again_what_was_done() {
+    let make = || {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        initialise(&database, &[Run { start: LunBlock(100), len: 50 }], Timestamp(1)).unwrap();
+        database
+    };
+    let (first, second) = (make(), make());
+    let transaction = first.begin_write().unwrap();
+    let mut tables = Tables::logged(&transaction);
+    tables.free_mut().unwrap().insert(110, 3).unwrap();
+    tables.free_mut().unwrap().insert(120, 4).unwrap();
+    tables.free_mut().unwrap().remove(110).unwrap();
+    tables.xattrs_mut().unwrap().insert(xattr_key(1, b"user.a").as_slice(), &b"b"[..]).unwrap();
+    tables.slots_mut().unwrap().insert(pair(1, 2), &[][..]).unwrap();
+    let log = tables.take_log();
+    drop(tables);
+    transaction.commit().unwrap();
+    // Also twice: rows are put as a whole.
+    for _ in 0..2 {
+        let transaction = second.begin_write().unwrap();
+        redo::apply(&mut Tables::of(&transaction), log.bytes()).unwrap();
+        transaction.commit().unwrap();
+        assert!(dump(&first).unwrap() == dump(&second).unwrap());
+    }
+    // Its bytes are for good.
+    let mut golden = redo::Log::default();
+    golden.put(4, &[1, 2], &[3]);
+    golden.remove(6, &[7]);
+    assert_eq!(hex(golden.bytes()), "0401020001000000010203060001000000000007");
+    for name in ["inodes", "entries", "extents", "free", "shared", "xattrs", "orphans", "reserves", "pending"]
+    {
+        assert!(Tables::number(name).is_some(), "{name}");
+    }
+    assert_eq!((Tables::number("free"), Tables::number("counters")), (Some(4), Some(14)));
+}
+
+#[test]
+fn arbitrary_bytes_are_no_record() {
+    let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+    initialise(&database, &[Run { start: LunBlock(100), len: 50 }], Timestamp(1)).unwrap();
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut refused = 0;
+    for _ in 0..2000 {
+        let mut log = redo::Log::default();
+        let (key, value) = (next().to_le_bytes(), next().to_le_bytes());
+        let len = usize::try_from(next() % 9).unwrap();
+        log.put(u8::try_from(next() % 17).unwrap(), &key[..len], &value);
+        let mut bytes = log.bytes().to_vec();
+        match next() % 3 {
+            0 => bytes.truncate(usize::try_from(next() % 20).unwrap()),
+            1 => {
+                let place = usize::try_from(next()).unwrap_or(0) % bytes.len();
+                bytes[place] = u8::try_from(next() % 256).unwrap();
+            }
+            _ => {}
+        }
+        let transaction = database.begin_write().unwrap();
+        refused += u32::from(redo::apply(&mut Tables::of(&transaction), &bytes).is_err());
+        transaction.abort().unwrap();
+    }
+    assert!((1000..2000).contains(&refused), "{refused}");
+}
