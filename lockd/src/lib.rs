@@ -11,6 +11,7 @@ pub mod authority;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod failpoint;
 pub mod ids;
 pub mod lease;
 pub mod local;

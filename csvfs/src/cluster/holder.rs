@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lockd::client::{ClientError, HolderReply, HolderRequest, check_epoch};
+use lockd::failpoint;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, VolumeId};
 use lockd::local::message::Recipient;
 use lockd::machine::{Cookie, MOVES_MAX, Refusal as LockdRefusal};
@@ -201,6 +202,7 @@ impl Holder {
         let request =
             HolderRequest::Take { cookie, from, resources: resources.to_vec(), with_locks }.encode()?;
         node.offer(Offer { cookie, files: inos.clone(), to: session, with_locks, epoch });
+        failpoint::reached("transfer.offered");
         let recipient = Recipient::Node { node: to.clone(), resource: first.clone() };
         let answer = plane.client().forward_within(recipient, request, OFFER_STANDS);
         let answer =

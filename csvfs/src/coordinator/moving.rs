@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lockd::authority::Holding;
+use lockd::failpoint;
 use lockd::ids::{ClientId, ResourceId, SessionId};
 use lockd::machine::MOVES_MAX;
 use lockd::rules::Rule;
@@ -169,6 +170,7 @@ fn depart(core: &Arc<Core>, journey: Journey, finish: Finish) {
         owner.rested(told);
         finish.reply(Err(refusal));
     };
+    failpoint::reached("move.begun");
     core.clients.ask(server.client, callback, Box::new(moved));
     core.watch.wake();
 }
@@ -212,6 +214,7 @@ pub fn settle(core: &Core) {
 
 /// The last server has yielded: the next one serves from now on.
 fn arrived(core: &Arc<Core>, journey: &Journey, to: Option<Owner>, slots: Vec<FileSlots>, finish: Finish) {
+    failpoint::reached("move.yielded");
     let inos = journey.inos();
     let home = core.home();
     let next = to.map_or(home.1, |owner| owner.client);

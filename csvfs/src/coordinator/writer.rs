@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lockd::authority::Standing;
+use lockd::failpoint;
 use lockd::ids::{ClientId, Sequence, SessionId};
 use lockd::network::CarrierError;
 use lockd::rules::Rule;
@@ -201,6 +202,7 @@ impl Writer {
             outcome.answers.drain(..).for_each(|answer| answer.give(&core));
         }
         if dirty {
+            failpoint::reached("commit.applied");
             let written = match journal {
                 Some(journal) => {
                     journal.append(counters.journal_sequence.get(), log.bytes()).map_err(StoreError::below)?
@@ -216,6 +218,7 @@ impl Writer {
                 }
                 None => self.make_durable(transaction)?,
             }
+            failpoint::reached("commit.durable");
             core.commits.fetch_add(1, Ordering::Relaxed);
             core.outdate();
         } else {

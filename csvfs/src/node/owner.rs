@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use lockd::authority::Authority;
+use lockd::failpoint;
 use lockd::ids::{ClientId, Epoch, ResourceId, SlotId};
 use lockd::machine::Cookie;
 use lockd::rules::Rule;
@@ -92,6 +93,7 @@ impl Core {
             }
             let asked: Vec<Ino> = passages.iter().map(|(file, _)| file.ino).collect();
             let acquire = Operation::Acquire { files: asked.clone(), claim };
+            failpoint::reached("acquire.asking");
             let moved: HashSet<Ino> = match self.channel.call(acquire).await {
                 Ok(Answer::Moved(moved)) if !moved.is_empty() => moved.into_iter().collect(),
                 Ok(other) => return Err(unexpected(&other).into()),
@@ -100,6 +102,7 @@ impl Core {
                     return Err(error.into());
                 }
             };
+            failpoint::reached("acquire.moved");
             let here = |file: &&Arc<File>| moved.contains(&file.ino);
             let arrived: Vec<Arc<File>> =
                 passages.iter().map(|(file, _)| file).filter(here).map(Arc::clone).collect();
@@ -110,6 +113,7 @@ impl Core {
                 self.return_untaken(untaken).await;
                 return Err(refusal);
             }
+            failpoint::reached("acquire.served");
             wanted = passages
                 .into_iter()
                 .map(|(file, _)| file)

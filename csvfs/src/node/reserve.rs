@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use lockd::clock::BootTime;
+use lockd::failpoint;
 use lockd::rules::Rule;
 use parking_lot::Mutex;
 
@@ -144,6 +145,7 @@ impl Core {
 
     /// V6: the blocks are used when the coordinator has answered, that is when the grant is durable.
     async fn grow_reserve(&self, want: u64) -> Result<(), Refusal> {
+        failpoint::reached("reserve.asking");
         match self.channel.call(Operation::Reserve { want }).await? {
             Answer::Runs(runs) if runs.is_empty() => Err(Refusal::NoSpace),
             Answer::Runs(runs) => {

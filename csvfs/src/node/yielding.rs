@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use lockd::authority::Handover;
 use lockd::client::check_epoch;
 use lockd::clock::BootTime;
+use lockd::failpoint;
 use lockd::ids::{Epoch, ResourceId};
 use lockd::machine::Cookie;
 use lockd::rules::Rule;
@@ -151,6 +152,7 @@ impl Core {
         demand: &Demand,
         terms: Terms,
     ) -> Result<Gone, Refusal> {
+        failpoint::reached("yield.begun");
         let next = demand.next;
         let files: Vec<Arc<File>> = set.iter().filter_map(|leaving| leaving.file.clone()).collect();
         let own_wish = next.is_some_and(|next| next.client == self.client);
@@ -188,6 +190,7 @@ impl Core {
         }
         let stopped = self.clock.boot();
         let (_guests, stills) = self.hold_all_still(&files).await;
+        failpoint::reached("yield.stopped");
         for Leaving { ino, tenure, file } in set {
             // Nothing is pending of what has come back to the coordinator's node and has not been used there since, nor of
             // what was closed here, and opened again, before the call came. Whose it is the authority knows.
@@ -204,7 +207,9 @@ impl Core {
         self.put_back(fresh, false).await;
         let in_place = own_wish || (next.is_none() && self.is_home());
         let slots = if in_place { Vec::new() } else { self.hand_slots(demand.journey, &files).await? };
+        failpoint::reached("yield.committed");
         let epoch = self.give(set, next, terms.escrow).await?;
+        failpoint::reached("yield.given");
         for file in &files {
             if in_place {
                 let owned =

@@ -5,6 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use lockd::authority::Authority;
+use lockd::failpoint;
 use lockd::ids::Epoch;
 use lockd::lease::Lease;
 use redirector::lun::{Identity, Lun};
@@ -39,6 +40,7 @@ impl Volume {
         let begun = settings.clock.boot();
         let member = Member::join(place, label.uuid, seen, Arc::clone(&settings.clock))?;
         let authority: Arc<dyn Authority> = Arc::clone(&member.plane) as _;
+        failpoint::reached("mount.joined");
         let mut warned = false;
         loop {
             let (carrier, epoch, office, coordinator, beat, opening) = match member.role()? {
@@ -97,6 +99,7 @@ impl Volume {
             member.serve_node(&node);
             match attach(&node) {
                 Ok(()) => {
+                    failpoint::reached("mount.attached");
                     // V1: before the first write. The coordinator serves, so that it has opened the volume.
                     let claim = match &office {
                         Some(_) => None,

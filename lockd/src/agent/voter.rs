@@ -8,9 +8,10 @@ use tokio::sync::watch;
 
 use super::control::Told;
 use super::replica::Replica;
+use crate::failpoint;
 use crate::ids::NodeName;
 use crate::local::message::VotersChange;
-use crate::machine::{Answer, EventIndex, Query};
+use crate::machine::{Answer, Command, EventIndex, Operation, Query, decode_command};
 use crate::raft::{MembershipError, ProposeError, RaftNode};
 
 /// The replicated state on this node, and how far its events go.
@@ -36,8 +37,17 @@ impl Voter {
 
     /// Has a command applied.
     pub(super) async fn propose(&self, command: Vec<u8>) -> Told {
+        let moves = failpoint::is_on() && is_transfer(&command);
+        if moves {
+            failpoint::reached("lockd.transfer.received");
+        }
         match self.raft.propose(command).await {
-            Ok(proposed) => Told::Replied(proposed.reply),
+            Ok(proposed) => {
+                if moves {
+                    failpoint::reached("lockd.transfer.applied");
+                }
+                Told::Replied(proposed.reply)
+            }
             Err(error) => told(error),
         }
     }
@@ -81,6 +91,10 @@ impl Voter {
         let _ = tokio::time::timeout(wait, last.wait_for(|last| *last > after)).await;
         self.raft.peek(|replica| replica.state.query(&Query::Events { after }))
     }
+}
+
+fn is_transfer(command: &[u8]) -> bool {
+    matches!(decode_command(command), Ok(Command::Client { operation: Operation::Transfer { .. }, .. }))
 }
 
 fn last_event_of(raft: &RaftNode<Replica>) -> EventIndex {

@@ -17,6 +17,7 @@
 
 mod config;
 mod daemon;
+mod failpoints;
 mod faults;
 mod identity;
 mod namespace;

@@ -92,6 +92,7 @@ impl Node {
         spec.env("CSV_CLUSTER", &self.cluster_file.display().to_string())
             .env("CSV_NODE", &self.name())
             .env("CSV_RUN_DIR", &self.run_folder().display().to_string())
+            .env("CSV_FAILPOINTS", &self.failpoint_folder().display().to_string())
     }
 
     /// The lockd of this node: ready when its socket accepts clients.

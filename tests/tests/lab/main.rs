@@ -3,6 +3,7 @@
 mod bad_input;
 mod claims;
 mod daemons;
+mod failpoints;
 mod handover;
 mod image_lock;
 mod lockctl;
