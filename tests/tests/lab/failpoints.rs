@@ -215,5 +215,5 @@ fn whoever_is_killed_at_a_point_of_a_protocol_leaves_one_truth() -> Result<()> {
 
 #[test]
 fn whoever_is_paused_or_cut_off_at_a_point_of_a_protocol_leaves_one_truth() -> Result<()> {
-    faults_at_points(&[Fault::Pause, Fault::Cut], 0, if is_soak() { 1 } else { 6 })
+    faults_at_points(&[Fault::Pause, Fault::Cut], 0, if is_soak() { 1 } else { 5 })
 }
