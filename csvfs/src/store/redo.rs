@@ -60,16 +60,24 @@ impl Log {
     }
 }
 
-/// One row of a record: its table, its key, its value if it was put; and what follows.
-fn next(bytes: &[u8]) -> Option<(u8, &[u8], Option<&[u8]>, &[u8])> {
+/// One row of a record.
+struct Row<'a> {
+    table: u8,
+    key: &'a [u8],
+    /// Nothing if it was taken away.
+    value: Option<&'a [u8]>,
+}
+
+/// The first row of `bytes`, and what follows.
+fn next(bytes: &[u8]) -> Option<(Row<'_>, &[u8])> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
     let key_len = usize::from(u16::from_le_bytes([head[2], head[3]]));
     let value_len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
     let (key, rest) = rest.split_at_checked(key_len)?;
     let (value, rest) = rest.split_at_checked(usize::try_from(value_len).ok()?)?;
     match head[1] {
-        0 if value.is_empty() => Some((head[0], key, None, rest)),
-        1 => Some((head[0], key, Some(value), rest)),
+        0 if value.is_empty() => Some((Row { table: head[0], key, value: None }, rest)),
+        1 => Some((Row { table: head[0], key, value: Some(value) }, rest)),
         _ => None,
     }
 }
@@ -78,17 +86,13 @@ fn next(bytes: &[u8]) -> Option<(u8, &[u8], Option<&[u8]>, &[u8])> {
 pub(super) fn apply(tables: &mut Tables<'_>, record: &[u8]) -> Result<()> {
     let mut rest = record;
     while !rest.is_empty() {
-        let row = next(rest);
-        let put = row.map(|(table, key, value, _)| tables.put_raw(table, key, value)).transpose()?;
-        match (row, put) {
-            (Some((.., behind)), Some(true)) => rest = behind,
-            _ => {
-                let at = record.len() - rest.len();
-                return Err(StoreError::Damaged(format!(
-                    "byte {at} of a record of the redo journal is no row"
-                )));
-            }
+        let at = record.len() - rest.len();
+        let no_row = || StoreError::Damaged(format!("byte {at} of a record of the redo journal is no row"));
+        let (row, behind) = next(rest).ok_or_else(no_row)?;
+        if !tables.put_raw(row.table, row.key, row.value)? {
+            return Err(no_row());
         }
+        rest = behind;
     }
     Ok(())
 }

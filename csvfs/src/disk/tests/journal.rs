@@ -95,7 +95,7 @@ fn v12_a_torn_record_and_all_behind_it_do_not_count() {
     let (lun, _, volume, at) = volume();
     let (journal, epoch) = (volume.journal.as_ref().unwrap(), volume.epoch);
     for sequence in 1..=3 {
-        assert!(append(journal, sequence, &[sequence as u8; 9000]));
+        assert!(append(journal, sequence, &[u8::try_from(sequence).unwrap(); 9000]));
     }
     for sector in 0..8 {
         let place = at + 3 * BLOCK + sector * 512 + 8 + 80;
@@ -167,7 +167,8 @@ fn v2_a_copy_of_the_store_has_a_journal_of_its_own() {
     assert!(append(first.journal.as_ref().unwrap(), 1, b"first"));
     wire.cut();
     drop(first);
-    let seen: Arc<parking_lot::Mutex<Vec<(Vec<Vec<u8>>, Option<Epoch>)>>> = Arc::default();
+    type Seen = (Vec<Vec<u8>>, Option<Epoch>);
+    let seen: Arc<parking_lot::Mutex<Vec<Seen>>> = Arc::default();
     let noted = Arc::clone(&seen);
     let replay = Replay::new(move |_, found, new| {
         noted.lock().push((found.after(epoch, 0).unwrap().0, new));
