@@ -194,7 +194,11 @@ fn faults_at_points(faults: &[Fault], part: usize, parts: usize) -> Result<()> {
     with_three_mounts(|cluster| {
         let all = POINTS.iter().flat_map(|(point, _)| faults.iter().map(move |fault| (*point, *fault)));
         let mut failed = Vec::new();
-        for (round, (point, fault)) in all.enumerate().filter(|(round, _)| round % parts == part) {
+        // In a soak all points; else, of pauses and cuts, those of a handover.
+        let is_chosen =
+            |point: &str| is_soak() || faults == [Fault::Kill] || Action::to(point) == Action::Transfer;
+        let chosen = all.enumerate().filter(|(round, (point, _))| round % parts == part && is_chosen(point));
+        for (round, (point, fault)) in chosen {
             match one_fault(cluster, point, fault, round) {
                 Ok(took) => eprintln!("{point}, {fault:?}: all went on after {took:.2?}"),
                 Err(error) => {
