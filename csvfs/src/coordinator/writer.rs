@@ -213,7 +213,8 @@ impl Writer {
                 // V12: durable before anybody sees it.
                 Some(written) => {
                     written.wait().map_err(StoreError::below)?;
-                    transaction.set_durability(Durability::None).map_err(impossible)?;
+                    let in_memory = transaction.set_durability(Durability::None);
+                    in_memory.map_err(|error| StoreError::Damaged(error.to_string()))?;
                     transaction.commit()?;
                 }
                 None => self.make_durable(transaction)?,
@@ -231,7 +232,6 @@ impl Writer {
 
     /// Commits the store itself, and all that the journal has with it.
     fn make_durable(&self, mut transaction: redb::WriteTransaction) -> Result<(), StoreError> {
-        transaction.set_durability(Durability::Immediate).map_err(impossible)?;
         // The allocator's state goes along, so that opening after a crash is instant.
         transaction.set_quick_repair(true);
         transaction.commit()?;
@@ -497,10 +497,6 @@ impl Writer {
         change.tables.clients_mut()?.insert(client.0, record)?;
         Ok(())
     }
-}
-
-fn impossible(error: redb::SetDurabilityError) -> StoreError {
-    StoreError::Damaged(error.to_string())
 }
 
 /// How an operation came to its end.

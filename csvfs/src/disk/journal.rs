@@ -22,7 +22,9 @@
 //!
 //! The store says up to which sequence it holds everything, and in whose epoch: its numbers go along with every change. Of
 //! the records from the first byte on, as long as they are whole, of that epoch, and follow one another, those after that
-//! sequence count. Whatever lies behind them is older, or the torn rest of a record that nobody was told of.
+//! sequence count. Whatever lies behind them is older, or the torn rest of a record that nobody was told of. A record that
+//! is not whole and has a later one behind it is damaged: its writer has waited for it before it wrote that one. (The last
+//! record, damaged, looks as if it were torn: nobody can tell.)
 //!
 //! The journal is begun anew, from its first byte, only when the store has been made durable: an interruption before that
 //! leaves all records, one after it leaves old ones, whose sequences the store has passed. An opening makes the store
@@ -235,16 +237,40 @@ pub struct Found<'a> {
     place: Option<Place>,
 }
 
-/// Why a journal cannot be used.
+/// A journal cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The LUN failed.
-    #[error("the redo journal cannot be read at byte {offset} of the LUN (errno {errno})")]
-    Read {
-        /// Where on the LUN.
-        offset: u64,
-        /// What the LUN said.
-        errno: i32,
+#[error("the redo journal cannot be read at byte {offset} of the LUN (errno {errno})")]
+pub struct Unreadable {
+    /// Where on the LUN.
+    pub offset: u64,
+    /// What the LUN said.
+    pub errno: i32,
+}
+
+/// The records that a store does not hold.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Records {
+    /// In the order of their sequences.
+    pub list: Vec<Vec<u8>>,
+    /// The sequence of the last one.
+    pub last: u64,
+    /// Why there were more, if there were: what was acknowledged is lost.
+    pub lost: Option<Lost>,
+}
+
+/// Records that were acknowledged are not there.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Lost {
+    /// A record is damaged.
+    #[error(
+        "change {record} in the redo journal is damaged, and change {later} behind it is whole: what was changed from \
+         {record} on is lost"
+    )]
+    Damaged {
+        /// Which.
+        record: u64,
+        /// The first one behind it that is whole.
+        later: u64,
     },
     /// The store is older than the journal's first record.
     #[error(
@@ -280,31 +306,41 @@ impl<'a> Found<'a> {
         Self { lun, pool, place: None }
     }
 
-    /// The records that a store does not hold which holds all up to `sequence`, in the order of their sequences, with
-    /// the sequence of the last one.
+    /// The records that a store does not hold which holds all up to `sequence`.
     ///
     /// # Errors
-    /// If the LUN fails, or records are missing.
-    pub fn after(&self, epoch: Epoch, sequence: u64) -> Result<(Vec<Vec<u8>>, u64), JournalError> {
-        let (mut records, mut last) = (Vec::new(), sequence);
-        let Some(place) = &self.place else { return Ok((records, last)) };
+    /// If the LUN fails.
+    pub fn after(&self, epoch: Epoch, sequence: u64) -> Result<Records, Unreadable> {
+        let mut records = Records { last: sequence, ..Records::default() };
+        let Some(place) = &self.place else { return Ok(records) };
         let mut bytes = Vec::new();
-        let (mut at, mut expected) = (0, None);
+        let (mut at, mut before) = (0, None::<u64>);
         while let Some((found, record)) = self.next(place, &mut bytes, at, epoch)? {
-            if expected.is_some_and(|expected| expected != found) {
+            if before.is_some_and(|before| before.checked_add(1) != Some(found)) {
                 break;
             }
-            if expected.is_none() && found > sequence + 1 {
-                return Err(JournalError::Gap { store: sequence, journal: found });
+            if found > records.last.saturating_add(1) {
+                records.lost = Some(Lost::Gap { store: sequence, journal: found });
+                return Ok(records);
             }
             at += taken(record.len());
-            expected = Some(found + 1);
+            before = Some(found);
             if found > sequence {
-                records.push(record.to_vec());
-                last = found;
+                records.list.push(record.to_vec());
+                records.last = found;
             }
         }
-        Ok((records, last))
+        // Of what was there before the journal was begun anew, the store holds everything.
+        while at + BLOCK <= place.len() {
+            at += BLOCK;
+            if let Some((later, _)) = self.next(place, &mut bytes, at, epoch)?
+                && later > records.last
+            {
+                records.lost = Some(Lost::Damaged { record: records.last + 1, later });
+                break;
+            }
+        }
+        Ok(records)
     }
 
     /// The record at `at`, if a whole one of that epoch is there.
@@ -314,7 +350,7 @@ impl<'a> Found<'a> {
         bytes: &'b mut Vec<u8>,
         at: u64,
         epoch: Epoch,
-    ) -> Result<Option<(u64, &'b [u8])>, JournalError> {
+    ) -> Result<Option<(u64, &'b [u8])>, Unreadable> {
         if at + BLOCK > place.len() {
             return Ok(None);
         }
@@ -333,7 +369,7 @@ impl<'a> Found<'a> {
     }
 
     /// Reads on, up to byte `end` at least.
-    fn fill(&self, place: &Place, bytes: &mut Vec<u8>, end: u64) -> Result<(), JournalError> {
+    fn fill(&self, place: &Place, bytes: &mut Vec<u8>, end: u64) -> Result<(), Unreadable> {
         let have = bytes.len() as u64;
         if have >= end {
             return Ok(());
@@ -341,7 +377,7 @@ impl<'a> Found<'a> {
         let end = end.next_multiple_of(READ).min(place.len());
         for (offset, len) in place.requests(have, end - have) {
             let read = blocking::read(self.lun, offset, self.pool.take(len));
-            bytes.extend_from_slice(&read.map_err(|errno| JournalError::Read { offset, errno })?);
+            bytes.extend_from_slice(&read.map_err(|errno| Unreadable { offset, errno })?);
         }
         Ok(())
     }

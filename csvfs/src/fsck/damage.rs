@@ -15,7 +15,7 @@ use crate::disk::tree::{BAD_MAX, Walk};
 use crate::disk::view::{ViewOptions, salvage};
 use crate::store::check::{self as store, Findings, OnProgress};
 use crate::store::cookie::HashKey;
-use crate::store::rebuild::{describe, follows, losses, rebuild};
+use crate::store::rebuild::{Rebuilt, describe, follows, losses, rebuild};
 use crate::volume::VolumeError;
 
 /// What a walk has found, in words.
@@ -32,17 +32,23 @@ fn pages(walk: &Walk) -> Vec<String> {
     said
 }
 
+/// What can be read of a damaged store.
+pub(crate) struct Rescued {
+    /// It, in memory.
+    pub database: redb::Database,
+    /// What the walk over its pages has found.
+    pub walk: Walk,
+    /// Why the redo journal could not be used, or not all of it.
+    pub journal: Option<String>,
+}
+
 /// A store in memory of what can be read of the one on `lun`. Nothing if nothing can be.
-pub(crate) fn rescue(
-    lun: &Arc<dyn Lun>,
-    survey: &Survey,
-) -> Option<Result<(redb::Database, Walk), VolumeError>> {
+pub(crate) fn rescue(lun: &Arc<dyn Lun>, survey: &Survey) -> Option<Result<Rescued, VolumeError>> {
     let database = redb::Builder::new().create_with_backend(redb::backends::InMemoryBackend::new()).ok()?;
     let options = ViewOptions::default();
     let found = Found::of(survey, lun.as_ref(), &options.pool);
     match rebuild(&database, &[], &found, |on_row| salvage(lun, survey, &options, on_row)) {
-        Ok(Ok(Some(walk))) => Some(Ok((database, walk))),
-        Ok(Ok(None)) => None,
+        Ok(Ok(Rebuilt { walk, journal })) => walk.map(|walk| Ok(Rescued { database, walk, journal })),
         Ok(Err(error)) => Some(Err(error.into())),
         Err(error) => Some(Err(error.into())),
     }
@@ -61,8 +67,9 @@ pub(super) fn explain(
         report.findings.push("nothing of the metadata store can be read: its header is damaged".to_owned());
         return Ok(());
     };
-    let (database, walk) = rescued?;
+    let Rescued { database, walk, journal } = rescued?;
     report.findings.extend(pages(&walk));
+    report.lost.extend(journal);
     let key = HashKey(survey.label.hash_key);
     let found = store::check(&database, &key, &data_region(&survey.label), on_progress)?;
     report.lost.extend(losses(&database, &found)?);
@@ -87,13 +94,14 @@ pub(super) fn open_rebuilt(
                      given: &[crate::types::Run],
                      read: &mut crate::disk::open::Salvage<'_>| {
         let found = Found::of(&survey, beside.as_ref(), &pool);
-        let walk = rebuild(database, given, &found, |on_row| read(on_row))
+        let Rebuilt { walk, journal } = rebuild(database, given, &found, |on_row| read(on_row))
             .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?
-            .ok_or("its header is damaged, and nothing else says where anything is")?;
+            .map_err(|error| error.to_string())?;
+        let walk = walk.ok_or("its header is damaged, and nothing else says where anything is")?;
         let found =
             store::check(database, &key, &region, &mut |_, _, _| {}).map_err(|error| error.to_string())?;
-        let lost = losses(database, &found).map_err(|error| error.to_string())?;
+        let mut lost = losses(database, &found).map_err(|error| error.to_string())?;
+        lost.extend(journal);
         *tell.lock() = (pages(&walk), lost);
         Ok(())
     };

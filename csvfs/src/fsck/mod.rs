@@ -17,7 +17,7 @@ use lockd::rules::Rules;
 use redirector::lun::Lun;
 use redirector::uri::LunUri;
 
-pub(crate) use damage::rescue;
+pub(crate) use damage::{Rescued, rescue};
 pub use report::Report;
 
 use crate::disk;

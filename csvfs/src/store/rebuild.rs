@@ -10,7 +10,7 @@ use redb::{Database, ReadableTable};
 use super::check::{BlockFault, EntryFault, ExtentFault, Finding, Findings};
 use super::record::{EntryRecord, InodeRecord};
 use super::redo::catch_up;
-use super::{COUNTERS_ROW, Result, Snapshot, Tables, VERSION, high};
+use super::{COUNTERS_ROW, Result, Snapshot, StoreError, Tables, VERSION, high};
 use crate::disk::journal::Found;
 use crate::disk::tree::{BadPage, Row, Walk};
 use crate::types::{Ino, Kind, Run};
@@ -24,6 +24,15 @@ fn whole<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
+/// What could be read of a damaged store.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// What the walk over its pages has found; nothing if it had no header.
+    pub walk: Option<Walk>,
+    /// Why the redo journal could not be used, or not all of it.
+    pub journal: Option<String>,
+}
+
 /// Fills an empty database with the rows that `feed` hands over, and with what a store must have. `chunks` are those
 /// that the chunk map says were given to the metadata area; `found` is the damaged store's redo journal.
 ///
@@ -34,7 +43,7 @@ pub fn rebuild<E>(
     chunks: &[Run],
     found: &Found<'_>,
     feed: impl FnOnce(&mut dyn FnMut(Row<'_>)) -> Result<Option<Walk>, E>,
-) -> Result<Result<Option<Walk>, E>> {
+) -> Result<Result<Rebuilt, E>> {
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
     let mut tables = Tables::of(&transaction);
@@ -49,18 +58,20 @@ pub fn rebuild<E>(
     if let Some(error) = failed {
         return Err(error);
     }
-    let fed = match fed {
-        Ok(fed) => fed,
+    let walk = match fed {
+        Ok(walk) => walk,
         Err(error) => return Ok(Err(error)),
     };
     complete(&mut tables, chunks)?;
     // Rows of the journal are newer than any of the store; without the store's numbers nobody knows which those are.
-    if let Err(error) = catch_up(&mut tables, found) {
-        tracing::warn!(%error, "the last changes, in the redo journal, cannot be used");
-    }
+    let journal = match catch_up(&mut tables, found) {
+        Ok((_, lost)) => lost.map(|lost| lost.to_string()),
+        Err(StoreError::Damaged(why)) => Some(format!("{why}: it is not used")),
+        Err(error) => return Err(error),
+    };
     drop(tables);
     transaction.commit()?;
-    Ok(Ok(fed))
+    Ok(Ok(Rebuilt { walk, journal }))
 }
 
 /// What a store has also when its page was lost.

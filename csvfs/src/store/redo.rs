@@ -16,12 +16,12 @@
 
 use lockd::ids::Epoch;
 use lockd::rules::{Rule, Rules};
-use redb::{Database, Durability, ReadableTable};
+use redb::{Database, ReadableTable};
 use zerocopy::little_endian::U64;
 
 use super::record::Counters;
 use super::{COUNTERS_ROW, Result, StoreError, Tables};
-use crate::disk::journal::Found;
+use crate::disk::journal::{Found, Lost, Records};
 use crate::disk::open::{Replay, Unapplied};
 
 /// The bytes before key and value.
@@ -103,32 +103,30 @@ fn counters(tables: &Tables<'_>) -> Result<Counters> {
     row.ok_or_else(|| StoreError::Damaged("the store has no counters".to_owned()))
 }
 
-/// Applies to `tables` what `found` has that they do not; says how many records that were.
-pub(super) fn catch_up(tables: &mut Tables<'_>, found: &Found<'_>) -> Result<usize> {
+/// Applies to `tables` what `found` has that they do not; says how many records that were, and what there was more.
+pub(super) fn catch_up(tables: &mut Tables<'_>, found: &Found<'_>) -> Result<(usize, Option<Lost>)> {
     let known = counters(tables)?;
     let (epoch, sequence) = (Epoch(known.journal_epoch.get()), known.journal_sequence.get());
-    let (records, last) =
+    let Records { list, last, lost } =
         found.after(epoch, sequence).map_err(|error| StoreError::Damaged(error.to_string()))?;
-    records.iter().try_for_each(|record| apply(tables, record))?;
-    let reached = counters(tables)?.journal_sequence.get();
+    list.iter().try_for_each(|record| apply(tables, record))?;
+    let (records, reached) = (list.len(), counters(tables)?.journal_sequence.get());
     if reached != last {
-        let what = format!(
-            "after {} records of the redo journal the store holds change {reached}, not {last}",
-            records.len()
-        );
-        return Err(StoreError::Damaged(what));
+        return Err(StoreError::Damaged(format!(
+            "after {records} records of the redo journal the store holds change {reached}, not {last}"
+        )));
     }
-    Ok(records.len())
+    Ok((records, lost))
 }
 
 fn replay(database: &Database, found: &Found<'_>, epoch: Option<Epoch>, rules: Rules) -> Result<()> {
     let mut transaction = database.begin_write()?;
-    transaction
-        .set_durability(Durability::Immediate)
-        .map_err(|error| StoreError::Damaged(error.to_string()))?;
     transaction.set_quick_repair(true);
     let mut tables = Tables::of(&transaction);
-    let records = if rules.keeps(Rule::V12) { catch_up(&mut tables, found)? } else { 0 };
+    let (records, lost) = if rules.keeps(Rule::V12) { catch_up(&mut tables, found)? } else { (0, None) };
+    if let Some(lost) = lost {
+        return Err(StoreError::Damaged(lost.to_string()));
+    }
     if let Some(epoch) = epoch {
         let counters = Counters { journal_epoch: U64::new(epoch.0), ..counters(&tables)? };
         tables.counters_mut()?.insert(COUNTERS_ROW, counters)?;

@@ -42,6 +42,7 @@ use crate::disk::open::{self, Hold, OpenError, OpenVolume, Opened};
 use crate::disk::survey::Survey;
 use crate::disk::view::{View, ViewOptions, open_beside, open_read_only};
 use crate::disk::{MetadataSpace, SpaceError, layout};
+use crate::fsck::{Rescued, rescue};
 use crate::lock_service::LockService;
 use crate::node::{self, Node};
 use crate::peers::Alone;
@@ -266,7 +267,8 @@ impl Volume {
         let view = match open_read_only(lun, survey.clone(), &options, &replay) {
             Err(error @ (OpenError::Store(_) | OpenError::Journal(_))) => {
                 // So damaged that it does not even open: what can be read of it is read into memory.
-                let (database, _) = crate::fsck::rescue(lun, &survey).ok_or(error)??;
+                let Rescued { database, journal, .. } = rescue(lun, &survey).ok_or(error)??;
+                warnings.extend(journal);
                 warnings.push("the metadata store is damaged: what can be read of it is shown".to_owned());
                 View { database, survey, writer: None }
             }

@@ -194,7 +194,7 @@ fn v12_a_store_with_a_damaged_page_is_made_anew_with_what_the_journal_has() {
     let (image, rows) = crashed();
     let lun = lun(image, true);
     let survey = Survey::read(lun.as_ref()).unwrap();
-    let (database, walk) = fsck::rescue(&lun, &survey).unwrap().unwrap();
-    assert!(walk.bad.is_empty());
+    let Rescued { database, walk, journal } = rescue(&lun, &survey).unwrap().unwrap();
+    assert!(walk.bad.is_empty() && journal.is_none());
     assert!(dump(&database).unwrap() == rows);
 }

@@ -20,11 +20,15 @@ impl Node {
 }
 
 impl Cluster {
+    /// Daemons that are started from now on look for points; what they do costs more than otherwise.
+    pub fn use_failpoints(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| Ok(fs::create_dir_all(node.failpoint_folder())?))
+    }
+
     /// Whichever daemon reaches `point` from now on halts there, one on each node at most.
     pub fn arm(&self, point: &str) -> Result<()> {
         self.disarm(point)?;
         for node in &self.nodes {
-            fs::create_dir_all(node.failpoint_folder())?;
             fs::write(node.failpoint_folder().join(point), [])?;
         }
         Ok(())

@@ -7,8 +7,8 @@ use anyhow::Result;
 
 use super::Cluster;
 use super::identity::ProcessId;
-use super::namespace::Reached;
-use super::network::{Cut, Network};
+use super::namespace::{Feeder, Reached};
+use super::network::{Cut, Network, Switch};
 use super::state::CutState;
 
 /// A port where nobody listens: a host that is reached refuses it.
@@ -24,7 +24,18 @@ impl Cluster {
     pub fn cut(&self, number: u8, network: Network, how: Cut) -> Result<()> {
         let node = self.node(number);
         self.switch.cut(node.namespace(), network, number, how)?;
-        let cut = CutState { host: node.name(), to: None, network, how };
+        self.save_cut(number, network, how)
+    }
+
+    /// What [`Scissors::cut`] needs, to be asked for before files of the mounts are opened. No process can be started while
+    /// a mount is halted of which this one has a file open: the kernel tells the mount that the new one closes its copy, and
+    /// waits. Descriptors are closed in their order, so those of the scissors come first.
+    pub fn ready_to_cut(&self) -> Result<Scissors<'_>> {
+        Ok(Scissors { cluster: self, ready: self.switch.ready()? })
+    }
+
+    fn save_cut(&self, number: u8, network: Network, how: Cut) -> Result<()> {
+        let cut = CutState { host: self.node(number).name(), to: None, network, how };
         self.save(|state| {
             state.cuts.retain(|old| !old.is_of(&cut));
             state.cuts.push(cut);
@@ -98,6 +109,21 @@ impl Cluster {
             self.node(from).namespace().reaches(address, limit)?,
             Reached::Accepted | Reached::Refused
         ))
+    }
+}
+
+/// A silent cut that is ready to be made.
+#[derive(Debug)]
+pub struct Scissors<'a> {
+    cluster: &'a Cluster,
+    ready: Feeder,
+}
+
+impl Scissors<'_> {
+    /// Cuts a node off a network.
+    pub fn cut(self, number: u8, network: Network) -> Result<()> {
+        Switch::cut_by(self.ready, network, number)?;
+        self.cluster.save_cut(number, network, Cut::Silent)
     }
 }
 

@@ -42,6 +42,7 @@ use parking_lot::Mutex;
 
 pub use config::{VOLUME, cluster_file, lun_url};
 pub use daemon::{Daemon, DaemonSpec, Ready, is_mounted};
+pub use faults::Scissors;
 pub use identity::ProcessId;
 pub use namespace::{Namespace, Reached};
 pub use network::{Cut, Network, TARGET};

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,22 +38,51 @@ pub enum Reached {
 }
 
 /// Runs `program` with `lines` on its standard input.
-fn feed(program: &str, arguments: &[&str], lines: &str) -> Result<()> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting {program} (of the package iproute2)"))?;
-    let mut input = child.stdin.take().context("its standard input is a pipe")?;
-    // One that ends early says why by its exit code.
-    let _ = input.write_all(lines.as_bytes());
-    drop(input);
-    let output = child.wait_with_output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?} failed on\n{lines}{errors}");
-    Ok(())
+fn feed(program: &'static str, arguments: &[&str], lines: &str) -> Result<()> {
+    Feeder::start(program, arguments)?.feed(lines)
+}
+
+/// A program that waits for its lines.
+#[derive(Debug)]
+pub(super) struct Feeder {
+    program: &'static str,
+    child: Child,
+}
+
+impl Feeder {
+    fn start(program: &'static str, arguments: &[&str]) -> Result<Self> {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {program} (of the package iproute2)"))?;
+        Ok(Self { program, child })
+    }
+
+    /// Has it do what they say.
+    pub(super) fn feed(mut self, lines: &str) -> Result<()> {
+        let mut input = self.child.stdin.take().context("its standard input is a pipe")?;
+        // One that ends early says why by its exit code.
+        let _ = input.write_all(lines.as_bytes());
+        drop(input);
+        let status = self.child.wait()?;
+        let mut errors = String::new();
+        if let Some(mut said) = self.child.stderr.take() {
+            said.read_to_string(&mut errors)?;
+        }
+        ensure!(status.success(), "{} failed on\n{lines}{errors}", self.program);
+        Ok(())
+    }
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        // Not by closing its input: a process that is being started may have a copy of that.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Namespace {
@@ -94,6 +123,11 @@ impl Namespace {
     /// Runs lines of ip(8) in it.
     pub fn ip(&self, lines: &str) -> Result<()> {
         feed("ip", &["-n", &self.name, "-batch", "-"], lines)
+    }
+
+    /// An ip(8) in it that waits for its lines.
+    pub(super) fn ready_ip(&self) -> Result<Feeder> {
+        Feeder::start("ip", &["-n", &self.name, "-batch", "-"])
     }
 
     /// Runs lines of tc(8) in it.

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::namespace::Namespace;
+use super::namespace::{Feeder, Namespace};
 
 /// The last byte of the target's address.
 pub const TARGET: u8 = 254;
@@ -165,6 +165,16 @@ impl Switch {
             }
         }
         Ok(())
+    }
+
+    /// What [`Switch::cut`] will need, so that it starts no process when it cuts.
+    pub(super) fn ready(&self) -> Result<Feeder> {
+        self.namespace.ready_ip()
+    }
+
+    /// Cuts the host off `network` silently.
+    pub(super) fn cut_by(ready: Feeder, network: Network, host: u8) -> Result<()> {
+        ready.feed(&format!("link set {} nomaster\n", network.port(host)))
     }
 
     /// Cuts the host off `network`.

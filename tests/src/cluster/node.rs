@@ -89,10 +89,12 @@ impl Node {
     }
 
     fn with_environment(&self, spec: DaemonSpec) -> DaemonSpec {
+        let folder = self.failpoint_folder();
+        let spec =
+            if folder.exists() { spec.env("CSV_FAILPOINTS", &folder.display().to_string()) } else { spec };
         spec.env("CSV_CLUSTER", &self.cluster_file.display().to_string())
             .env("CSV_NODE", &self.name())
             .env("CSV_RUN_DIR", &self.run_folder().display().to_string())
-            .env("CSV_FAILPOINTS", &self.failpoint_folder().display().to_string())
     }
 
     /// The lockd of this node: ready when its socket accepts clients.

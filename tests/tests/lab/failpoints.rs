@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::Cluster;
-use lab::cluster::{Cut, Network};
+use lab::cluster::{Network, Scissors};
 use lab::history::{Workload, check};
 use lab::suites::is_soak;
 use lab::wait::until;
 use lockd::failpoint::POINTS;
 
-use crate::volume::with_three_mounts;
+use crate::volume::with_failpoints;
 
 const FILE: &str = "disk";
 const BLOCKS: u64 = 8;
@@ -109,12 +109,12 @@ fn recover(cluster: &Cluster, point: &str, fault: Fault, number: u8) -> Result<(
     }
 }
 
-fn strike(cluster: &Cluster, point: &str, fault: Fault, number: u8) -> Result<()> {
+fn strike(cluster: &Cluster, point: &str, fault: Fault, number: u8, scissors: Scissors<'_>) -> Result<()> {
     let host = cluster.node(number).name();
     match fault {
         Fault::Kill => return cluster.kill(&host, daemon_of(point)),
         Fault::Pause => cluster.pause(&host, daemon_of(point))?,
-        Fault::Cut => cluster.cut(number, Network::Lan, Cut::Silent)?,
+        Fault::Cut => scissors.cut(number, Network::Lan)?,
     }
     cluster.let_go(number, point)?;
     thread::sleep(LASTS);
@@ -141,16 +141,19 @@ fn one_fault(cluster: &Cluster, point: &str, fault: Fault, round: usize) -> Resu
     let action = Action::to(point);
     // A node that is mounted anew has nobody at work.
     let nodes: &[u8] = if action == Action::Mount { &[1, 2] } else { &[1, 2, 3] };
+    let scissors = cluster.ready_to_cut()?;
     let registers = cluster.registers(nodes, FILE)?;
     let pause = Duration::from_millis(2);
-    let workload = Workload { blocks: BLOCKS, threads: 1, pause, seed: round as u64, ..Workload::default() };
+    // It goes on until it is stopped.
+    let (seed, operations_max) = (round as u64, u64::MAX);
+    let workload = Workload { blocks: BLOCKS, threads: 1, pause, seed, operations_max };
     let (done, history) = workload.run(&registers, |done| {
         let happened = (|| -> Result<Duration> {
             cluster.arm(point)?;
             let child = action.start(cluster, round)?;
             let number = cluster.await_reached(point, Duration::from_secs(20))?;
             let began = Instant::now();
-            strike(cluster, point, fault, number)?;
+            strike(cluster, point, fault, number, scissors)?;
             recover(cluster, point, fault, number)?;
             if let Some(child) = child {
                 end(child)?;
@@ -191,23 +194,19 @@ fn one_fault(cluster: &Cluster, point: &str, fault: Fault, round: usize) -> Resu
 
 /// Each of `faults` at each point, those of `part` of `parts` only.
 fn faults_at_points(faults: &[Fault], part: usize, parts: usize) -> Result<()> {
-    with_three_mounts(|cluster| {
+    with_failpoints(|cluster| {
         let all = POINTS.iter().flat_map(|(point, _)| faults.iter().map(move |fault| (*point, *fault)));
-        let mut failed = Vec::new();
-        // In a soak all points; else, of pauses and cuts, those of a handover.
-        let is_chosen =
-            |point: &str| is_soak() || faults == [Fault::Kill] || Action::to(point) == Action::Transfer;
-        let chosen = all.enumerate().filter(|(round, (point, _))| round % parts == part && is_chosen(point));
+        // All of the part, or what is asked for by name.
+        let named = std::env::var("CSV_POINT").ok();
+        let chosen = all.enumerate().filter(|(round, (point, _))| match &named {
+            Some(named) => named == point,
+            None => round % parts == part,
+        });
         for (round, (point, fault)) in chosen {
-            match one_fault(cluster, point, fault, round) {
-                Ok(took) => eprintln!("{point}, {fault:?}: all went on after {took:.2?}"),
-                Err(error) => {
-                    failed.push(format!("{point}, {fault:?}: {error:#}"));
-                    break;
-                }
-            }
+            let took =
+                one_fault(cluster, point, fault, round).with_context(|| format!("{point}, {fault:?}"))?;
+            eprintln!("{point}, {fault:?}: all went on after {took:.2?}");
         }
-        ensure!(failed.is_empty(), "{}", failed.join("\n"));
         Ok(())
     })
 }

@@ -20,8 +20,23 @@ use tempfile::TempDir;
 /// flushes would take most of the time, and are no part of what is tested.
 pub(crate) fn with_three_mounts(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
+    Cluster::run_mounted(plan_of_three(&memory), test)
+}
+
+/// The same, where the daemons halt at points.
+pub(crate) fn with_failpoints(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
+    Cluster::run(plan_of_three(&memory), |cluster| {
+        cluster.use_failpoints()?;
+        cluster.mount_all()?;
+        test(cluster)?;
+        cluster.end_clean()
+    })
+}
+
+fn plan_of_three(memory: &TempDir) -> Plan {
     let (lun_folder, fence) = (Some(memory.path().to_owned()), "lease".to_owned());
-    Cluster::run_mounted(Plan { window_ms: 500, fence, lun_folder, ..Plan::new(3) }, test)
+    Plan { window_ms: 500, fence, lun_folder, ..Plan::new(3) }
 }
 
 pub(crate) fn lockctl(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<Output> {

@@ -7,7 +7,7 @@ use redirector::buffer::Pool;
 use redirector::lun::{Outcome, Proof};
 
 use super::*;
-use crate::disk::journal::{Found, Journal, JournalError};
+use crate::disk::journal::{Found, Journal, Lost, Records};
 use crate::disk::options::Unapplied;
 use crate::disk::survey::Survey;
 use crate::disk::view::open_read_only;
@@ -27,10 +27,16 @@ fn append(journal: &Journal, sequence: u64, record: &[u8]) -> bool {
     writing.is_some_and(|writing| writing.wait().is_ok())
 }
 
-fn found(lun: &BenchLun, epoch: Epoch, sequence: u64) -> Result<(Vec<Vec<u8>>, u64), JournalError> {
+fn found(lun: &BenchLun, epoch: Epoch, sequence: u64) -> (Vec<Vec<u8>>, u64) {
+    let Records { list, last, lost } = records(lun, epoch, sequence);
+    assert_eq!(lost, None);
+    (list, last)
+}
+
+fn records(lun: &BenchLun, epoch: Epoch, sequence: u64) -> Records {
     let (wire, pool) = (lun.wire(), Pool::default());
     let survey = Survey::read(wire.as_ref()).unwrap();
-    Found::of(&survey, wire.as_ref(), &pool).after(epoch, sequence)
+    Found::of(&survey, wire.as_ref(), &pool).after(epoch, sequence).unwrap()
 }
 
 /// A volume with a journal, and the place of that on the LUN.
@@ -47,7 +53,7 @@ fn volume() -> (BenchLun, BenchClock, OpenVolume, u64) {
 fn v12_what_was_written_is_read_and_what_the_store_holds_is_not() {
     let (lun, _, volume, at) = volume();
     let (journal, epoch) = (volume.journal.as_ref().unwrap(), volume.epoch);
-    assert_eq!(found(&lun, epoch, 6).unwrap(), (vec![], 6));
+    assert_eq!(found(&lun, epoch, 6), (vec![], 6));
     lun.forget_events();
     let long = vec![9; 10_000];
     for (sequence, record) in [(7, &b"seven"[..]), (8, &[]), (9, &long)] {
@@ -64,13 +70,14 @@ fn v12_what_was_written_is_read_and_what_the_store_holds_is_not() {
         .collect();
     assert_eq!(written, [0, BLOCK, 2 * BLOCK]);
     let all = (vec![b"seven".to_vec(), vec![], long.clone()], 9);
-    assert_eq!(found(&lun, epoch, 6).unwrap(), all);
-    assert_eq!(found(&lun, epoch, 8).unwrap(), (vec![long], 9));
-    assert_eq!(found(&lun, epoch, 9).unwrap(), (vec![], 9));
-    assert_eq!(found(&lun, epoch, 12).unwrap(), (vec![], 12), "the store has gone on since");
-    assert_eq!(found(&lun, Epoch(epoch.0 + 1), 6).unwrap(), (vec![], 6), "of another incarnation");
-    assert_eq!(found(&lun, Epoch(epoch.0 - 1), 6).unwrap(), (vec![], 6), "of another incarnation");
-    assert_eq!(found(&lun, epoch, 5), Err(JournalError::Gap { store: 5, journal: 7 }));
+    assert_eq!(found(&lun, epoch, 6), all);
+    assert_eq!(found(&lun, epoch, 8), (vec![long], 9));
+    assert_eq!(found(&lun, epoch, 9), (vec![], 9));
+    assert_eq!(found(&lun, epoch, 12), (vec![], 12), "the store has gone on since");
+    assert_eq!(found(&lun, Epoch(epoch.0 + 1), 6), (vec![], 6), "of another incarnation");
+    assert_eq!(found(&lun, Epoch(epoch.0 - 1), 6), (vec![], 6), "of another incarnation");
+    let gap = Some(Lost::Gap { store: 5, journal: 7 });
+    assert_eq!(records(&lun, epoch, 5), Records { list: vec![], last: 5, lost: gap });
 }
 
 #[test]
@@ -82,29 +89,36 @@ fn v12_begun_anew_it_has_the_new_records_and_none_of_the_old() {
     }
     // The store holds 5 from now on.
     journal.begin_anew();
-    assert_eq!(found(&lun, epoch, 5).unwrap(), (vec![], 5));
+    assert_eq!(found(&lun, epoch, 5), (vec![], 5));
     assert!(append(journal, 6, &[2; 3]));
-    assert_eq!(found(&lun, epoch, 5).unwrap(), (vec![vec![2; 3]], 6));
+    assert_eq!(found(&lun, epoch, 5), (vec![vec![2; 3]], 6));
     assert!(append(journal, 7, &[3; 3]));
     // What lies behind is a record of 5,000 bytes of before, in the middle of which these two have been written.
-    assert_eq!(found(&lun, epoch, 5).unwrap(), (vec![vec![2; 3], vec![3; 3]], 7));
+    assert_eq!(found(&lun, epoch, 5), (vec![vec![2; 3], vec![3; 3]], 7));
 }
 
 #[test]
-fn v12_a_torn_record_and_all_behind_it_do_not_count() {
+fn v12_a_torn_last_record_does_not_count_and_a_damaged_one_is_said() {
     let (lun, _, volume, at) = volume();
     let (journal, epoch) = (volume.journal.as_ref().unwrap(), volume.epoch);
     for sequence in 1..=3 {
         assert!(append(journal, sequence, &[u8::try_from(sequence).unwrap(); 9000]));
     }
-    for sector in 0..8 {
-        let place = at + 3 * BLOCK + sector * 512 + 8 + 80;
-        let before = lun.peek(place, 1);
-        lun.poke(place, &[before[0] ^ 1]);
-        assert_eq!(found(&lun, epoch, 0).unwrap(), (vec![vec![1; 9000]], 1), "sector {sector}");
-        lun.poke(place, &before);
+    for (record, left) in [(3, 2), (2, 1), (1, 0)] {
+        for sector in 0..8 {
+            let place = at + (record - 1) * 3 * BLOCK + sector * 512 + 8 + 80;
+            let before = lun.peek(place, 1);
+            lun.poke(place, &[before[0] ^ 1]);
+            let seen = records(&lun, epoch, 0);
+            assert_eq!((seen.list.len(), seen.last), (left, left as u64), "record {record}, sector {sector}");
+            let lost = Lost::Damaged { record, later: record + 1 };
+            assert_eq!(seen.lost, (record < 3).then_some(lost), "record {record}, sector {sector}");
+            // A store that has it needs it no more.
+            assert_eq!(records(&lun, epoch, 3).lost, None);
+            lun.poke(place, &before);
+        }
     }
-    assert_eq!(found(&lun, epoch, 0).unwrap().1, 3);
+    assert_eq!(found(&lun, epoch, 0).1, 3);
 }
 
 #[test]
@@ -123,7 +137,7 @@ fn a_full_journal_takes_nothing_until_it_is_begun_anew() {
         _ => true,
     });
     assert!(!beyond, "it has written outside of its chunks");
-    assert_eq!(found(&lun, epoch, 0).unwrap().1, sequence - 1);
+    assert_eq!(found(&lun, epoch, 0).1, sequence - 1);
     journal.begin_anew();
     assert!(append(journal, sequence, &[8]));
 }
@@ -171,7 +185,7 @@ fn v2_a_copy_of_the_store_has_a_journal_of_its_own() {
     let seen: Arc<parking_lot::Mutex<Vec<Seen>>> = Arc::default();
     let noted = Arc::clone(&seen);
     let replay = Replay::new(move |_, found, new| {
-        noted.lock().push((found.after(epoch, 0).unwrap().0, new));
+        noted.lock().push((found.after(epoch, 0).unwrap().list, new));
         Ok(())
     });
     let second = open(lun.wire() as Arc<dyn Lun>, OpenOptions { replay, ..options(2, &clock) }).unwrap();
@@ -184,7 +198,7 @@ fn v2_a_copy_of_the_store_has_a_journal_of_its_own() {
     // A late write of the first one lands where nobody looks.
     lun.poke(u64::from(before[0]) * MIB + BLOCK, &[1; 4096]);
     assert!(append(second.journal.as_ref().unwrap(), 2, b"second"));
-    assert_eq!(found(&lun, second.epoch, 1).unwrap().0, [b"second".to_vec()]);
+    assert_eq!(found(&lun, second.epoch, 1).0, [b"second".to_vec()]);
     second.close().unwrap();
 }
 
@@ -249,6 +263,6 @@ fn arbitrary_bytes_are_no_records() {
             }
         }
         lun.poke(at, &bytes);
-        assert!(found(&lun, epoch, 0).unwrap().0.is_empty() || bytes == whole);
+        assert!(found(&lun, epoch, 0).0.is_empty() || bytes == whole);
     }
 }
