@@ -39,7 +39,9 @@ pub enum Reached {
 
 /// Runs `program` with `lines` on its standard input.
 fn feed(program: &'static str, arguments: &[&str], lines: &str) -> Result<()> {
-    Feeder::start(program, arguments)?.feed(lines)
+    let mut command = Command::new(program);
+    command.args(arguments);
+    Feeder::start(program, command)?.feed(lines)
 }
 
 /// A program that waits for its lines.
@@ -50,9 +52,8 @@ pub(super) struct Feeder {
 }
 
 impl Feeder {
-    fn start(program: &'static str, arguments: &[&str]) -> Result<Self> {
-        let child = Command::new(program)
-            .args(arguments)
+    fn start(program: &'static str, mut command: Command) -> Result<Self> {
+        let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -125,9 +126,12 @@ impl Namespace {
         feed("ip", &["-n", &self.name, "-batch", "-"], lines)
     }
 
-    /// An ip(8) in it that waits for its lines.
+    /// An ip(8) in it that waits for its lines. It shares the mounts: `ip -n` would keep a copy of each, which then outlives
+    /// its unmounting.
     pub(super) fn ready_ip(&self) -> Result<Feeder> {
-        Feeder::start("ip", &["-n", &self.name, "-batch", "-"])
+        let mut command = self.command("ip")?;
+        command.args(["-batch", "-"]);
+        Feeder::start("ip", command)
     }
 
     /// Runs lines of tc(8) in it.
