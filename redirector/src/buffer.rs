@@ -3,12 +3,16 @@
 //! A [`Buffer`] is 4 KiB-aligned (what `O_DIRECT` asks for) and owned by one request at a time. A write's data is a
 //! [`Slice`]: a shared, read-only part of a buffer, so that one request of the front end can become several of the LUN
 //! without a copy. Memory returns to its [`Pool`] when the last owner drops it.
+//!
+//! The kernel may be given the pages themselves of a slice, to send them: they are on [`Loan`] then. Memory that is not known
+//! to have been given back gets new pages before anything else is put there.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -56,6 +60,19 @@ impl Memory {
         unsafe { start.as_ptr().write_bytes(0, capacity) };
         Self { start, capacity }
     }
+
+    /// Has the old pages stay as they are for whoever else has them, and new ones here. The memory is lost if the system
+    /// does not do that.
+    fn renew(self) -> Option<Self> {
+        let size = Self::layout(self.capacity).size();
+        // SAFETY: whole pages of this allocation alone, which nobody else refers to; they read as zeros from now on.
+        let status = unsafe { libc::madvise(self.start.as_ptr().cast(), size, libc::MADV_DONTNEED) };
+        if status != 0 {
+            std::mem::forget(self);
+            return None;
+        }
+        Some(self)
+    }
 }
 
 impl Drop for Memory {
@@ -93,7 +110,7 @@ impl Pool {
             }
             None => Memory::new(len.next_multiple_of(ALIGNMENT)),
         };
-        Buffer { memory: Some(memory), len, class, pool: self.clone() }
+        Buffer { memory: Some(memory), len, class, lent: AtomicUsize::new(0), pool: self.clone() }
     }
 
     /// A buffer of `len` zero bytes.
@@ -110,6 +127,8 @@ pub struct Buffer {
     memory: Option<Memory>,
     len: usize,
     class: Option<usize>,
+    /// Loans that have not been given back.
+    lent: AtomicUsize,
     pool: Pool,
 }
 
@@ -157,7 +176,11 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let (Some(memory), Some(class)) = (self.memory.take(), self.class) else { return };
+        let mut memory = self.memory.take();
+        if *self.lent.get_mut() > 0 {
+            memory = memory.and_then(Memory::renew);
+        }
+        let (Some(memory), Some(class)) = (memory, self.class) else { return };
         let mut shelf = self.pool.shelves.free[class].lock();
         if shelf.len() < (KEPT_BYTES / Memory::layout(CLASSES[class]).size()).max(1) {
             shelf.push(memory);
@@ -188,6 +211,13 @@ impl Slice {
         Self { buffer: Arc::clone(&self.buffer), range: start..start + range.len() }
     }
 
+    /// Before its pages are given to the kernel, which may read them until somebody proves that it has.
+    #[must_use]
+    pub fn lend(&self) -> Loan {
+        self.buffer.lent.fetch_add(1, Ordering::Relaxed);
+        Loan(Arc::clone(&self.buffer))
+    }
+
     /// Whether the slice begins at an address that `O_DIRECT` accepts.
     #[must_use]
     pub fn is_aligned(&self) -> bool {
@@ -203,9 +233,41 @@ impl Deref for Slice {
     }
 }
 
+/// Pages that the kernel may still read. Dropped without having been given back, they are given up.
+#[derive(Debug)]
+pub struct Loan(Arc<Buffer>);
+
+impl Loan {
+    /// Whoever the pages were sent to has read them.
+    pub fn returned(self) {
+        self.0.lent.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_new_after_a_loan_that_was_not_given_back() {
+        let pool = Pool::default();
+        let filled = || {
+            let mut buffer = pool.take(CLASSES[3]);
+            buffer.fill(7);
+            buffer.share()
+        };
+        let first = filled();
+        let loan = first.lend();
+        loan.returned();
+        drop(first);
+        assert!(pool.take(CLASSES[3]).iter().all(|byte| *byte == 7), "recycled as it was");
+        let first = filled();
+        // One that was given back does not stand for another.
+        first.lend().returned();
+        drop(first.lend());
+        drop(first);
+        assert!(pool.take(CLASSES[3]).iter().all(|byte| *byte == 0), "new pages");
+    }
 
     #[test]
     fn buffers_are_aligned_and_recycled() {

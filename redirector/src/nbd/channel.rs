@@ -8,6 +8,7 @@ use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 
 use crate::nbd::socket::{Socket, Wait};
+use crate::nbd::splice::{Pipe, Sent};
 
 /// Bytes of a write that are encrypted at a time.
 const TLS_STEP: usize = 64 << 10;
@@ -25,22 +26,41 @@ pub struct Cipher {
 #[derive(Debug)]
 pub struct Channel {
     socket: Socket,
-    sending: Mutex<Vec<u8>>,
+    sending: Mutex<Outgoing>,
     tls: Option<Mutex<ClientConnection>>,
+}
+
+/// What a sender needs.
+#[derive(Debug, Default)]
+struct Outgoing {
+    /// Encrypted bytes.
+    cipher: Vec<u8>,
+    /// The way for pages.
+    pages: Pages,
+}
+
+/// Whether pages can be sent instead of copies.
+#[derive(Debug, Default)]
+enum Pages {
+    /// Nobody has tried.
+    #[default]
+    Untried,
+    By(Pipe),
+    Never,
 }
 
 /// The right to send.
 #[derive(Debug)]
 pub struct Sending<'a> {
     channel: &'a Channel,
-    cipher: MutexGuard<'a, Vec<u8>>,
+    outgoing: MutexGuard<'a, Outgoing>,
 }
 
 impl Channel {
     /// A stream without TLS.
     #[must_use]
     pub fn plain(socket: Socket) -> Self {
-        Self { socket, sending: Mutex::new(Vec::new()), tls: None }
+        Self { socket, sending: Mutex::default(), tls: None }
     }
 
     /// Shakes hands for TLS on a plain stream.
@@ -63,12 +83,12 @@ impl Channel {
 
     /// Waits for the right to send.
     pub fn sending(&self) -> Sending<'_> {
-        Sending { channel: self, cipher: self.sending.lock() }
+        Sending { channel: self, outgoing: self.sending.lock() }
     }
 
     /// The right to send, if nobody has it.
     pub fn try_sending(&self) -> Option<Sending<'_>> {
-        self.sending.try_lock().map(|cipher| Sending { channel: self, cipher })
+        self.sending.try_lock().map(|outgoing| Sending { channel: self, outgoing })
     }
 
     /// Whether nothing but the socket holds bytes that have come.
@@ -110,20 +130,45 @@ impl Channel {
 }
 
 impl Sending<'_> {
+    /// Whether [`Sending::send_lent`] sends pages.
+    pub fn lends(&mut self) -> bool {
+        if matches!(self.outgoing.pages, Pages::Untried) {
+            let pipe = if self.channel.is_plain() { Pipe::new().ok() } else { None };
+            self.outgoing.pages = pipe.map_or(Pages::Never, Pages::By);
+        }
+        matches!(self.outgoing.pages, Pages::By(_))
+    }
+
+    /// Sends `head` and then `data`, if possible its pages themselves: they are on loan.
+    pub fn send_lent(&mut self, head: &[u8], data: &[u8]) -> io::Result<()> {
+        let Pages::By(pipe) = &self.outgoing.pages else {
+            return self.send(&mut [IoSlice::new(head), IoSlice::new(data)]);
+        };
+        let sent = self.channel.socket.send_pages(head, data, pipe);
+        if !matches!(sent, Ok(Sent::All)) {
+            // What is left in the pipe would come before the next data.
+            self.outgoing.pages = Pages::Never;
+        }
+        match sent? {
+            Sent::All => Ok(()),
+            Sent::Part(sent) => self.send(&mut [IoSlice::new(&data[sent..])]),
+        }
+    }
+
     /// Sends `parts` whole and in order.
     pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         let Some(tls) = &self.channel.tls else { return self.channel.socket.send(parts) };
         for plain in parts.iter().flat_map(|part| part.chunks(TLS_STEP)) {
-            self.cipher.clear();
+            self.outgoing.cipher.clear();
             {
                 let mut tls = tls.lock();
                 tls.writer().write_all(plain)?;
                 while tls.wants_write() {
-                    tls.write_tls(&mut *self.cipher)?;
+                    tls.write_tls(&mut self.outgoing.cipher)?;
                 }
             }
             // The receiver may use the connection while this waits for room.
-            self.channel.socket.send(&mut [IoSlice::new(&self.cipher)])?;
+            self.channel.socket.send(&mut [IoSlice::new(&self.outgoing.cipher)])?;
         }
         Ok(())
     }

@@ -1,15 +1,17 @@
 //! One connection in its transmission phase: the sending half. The submitting thread itself sends, by one system call;
 //! the receiving half is in [`super::receiver`].
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 
 use lockd::clock::BootTime;
 use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
 use crate::attend;
+use crate::buffer::Slice;
 use crate::nbd::channel::{Channel, Sending};
 use crate::nbd::flight::Flight;
+use crate::nbd::splice::LENT_MIN;
 use crate::nbd::wire::{self, cmd, cmd_flag};
 use crate::paths::latency::Latency;
 use crate::paths::request::{Command, Request};
@@ -54,15 +56,22 @@ impl Connection {
         now: BootTime,
     ) -> Result<(), Box<Request>> {
         let (mut header, data) = header(&request);
+        let lent = data.as_ref().filter(|data| data.len() >= LENT_MIN && sending.lends());
         {
             let mut flight = self.room();
             if flight.is_closed() {
                 return Err(Box::new(request));
             }
-            header.cookie = flight.insert(request, now).into();
+            header.cookie = flight.insert(request, now, lent.map(Slice::lend)).into();
         }
+        let (header, is_lent) = (header.as_bytes(), lent.is_some());
         let data = data.as_deref().unwrap_or_default();
-        self.send(sending, &mut [IoSlice::new(header.as_bytes()), IoSlice::new(data)]);
+        let sent = if is_lent {
+            sending.send_lent(header, data)
+        } else {
+            sending.send(&mut [IoSlice::new(header), IoSlice::new(data)])
+        };
+        self.has_sent(sent);
         Ok(())
     }
 
@@ -86,7 +95,7 @@ impl Connection {
                     && let Some(request) = requests.next()
                 {
                     let (mut header, data) = header(&request);
-                    header.cookie = flight.insert(request, now).into();
+                    header.cookie = flight.insert(request, now, None).into();
                     messages.push((header, data));
                 }
             }
@@ -95,7 +104,7 @@ impl Connection {
                 .flat_map(|(header, data)| [header.as_bytes(), data.as_deref().unwrap_or_default()])
                 .map(IoSlice::new)
                 .collect();
-            self.send(sending, &mut parts);
+            self.has_sent(sending.send(&mut parts));
             messages.clear();
         }
         Vec::new()
@@ -118,8 +127,8 @@ impl Connection {
         flight
     }
 
-    fn send(&self, sending: &mut Sending<'_>, parts: &mut [IoSlice<'_>]) {
-        if sending.send(parts).is_err() {
+    fn has_sent(&self, sent: io::Result<()>) {
+        if sent.is_err() {
             // The receiver sees the end of the stream and reports what is in flight, these requests too.
             self.channel.socket().shutdown();
         }
@@ -147,7 +156,7 @@ fn command(command: u16, flags: u16, offset: u64, length: u64) -> wire::RequestH
     }
 }
 
-fn header(request: &Request) -> (wire::RequestHeader, Option<crate::buffer::Slice>) {
+fn header(request: &Request) -> (wire::RequestHeader, Option<Slice>) {
     match &request.command {
         Command::Read(offset, buffer, _) => (command(cmd::READ, 0, *offset, buffer.len() as u64), None),
         Command::Write(offset, data, fua, _) => {
@@ -159,5 +168,44 @@ fn header(request: &Request) -> (wire::RequestHeader, Option<crate::buffer::Slic
             (command(cmd::WRITE_ZEROES, 0, range.start, range.end - range.start), None)
         }
         Command::Trim(range, _) => (command(cmd::TRIM, 0, range.start, range.end - range.start), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::buffer::Pool;
+    use crate::nbd::socket::Socket;
+
+    const LEN: usize = 1 << 20;
+
+    #[test]
+    fn p4_data_of_a_broken_connection_is_read_late_as_it_was_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server");
+        let listener = UnixListener::bind(&path).unwrap();
+        let socket = Socket::unix(&path, Duration::from_secs(5)).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let connection = Connection::new(Channel::plain(socket), false);
+        let pool = Pool::default();
+        let filled = |byte| {
+            let mut buffer = pool.take(LEN);
+            buffer.fill(byte);
+            buffer.share()
+        };
+        let request = Request::new(Command::Write(0, filled(7), false, Box::new(drop)), BootTime::default());
+        connection.submit(&mut connection.channel.sending(), request, BootTime::default()).unwrap();
+        let requests = connection.flight().close();
+        assert_eq!(requests.len(), 1);
+        drop(requests);
+        let other = filled(9);
+        let mut seen = vec![0; size_of::<wire::RequestHeader>() + LEN];
+        server.read_exact(&mut seen).unwrap();
+        assert!(seen[size_of::<wire::RequestHeader>()..].iter().all(|byte| *byte == 7));
+        drop(other);
     }
 }

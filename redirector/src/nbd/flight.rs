@@ -2,6 +2,7 @@
 
 use lockd::clock::BootTime;
 
+use crate::buffer::Loan;
 use crate::nbd::reply::ProtocolError;
 use crate::paths::request::Request;
 
@@ -21,6 +22,8 @@ pub struct Entry {
     pub received: u64,
     /// The first error that has come.
     pub error: Option<u32>,
+    /// The pages of its data, if those were sent and no copy.
+    pub loan: Option<Loan>,
 }
 
 #[derive(Debug, Default)]
@@ -65,14 +68,14 @@ impl Flight {
     }
 
     /// Takes a request in, and returns its cookie. There must be room.
-    pub fn insert(&mut self, request: Request, sent: BootTime) -> u64 {
+    pub fn insert(&mut self, request: Request, sent: BootTime, loan: Option<Loan>) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             self.places.len() - 1
         });
         let place = &mut self.places[index];
         place.generation += 1;
-        place.entry = Some(Entry { request, sent, received: 0, error: None });
+        place.entry = Some(Entry { request, sent, received: 0, error: None, loan });
         place.generation << INDEX_BITS | index as u64
     }
 
@@ -113,7 +116,7 @@ impl Flight {
         self.places.iter().filter_map(|place| place.entry.as_ref().map(|entry| entry.sent)).min()
     }
 
-    /// Takes nothing in any more, and returns all that is in flight, oldest first.
+    /// Takes nothing in any more, and returns all that is in flight, oldest first. What was on loan is given up.
     pub fn close(&mut self) -> Vec<Request> {
         self.closed = true;
         let mut entries: Vec<_> = self.places.iter_mut().filter_map(|place| place.entry.take()).collect();

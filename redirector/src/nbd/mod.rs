@@ -17,5 +17,6 @@ pub mod post;
 pub mod receiver;
 pub mod reply;
 pub mod socket;
+pub mod splice;
 pub mod tls;
 pub mod wire;

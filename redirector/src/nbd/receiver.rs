@@ -207,7 +207,7 @@ impl Receiver {
 
     /// Receives a read's data: all of it, or the part that a chunk brings.
     fn receive_data(&mut self, entry: Entry, part: Option<(u64, u64)>) -> Result<Entry, ConnectionError> {
-        let Entry { mut request, sent, mut received, error } = entry;
+        let Entry { mut request, sent, mut received, error, loan } = entry;
         if let Command::Read(at, mut buffer, on_read) = request.command {
             let asked = buffer.len() as u64;
             let (offset, length) = part.unwrap_or((at, asked));
@@ -222,7 +222,7 @@ impl Receiver {
             }
             received += length;
         }
-        Ok(Entry { request, sent, received, error })
+        Ok(Entry { request, sent, received, error, loan })
     }
 
     fn chunk(&mut self, cookie: u64, kind: u16, last: bool, length: u32) -> Result<(), ConnectionError> {
@@ -315,6 +315,10 @@ impl Receiver {
             self.connection.notify();
         }
         self.connection.latency.record(self.now.since(entry.sent));
+        // Who says that a write is done has read it; who refuses it may not have.
+        if let (None, Some(loan)) = (entry.error, entry.loan) {
+            loan.returned();
+        }
         let outcome = match entry.error {
             None => Outcome::Done,
             Some(error) => Outcome::Failed(reply::errno(error)),

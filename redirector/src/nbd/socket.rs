@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::nbd::splice::{Pipe, Sent};
 use crate::{attend, stand_in};
 
 /// How long sent bytes may stay unacknowledged before a TCP connection counts as broken, in milliseconds (P5).
@@ -126,9 +127,21 @@ impl Socket {
     }
 
     /// Sends `parts` whole and in order, by one system call if the socket has room; waits for room otherwise.
-    pub fn send(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    pub fn send(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.send_before(parts, 0)
+    }
+
+    /// Sends `head`, and the pages of `data` by `pipe`; waits for room.
+    pub fn send_pages(&self, head: &[u8], data: &[u8], pipe: &Pipe) -> io::Result<Sent> {
+        self.send_before(&mut [IoSlice::new(head)], libc::MSG_MORE)?;
+        let _away = if self.wait_for(libc::POLLOUT, ROOM_PATIENCE_MS) { None } else { leave() };
+        pipe.send(self.fd.as_raw_fd(), data)
+    }
+
+    /// Sends `parts`; the flag MSG_MORE says that more follows at once.
+    fn send_before(&self, mut parts: &mut [IoSlice<'_>], more: libc::c_int) -> io::Result<()> {
         IoSlice::advance_slices(&mut parts, 0);
-        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | more;
         let mut away = None;
         while !parts.is_empty() {
             // SAFETY: an all-zero `msghdr` is a valid value.
@@ -144,11 +157,9 @@ impl Socket {
                     io::ErrorKind::Interrupted => continue,
                     io::ErrorKind::WouldBlock if flags & libc::MSG_DONTWAIT != 0 => {
                         if !self.wait_for(libc::POLLOUT, ROOM_PATIENCE_MS) {
-                            // The server may wait until somebody receives what it sends.
-                            attend::leave();
-                            away = away.or_else(stand_in::go_away);
+                            away = away.or_else(leave);
                         }
-                        flags = libc::MSG_NOSIGNAL;
+                        flags &= !libc::MSG_DONTWAIT;
                         continue;
                     }
                     _ => return Err(error),
@@ -216,6 +227,13 @@ impl Socket {
                 set(&self.fd, libc::SOL_SOCKET, libc::SO_LINGER, &libc::linger { l_onoff: 0, l_linger: 0 });
         }
     }
+}
+
+/// Others receive, and take this thread's place, as long as what is returned lives: the server may wait until somebody
+/// receives what it sends.
+fn leave() -> Option<impl Drop> {
+    attend::leave();
+    stand_in::go_away()
 }
 
 impl AsRawFd for Socket {
