@@ -8,10 +8,8 @@ use std::os::fd::{AsRawFd, RawFd};
 
 /// Data of this length and more is worth the system calls: two instead of a part of one.
 pub const LENT_MIN: usize = 64 << 10;
-/// Bytes of pages that the pipe holds, as far as the system allows.
+/// Bytes of pages that the pipe holds: what a user's processes may have by default.
 const PIPE_BYTES: libc::c_int = 1 << 20;
-/// With a smaller pipe a copy is as good.
-const PIPE_BYTES_MIN: libc::c_int = 256 << 10;
 
 /// The pipe of one sender. What is in it, nobody but the socket gets: after an error it is thrown away.
 #[derive(Debug)]
@@ -30,7 +28,7 @@ pub enum Sent {
 }
 
 impl Pipe {
-    /// A pipe, if the system lets us have one that is worth it.
+    /// A pipe, if the system lets us have a large one: with a small one a copy is as good.
     ///
     /// # Errors
     /// If it does not.
@@ -38,11 +36,8 @@ impl Pipe {
         let (reader, writer) = pipe()?;
         // SAFETY: no memory is passed; the descriptor is ours.
         let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES) };
-        // SAFETY: as above. Refused is a larger size only: what there is may do.
-        let size =
-            if size < 0 { unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) } } else { size };
-        if size < PIPE_BYTES_MIN {
-            return Err(io::Error::other(format!("pipes may hold {size} bytes only")));
+        if size < PIPE_BYTES {
+            return Err(io::Error::other("a pipe may not be that large"));
         }
         Ok(Self { reader, writer })
     }
