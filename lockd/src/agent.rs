@@ -2,7 +2,7 @@
 //!
 //! It holds the node's session (`session`), shares the lease with the clients on its node, serves them on a local socket
 //! (`socket`, `connection`, `requests`), knows when they die (`clients`), finds the leader (`route`), carries requests to
-//! holders (`forward`), hands events out (`events`) and does its part in fencing (`fence`). On a voter it also keeps the
+//! holders (`forward`), hands events out (`events`), does its part in fencing (`fence`) and holds the watchdog back (`watchdog`). On a voter it also keeps the
 //! replicated state (`voter`) and, when it leads, does the leader's duties (`office`).
 //!
 //! What it keeps on disk besides the voter's log is one number, by which it finds its session after a restart. What its
@@ -15,6 +15,7 @@ mod core;
 mod error;
 mod events;
 mod fence;
+mod former;
 mod forward;
 mod nonce;
 mod office;
@@ -105,7 +106,7 @@ impl Agent {
 
         let credentials = Credentials::load(&cluster, &node)?;
         let server = Arc::new(NodeServer::default());
-        let quic = QuicConfig::new(Arc::new(cluster.clone()), credentials, Program::Lockd);
+        let quic = QuicConfig::new(Arc::new(cluster.clone()), credentials.clone(), Program::Lockd);
         let endpoint = Arc::new(QuicEndpoint::start(quic, Arc::clone(&server) as _)?);
         let peers: Arc<dyn Peers> = Arc::clone(&endpoint) as _;
 
@@ -146,6 +147,7 @@ impl Agent {
             nonce,
             open: opened,
             endpoint: Arc::clone(&endpoint),
+            credentials,
         }));
         server.begin(Arc::clone(&core));
         tasks.push(tokio::spawn(session::run(Arc::clone(&core), open)));

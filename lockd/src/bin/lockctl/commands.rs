@@ -63,11 +63,20 @@ fn init(common: &Common, file: &std::path::Path) -> anyhow::Result<()> {
         .map(|(node, what)| json!({ "node": node.as_str(), "certificate": made(*what) }))
         .collect();
     let directory = report.directory.display().to_string();
-    let document = json!({ "directory": directory, "authority": made(report.authority), "nodes": nodes });
+    let document = json!({
+        "directory": directory,
+        "authority": made(report.authority),
+        "nodes": nodes,
+        "target": report.target.map(made),
+    });
     print(common, &document, || {
         println!("{directory}: authority {}", made(report.authority));
         for (node, what) in &report.nodes {
             println!("  certificate of {node}: {}", made(*what));
+        }
+        if let Some(what) = report.target {
+            println!("  certificate of the targets: {}", made(what));
+            println!("Give each csv-target ca.pem, target.pem and target.key: --control-tls DIR.");
         }
         println!("Give each node ca.pem and its own NODE.pem and NODE.key; keep ca.key away from them.");
     });
