@@ -4,6 +4,7 @@
 //! network ([`docs/CLUSTER.md`](../../../docs/CLUSTER.md)).
 
 mod error;
+mod fencing;
 mod holder;
 mod locks;
 mod member;
@@ -11,6 +12,7 @@ mod plane;
 mod ways;
 
 pub use error::ClusterError;
+pub use fencing::guarantee;
 pub use locks::ClusterLocks;
 pub use member::{Member, Place, Role};
 #[cfg(test)]

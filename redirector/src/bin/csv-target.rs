@@ -35,7 +35,7 @@ enum Subcommands {
     Ctl {
         /// The control address: HOST:PORT or unix:PATH.
         #[arg(long)]
-        control: String,
+        control: Address,
         /// Directory with ca-cert.pem, client-cert.pem and client-key.pem, for a target with --tls.
         #[arg(long, value_name = "DIR", conflicts_with = "cluster")]
         tls: Option<PathBuf>,
@@ -121,10 +121,10 @@ impl Subcommands {
         let Self::Ctl { control, tls, cluster, node, request } = self;
         let request = serde_json::from_str(&request).context("the request is not JSON")?;
         let (Some(file), Some(node)) = (cluster, node) else {
-            return Ok(target::ask(&control.parse()?, tls.as_deref(), &request)?);
+            return Ok(target::ask(&control, tls.as_deref(), &request)?);
         };
         let credentials = Credentials::load(&Cluster::read(&file)?, &node)?;
-        Ok(TargetControl::new(&control.parse()?, &credentials)?.ask(&request, ANSWER)?)
+        Ok(TargetControl::new(&control.to_string().parse()?, &credentials)?.ask(&request, ANSWER)?)
     }
 }
 
