@@ -80,7 +80,7 @@ impl Place {
 
 impl Place {
     /// What the cluster file says of the volume.
-    pub(super) fn in_file(&self) -> &lockd::cluster::Volume {
+    pub(crate) fn in_file(&self) -> &lockd::cluster::Volume {
         &self.cluster.volumes[usize::from(self.number)]
     }
 

@@ -16,4 +16,4 @@ mod target;
 
 pub use command::{AgentCommand, AgentError};
 pub use incarnation::incarnation;
-pub use target::{TargetControl, TargetControlError, TargetMark};
+pub use target::{TargetControl, TargetControlError, TargetMark, Targets};

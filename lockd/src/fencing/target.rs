@@ -1,5 +1,6 @@
 //! A csv-target's control port, as the nodes of a cluster ask it.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use crate::ids::ClientId;
 
 /// The longest answer in bytes: status names every client that the target remembers.
 const ANSWER_MAX: u64 = 16 << 20;
+/// How long a target may take to refuse and drain.
+const FENCE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a target has not done what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +154,44 @@ impl TargetControl {
             }
         }
         Err(last)
+    }
+}
+
+/// The targets of a volume: one for each path to its LUN.
+#[derive(Clone, Debug)]
+pub struct Targets(Vec<TargetControl>);
+
+impl Targets {
+    /// Those at `addresses`, asked by the node of `credentials`.
+    ///
+    /// # Errors
+    /// If the cryptographic library refuses.
+    pub fn new(
+        addresses: &[ControlAddress],
+        credentials: &Credentials,
+    ) -> Result<Self, TargetControlError> {
+        // One csv-target may serve several paths.
+        let addresses: BTreeSet<_> = addresses.iter().collect();
+        let all: Result<_, _> =
+            addresses.into_iter().map(|address| TargetControl::new(address, credentials)).collect();
+        Ok(Self(all?))
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &TargetControl> {
+        self.0.iter()
+    }
+
+    /// Fences `victims` from the volume: every target refuses them for good and has drained them (F1).
+    ///
+    /// # Errors
+    /// At the first target for which that is not certain.
+    pub fn fence(&self, victims: &[ClientId]) -> Result<(), TargetControlError> {
+        // Who never registered with a target has nothing there.
+        if victims.is_empty() {
+            return Ok(());
+        }
+        self.0.iter().try_for_each(|target| target.fence(victims, FENCE_PATIENCE))
     }
 }
 

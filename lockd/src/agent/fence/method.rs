@@ -9,15 +9,13 @@ use super::super::core::Core;
 use super::super::nonce::incarnation_of;
 use super::super::session::OpenSession;
 use crate::cluster::{FenceChoice, Volume};
-use crate::fencing::{AgentCommand, TargetControl, incarnation};
+use crate::fencing::{AgentCommand, Targets, incarnation};
 use crate::ids::{ClientId, NodeName, SessionId};
 use crate::local::process::Process;
 use crate::machine::{ClientInfo, FenceInfo, FenceMethod, SessionInfo, SessionState, Victim, VolumeInfo};
 
 /// How long a target may execute what has reached it, for a volume that the cluster file does not name (P5).
 const QUIESCE: Duration = Duration::from_secs(10);
-/// How long a target may take to refuse and drain.
-const TARGET_PATIENCE: Duration = Duration::from_secs(10);
 /// After how long the next node in turn tries, too.
 const TURN: Duration = Duration::from_secs(1);
 /// The same with an agent, which takes its time.
@@ -40,7 +38,7 @@ pub(super) enum Plan {
 #[derive(Debug)]
 pub(super) enum Step {
     /// Have these incarnations refused by every target.
-    Targets(Vec<TargetControl>, Vec<ClientId>),
+    Targets(Targets, Vec<ClientId>),
     /// Have a host switched off.
     Agent(AgentCommand, NodeName),
     /// It cannot be taken; why.
@@ -60,9 +58,7 @@ impl Step {
     pub(super) fn take(&self) -> Result<String, String> {
         match self {
             Self::Targets(targets, victims) => {
-                for target in targets {
-                    target.fence(victims, TARGET_PATIENCE).map_err(|error| error.to_string())?;
-                }
+                targets.fence(victims).map_err(|error| error.to_string())?;
                 Ok(format!("refused for good and drained: {}", count(victims.len(), "incarnation")))
             }
             Self::Agent(agent, _) => agent.off().map_err(|error| error.to_string()),
@@ -208,11 +204,7 @@ fn targets(core: &Core, in_file: Option<&Volume>, mounts: &[&ClientInfo]) -> Ste
                    all nodes the same file";
         return Step::Impossible(FenceMethod::NbdTarget, why.to_owned());
     }
-    let mut addresses = control.to_vec();
-    addresses.sort();
-    addresses.dedup();
-    let targets = addresses.iter().map(|address| TargetControl::new(address, &core.credentials));
-    match targets.collect() {
+    match Targets::new(control, &core.credentials) {
         Ok(targets) => Step::Targets(targets, mounts.iter().map(|info| incarnation(info.nonce)).collect()),
         Err(error) => Step::Impossible(FenceMethod::NbdTarget, error.to_string()),
     }
