@@ -166,8 +166,10 @@ fn write(lun: &Arc<dyn Lun>, bytes: &[u8]) -> Receiver<Outcome> {
     let mut buffer = Pool::default().take(bytes.len());
     buffer.copy_from_slice(bytes);
     let (sender, receiver) = sync_channel(1);
-    // The drill may have stopped waiting.
-    let on_done = Box::new(move |outcome| drop(sender.send(outcome)));
+    let on_done = Box::new(move |outcome| {
+        // The drill may have stopped waiting.
+        let _ = sender.send(outcome);
+    });
     lun.write(layout::DRILL_AT * BLOCK, buffer.share(), true, on_done);
     receiver
 }

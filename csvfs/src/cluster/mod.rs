@@ -8,6 +8,7 @@ mod fencing;
 mod holder;
 mod locks;
 mod member;
+mod mortal;
 mod plane;
 mod ways;
 

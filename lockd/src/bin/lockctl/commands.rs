@@ -86,7 +86,12 @@ fn init(common: &Common, file: &std::path::Path) -> anyhow::Result<()> {
 fn status(common: &Common) -> anyhow::Result<()> {
     let text = common.connect()?.status()?;
     let document: Value = serde_json::from_str(&text).context("lockd's status is not readable")?;
-    print(common, &document, || show::print_status(&document));
+    print(common, &document, || {
+        show::print_status(&document);
+        if let Some(advice) = quorum::advice(&document) {
+            println!("\n{advice}");
+        }
+    });
     match document["problem"].as_str() {
         Some(problem) => bail!("no quorum: {}", show::without_heading(problem)),
         None => Ok(()),
@@ -165,7 +170,12 @@ pub(crate) fn known_voters(status: &Value) -> Value {
 fn list_voters(common: &Common, connection: &Connection) -> anyhow::Result<()> {
     let document: Value = serde_json::from_str(&connection.status()?)?;
     let voters = known_voters(&document);
-    print(common, &voters, || show::print_voters(&voters));
+    print(common, &voters, || {
+        show::print_voters(&voters);
+        if let Some(advice) = quorum::advice(&document) {
+            println!("\n{advice}");
+        }
+    });
     match document["problem"].as_str() {
         Some(problem) => bail!("no quorum: {}", show::without_heading(problem)),
         None => Ok(()),
