@@ -339,6 +339,8 @@ fn a_target_that_has_lost_its_list_is_not_taken_for_the_one_that_had_it() -> Res
     with(fenced_by_target(2), |cluster| {
         cluster.mount_all()?;
         fs::write(cluster.path(2, FILE), vec![0xaa; BYTES])?;
+        // What nobody syncs a killed mount may lose.
+        fs::File::open(cluster.path(2, FILE))?.sync_all()?;
         cluster.target().stop()?;
         fs::remove_dir_all(cluster.folder().join("san/state"))?;
         cluster.restart("san", "target")?;
