@@ -177,7 +177,7 @@ fn a_node_that_hangs_past_its_lease_writes_nothing_when_it_wakes_up() -> Result<
         }
         let stale = fs::File::options().write(true).open(cluster.path(victim, FILE));
         let errno = stale.and_then(|mut file| file.write_all(&[1])).map_err(|error| error.raw_os_error());
-        ensure!(errno == Err(Some(libc::EIO)), "an application on it is told {errno:?}");
+        ensure!(matches!(errno, Err(Some(libc::EIO | libc::ESTALE))), "an application on it is told {errno:?}");
         // As a new session, when it is mounted anew.
         cluster.daemon(&host, "csvfs")?.kill()?;
         cluster.restart(&host, "csvfs")?;
@@ -198,6 +198,10 @@ fn a_new_mount_waits_until_the_hanging_one_is_dead() -> Result<()> {
         overwrite(cluster, 0xcc, Instant::now())?;
         // The node is back, its old mount still hangs.
         cluster.resume(&host, "lockd")?;
+        until("it has a new session", LIMIT, || {
+            let log = cluster.daemon(&host, "lockd").ok()?.log();
+            log.contains("the node starts a new one").then_some(())
+        })?;
         let second = TempDir::new()?;
         let spec = cluster.node(victim).mount()?;
         let arguments = spec.arguments.iter().map(|argument| {
