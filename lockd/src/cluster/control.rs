@@ -27,6 +27,7 @@ impl FromStr for ControlAddress {
         // Whatever can stand in a certificate.
         let host = match bare {
             Some(inner) => inner.parse::<std::net::Ipv6Addr>().map_err(|_| invalid())?.to_string(),
+            None if host.contains(':') => return Err(invalid()),
             None => host.to_owned(),
         };
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(invalid)?;

@@ -14,7 +14,7 @@ fn vm(name: &str) -> ResourceId {
 }
 
 /// The state of the session of a node, as long as it is in the table.
-fn session_of(site: &Site, node: &str) -> Option<serde_json::Value> {
+pub fn session_of(site: &Site, node: &str) -> Option<serde_json::Value> {
     let status = site.json(&["status"]);
     let sessions = status["state"]["sessions"].as_array()?.clone();
     sessions
