@@ -327,6 +327,9 @@ fn an_agent_that_fails_hangs_or_lies_gives_nothing_away() -> Result<()> {
             let held = cluster.lockctl("n1", &["ls"])?;
             ensure!(held.lines().any(|line| line.contains("/file/")), "something was given away: {held}");
         }
+        let status = String::from_utf8(cluster.exec_ours("n1", "csvfs", &["status"])?.stdout)?;
+        let line = format!("FENCING      node n{victim} for");
+        ensure!(status.contains(&line) && status.contains("fence agent has not succeeded"), "{status}");
         mode("works")?;
         overwrite(cluster, 0xcc, Instant::now())?;
         let told = fs::read_to_string(folder.path().join("told"))?;

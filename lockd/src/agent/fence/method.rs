@@ -122,13 +122,11 @@ fn of_session(
             let quiesce = quiesce_of(in_file);
             if dead >= quiesce { Plan::Waited(FenceMethod::Quiesce) } else { Plan::In(quiesce - dead) }
         }
-        // Lease and grace are over, by the cluster's own count. The lowest live session says so. The time of this node
-        // may lag behind the leader's: a report that is too early is refused, and repeated.
+        // Lease and grace are over, by the cluster's own count. The lowest live session says so. Its count may be ahead of
+        // the leader's: a report that is too early is refused, and repeated.
         FenceMethod::Lease if seen.lowest() == Some(open.session) => {
-            match lease_over_ns.checked_sub(seen.time_ns) {
-                None | Some(0) => Plan::Waited(FenceMethod::Lease),
-                Some(left_ns) => Plan::In(Duration::from_nanos(left_ns)),
-            }
+            let wait = Duration::from_nanos(lease_over_ns.saturating_sub(fence.since_ns));
+            waited(core, seen, fence, wait, FenceMethod::Lease)
         }
         FenceMethod::Agent if !here => {
             let step = || agent(in_file, core, &victim.node);
@@ -154,15 +152,15 @@ fn of_client(
     if victim.session != open.session {
         return Plan::Others;
     }
-    let over_ns = fence.since_ns.saturating_add(nanos(quiesce_of(in_file)));
-    match over_ns.checked_sub(seen.time_ns) {
-        None | Some(0) => Plan::Waited(FenceMethod::Quiesce),
-        Some(left_ns) => Plan::In(Duration::from_nanos(left_ns)),
-    }
+    waited(core, seen, fence, quiesce_of(in_file), FenceMethod::Quiesce)
 }
 
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+/// Whether `wait` has passed since the fence began: by the cluster's time, which on a node that does not vote is that of
+/// the last entry and stands still while nothing happens; or since this node has known of the fence, which is later.
+fn waited(core: &Core, seen: &Seen, fence: &FenceInfo, wait: Duration, method: FenceMethod) -> Plan {
+    let by_cluster = Duration::from_nanos(seen.time_ns.saturating_sub(fence.since_ns));
+    let passed = by_cluster.max(core.attempts.known_for((fence.volume, fence.victim)));
+    if passed >= wait { Plan::Waited(method) } else { Plan::In(wait - passed) }
 }
 
 fn quiesce_of(in_file: Option<&Volume>) -> Duration {
