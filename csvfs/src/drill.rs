@@ -4,8 +4,8 @@
 //! For csv-target the drill is a client of its own at the target, with an incarnation that nobody else has, and writes to
 //! a block that nobody else uses ([`layout::DRILL_AT`]). A second client, which only reads, sees what has landed.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use lockd::cluster::FenceChoice;
@@ -71,7 +71,9 @@ pub enum DrillError {
 pub fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillError> {
     match &place.in_file().fence {
         FenceChoice::Lease => {
-            say("fence = \"lease\": there is nothing to drill, as nothing is done to a node that went silent: it is waited for.");
+            say(
+                "fence = \"lease\": there is nothing to drill, as nothing is done to a node that went silent: it is waited for.",
+            );
             say(&format!("What holds: {}.", guarantee(FenceMethod::Lease)));
             Ok(())
         }
@@ -83,7 +85,9 @@ pub fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillError> {
 /// Switches nobody off: the agent is asked how each host is.
 fn of_agent(place: &Place, command: &str, say: &mut dyn FnMut(&str)) -> Result<(), DrillError> {
     let volume = place.in_file();
-    say(&format!("fence = \"agent:{command}\": no host is switched off; the agent is asked for the status of each."));
+    say(&format!(
+        "fence = \"agent:{command}\": no host is switched off; the agent is asked for the status of each."
+    ));
     for node in &place.cluster.nodes {
         let mut keys = volume.agent.clone();
         keys.extend(node.agent.clone());
@@ -133,10 +137,16 @@ fn of_target(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillError>
     let began = Instant::now();
     targets.fence(&[mine.client])?;
     let places: Vec<_> = targets.iter().map(|target| target.address().to_string()).collect();
-    say(&format!("3. it is fenced as the lockds do it, at {}, in {:.0?}", places.join(", "), began.elapsed()));
+    say(&format!(
+        "3. it is fenced as the lockds do it, at {}, in {:.0?}",
+        places.join(", "),
+        began.elapsed()
+    ));
     drop(faults);
     match late.recv_timeout(HOLD + LATE) {
-        Ok(Outcome::Done) => return Err(DrillError::Broken("a write of its was acknowledged after that".to_owned())),
+        Ok(Outcome::Done) => {
+            return Err(DrillError::Broken("a write of its was acknowledged after that".to_owned()));
+        }
         Ok(Outcome::Failed(_) | Outcome::Unknown) | Err(RecvTimeoutError::Timeout) => {}
         Err(RecvTimeoutError::Disconnected) => {}
     }
@@ -150,7 +160,9 @@ fn of_target(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillError>
     }
     std::thread::sleep(LATE);
     expect(watcher.as_ref(), &first).map_err(DrillError::Broken)?;
-    say("5. by another connection: its first write is there, the one that was held has not landed, nor has a later one");
+    say(
+        "5. by another connection: its first write is there, the one that was held has not landed, nor has a later one",
+    );
     say(&format!("PROVED. {}", guarantee(FenceMethod::NbdTarget)));
     Ok(())
 }
@@ -181,7 +193,8 @@ fn expect(lun: &dyn Lun, bytes: &[u8]) -> Result<(), String> {
     if found[..] == *bytes {
         return Ok(());
     }
-    let line: String = String::from_utf8_lossy(&found).chars().take_while(|c| !c.is_control()).take(80).collect();
+    let line: String =
+        String::from_utf8_lossy(&found).chars().take_while(|c| !c.is_control()).take(80).collect();
     Err(format!("the block holds {line:?}"))
 }
 

@@ -48,8 +48,10 @@ impl Place {
                 .to_owned());
         }
         let Some(list) = seen.list else {
-            return Err("csv-target was started without --state: it would let in whoever was fenced after a restart"
-                .to_owned());
+            return Err(
+                "csv-target was started without --state: it would let in whoever was fenced after a restart"
+                    .to_owned(),
+            );
         };
         let seen = TargetMark { boot: hex(seen.boot), list: Some(hex(list)) };
         let credentials = Credentials::load(&self.cluster, &self.node).map_err(|error| error.to_string())?;

@@ -66,9 +66,8 @@ impl Mortality {
         let mut state = self.0.lock();
         note(&mut state);
         let State { open, sessions, clients, .. } = &mut *state;
-        let in_vain = open.extract_if(|_, ((session, client), _)| {
-            sessions.contains(session) || clients.contains(client)
-        });
+        let in_vain = open
+            .extract_if(|_, ((session, client), _)| sessions.contains(session) || clients.contains(client));
         in_vain.map(|(_, (_, on_reply))| on_reply).collect()
     }
 

@@ -14,8 +14,8 @@ use lockd::client::{ClientError, Listener, LockClient};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::network::OnReply;
 use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
+use lockd::network::OnReply;
 use parking_lot::Mutex;
 
 use super::holder::Holder;

@@ -55,7 +55,9 @@ impl Reporter {
             path: String::new(),
             metadata: String::new(),
             fence: match &volume.control {
-                Control::Alone(_) => "none: a mount without a cluster; its claim keeps other mounts away (V1)",
+                Control::Alone(_) => {
+                    "none: a mount without a cluster; its claim keeps other mounts away (V1)"
+                }
                 Control::Cluster(member) => guarantee(member.fence),
             }
             .to_owned(),

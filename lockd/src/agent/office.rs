@@ -158,7 +158,9 @@ impl Office {
     async fn end(&self, term: u64, session: SessionId, cause: EndCause) {
         let why = match cause {
             EndCause::Lapsed => "nothing was heard of the session for a full lease; it is ended",
-            _ => "the session has not reported for a full lease that it refuses who is being fenced; it is ended",
+            _ => {
+                "the session has not reported for a full lease that it refuses who is being fenced; it is ended"
+            }
         };
         tracing::warn!(%session, "{why}");
         let told = self.propose(&Command::EndSession { session, cause }).await;

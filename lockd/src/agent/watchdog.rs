@@ -150,7 +150,9 @@ pub(super) async fn run(
         let holds = core.session_now().is_some_and(|open| open.lease.holds(&*core.clock));
         let now = is_well(core.clients.has_mounts(), holds);
         if well && !now {
-            tracing::error!("the lease is over with volumes mounted: the watchdog restarts this host unless it is won back");
+            tracing::error!(
+                "the lease is over with volumes mounted: the watchdog restarts this host unless it is won back"
+            );
         }
         well = now;
         if well && let Err(error) = device.pat() {
@@ -177,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_named() {
-        let said = open(Path::new("/dev/no-watchdog"), Duration::from_secs(15)).err().expect("none").to_string();
+        let said =
+            open(Path::new("/dev/no-watchdog"), Duration::from_secs(15)).err().expect("none").to_string();
         assert!(said.contains("/dev/no-watchdog") && said.contains("softdog"), "{said}");
     }
 

@@ -50,7 +50,10 @@ mod tests {
     #[test]
     fn addresses_are_read_and_shown_alike() {
         for text in ["10.78.0.9:10810", "san-1.example:1", "[fd00::9]:10810"] {
-            assert_eq!(text.parse::<ControlAddress>().map(|address| address.to_string()), Ok(text.to_owned()));
+            assert_eq!(
+                text.parse::<ControlAddress>().map(|address| address.to_string()),
+                Ok(text.to_owned())
+            );
         }
         for wrong in ["", "10.78.0.9", ":1", "host:0", "host:70000", "fd00::9:1", "unix:/run/t", "[host]:1"] {
             let said = wrong.parse::<ControlAddress>().expect_err(wrong).to_string();

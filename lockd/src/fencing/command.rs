@@ -64,7 +64,9 @@ pub enum AgentError {
         output: String,
     },
     /// It said that the host is off, and then that it is on.
-    #[error("the fence agent {agent} said that node {node} is off, but its status says on: nothing is given away")]
+    #[error(
+        "the fence agent {agent} said that node {node} is off, but its status says on: nothing is given away"
+    )]
     Lied {
         /// The command.
         agent: String,
@@ -102,7 +104,10 @@ impl AgentCommand {
     pub fn off(&self) -> Result<String, AgentError> {
         let Ended { output, .. } = self.done("off")?;
         if !self.offers_status() {
-            return Ok(format!("the agent says that it is off, and has no status to verify it by: {}", end_of(&output)));
+            return Ok(format!(
+                "the agent says that it is off, and has no status to verify it by: {}",
+                end_of(&output)
+            ));
         }
         if self.is_on()? {
             return Err(AgentError::Lied { agent: self.command.clone(), node: self.node.clone() });
@@ -151,10 +156,8 @@ impl AgentCommand {
     }
 
     fn run(&self, action: &'static str) -> Result<Ended, AgentError> {
-        let not_run = |error: io::Error| AgentError::NotRun {
-            agent: self.command.clone(),
-            why: error.to_string(),
-        };
+        let not_run =
+            |error: io::Error| AgentError::NotRun { agent: self.command.clone(), why: error.to_string() };
         let (mut child, words) = self.start(action).map_err(not_run)?;
         let deadline = Instant::now() + self.timeout;
         let status = loop {
@@ -267,7 +270,10 @@ mod tests {
         let good = agent(&folder, &format!("off) exit 0;;\nstatus) exit 2;;\n{METADATA}"));
         assert!(good.off().unwrap().contains("its status says so"));
         let input = std::fs::read_to_string(folder.path().join("input")).unwrap();
-        assert!(input.starts_with("action=off\nnodename=n2\nplug=n2\nip=10.1.0.2\naction=metadata\n"), "{input}");
+        assert!(
+            input.starts_with("action=off\nnodename=n2\nplug=n2\nip=10.1.0.2\naction=metadata\n"),
+            "{input}"
+        );
         let silent = agent(&folder, "off) exit 0;;\n*) exit 1;;");
         assert!(silent.off().unwrap().contains("no status"));
     }

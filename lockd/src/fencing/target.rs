@@ -166,10 +166,7 @@ impl Targets {
     ///
     /// # Errors
     /// If the cryptographic library refuses.
-    pub fn new(
-        addresses: &[ControlAddress],
-        credentials: &Credentials,
-    ) -> Result<Self, TargetControlError> {
+    pub fn new(addresses: &[ControlAddress], credentials: &Credentials) -> Result<Self, TargetControlError> {
         // One csv-target may serve several paths.
         let addresses: BTreeSet<_> = addresses.iter().collect();
         let all: Result<_, _> =

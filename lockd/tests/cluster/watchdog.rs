@@ -23,7 +23,10 @@ fn a_watchdog_is_patted_while_the_lease_runs_and_stands_down_at_a_clean_end() {
     site.edit(&line, "[tls]");
     site.start_node(0);
     std::fs::write(&device, "").expect("a file");
-    site.edit("[[node]]\nname = \"n1\"", &format!("[[node]]\nwatchdog = {:?}\nname = \"n1\"", device.display().to_string()));
+    site.edit(
+        "[[node]]\nname = \"n1\"",
+        &format!("[[node]]\nwatchdog = {:?}\nname = \"n1\"", device.display().to_string()),
+    );
     site.start_node(1);
     site.register_volume(0);
     let mount = site.client(1, MOUNT);

@@ -147,7 +147,10 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         tracing::warn!("without --state, clients that are ended or fenced are let in again after a restart");
     }
     if let (None, None, Some(Address::Tcp(address))) = (&serve.tls, &serve.control_tls, &serve.control) {
-        tracing::warn!(address, "without --control-tls, everyone who reaches the control port may fence clients");
+        tracing::warn!(
+            address,
+            "without --control-tls, everyone who reaches the control port may fence clients"
+        );
     }
     let config = Config {
         size: serve.size,

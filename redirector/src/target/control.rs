@@ -185,9 +185,8 @@ impl Control {
         let serve = move || {
             let _counted = counted;
             let socket = Arc::new(socket);
-            let served = serve(&socket, tls, |node, line| {
-                target.upgrade().map(|target| answer(&target, node, line))
-            });
+            let served =
+                serve(&socket, tls, |node, line| target.upgrade().map(|target| answer(&target, node, line)));
             if let Err(error) = served {
                 tracing::warn!(peer = socket.peer(), %error, "a control connection is closed");
             }

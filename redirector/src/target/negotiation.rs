@@ -13,8 +13,9 @@ use super::counters::Counters;
 use super::inbox::Inbox;
 use super::request::{Limits, PAYLOAD_MAX};
 use crate::nbd::wire::{
-    self, Drain, DrainReply, End, EndReply, Greeting, Hello, HelloList, HelloReply, InfoBlockSize, InfoExport,
-    OptionHeader, OptionReplyHeader, drained, end_state, export_flag, handshake_flag, info, opt, rep,
+    self, Drain, DrainReply, End, EndReply, Greeting, Hello, HelloList, HelloReply, InfoBlockSize,
+    InfoExport, OptionHeader, OptionReplyHeader, drained, end_state, export_flag, handshake_flag, info, opt,
+    rep,
 };
 
 /// In the flags of [`HelloReply`]: clients that are ended are let in again after a restart of the target.

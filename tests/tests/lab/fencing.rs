@@ -177,7 +177,10 @@ fn a_node_that_hangs_past_its_lease_writes_nothing_when_it_wakes_up() -> Result<
         }
         let stale = fs::File::options().write(true).open(cluster.path(victim, FILE));
         let errno = stale.and_then(|mut file| file.write_all(&[1])).map_err(|error| error.raw_os_error());
-        ensure!(matches!(errno, Err(Some(libc::EIO | libc::ESTALE))), "an application on it is told {errno:?}");
+        ensure!(
+            matches!(errno, Err(Some(libc::EIO | libc::ESTALE))),
+            "an application on it is told {errno:?}"
+        );
         // As a new session, when it is mounted anew.
         cluster.daemon(&host, "csvfs")?.kill()?;
         cluster.restart(&host, "csvfs")?;
@@ -275,7 +278,10 @@ fn the_drill_proves_that_a_fenced_write_does_not_land() -> Result<()> {
         // Nobody else has noticed anything.
         fs::write(cluster.path(2, "other"), vec![0xbb; BYTES])?;
         holds(&cluster.path(2, FILE), 0xaa)?;
-        ensure!(cluster.target().control(&serde_json::json!({"op": "faults"}))?["faults"] == serde_json::json!([]));
+        ensure!(
+            cluster.target().control(&serde_json::json!({"op": "faults"}))?["faults"]
+                == serde_json::json!([])
+        );
         cluster.end_clean()
     })?;
     with(Plan::new(1), |cluster| {
@@ -317,9 +323,11 @@ fn an_agent_that_fails_hangs_or_lies_gives_nothing_away() -> Result<()> {
         cluster.mount_all()?;
         let victim = victim(cluster)?;
         power_off(cluster, victim)?;
-        for (how, words) in
-            [("fails", "no route to the BMC"), ("hangs", "did not end within 1s"), ("lies", "its status says on")]
-        {
+        for (how, words) in [
+            ("fails", "no route to the BMC"),
+            ("hangs", "did not end within 1s"),
+            ("lies", "its status says on"),
+        ] {
             mode(how)?;
             let said = || cluster.lockctl("n1", &["fences"]).ok().filter(|said| said.contains(words));
             let said = until(&format!("{how} is told"), LIMIT, said)?;

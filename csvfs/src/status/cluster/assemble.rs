@@ -96,8 +96,7 @@ fn volume(
             status_of(document, node, uuid.as_deref(), answers.map(|asked| &asked.answer))
         })
         .collect();
-    let holder =
-        info.and_then(|(info, seen)| info.coordinator.as_ref().map(|holder| (holder, seen.now_ns)));
+    let holder = info.and_then(|(info, seen)| info.coordinator.as_ref().map(|holder| (holder, seen.now_ns)));
     let mounts = || mine.iter().filter_map(|asked| asked.answer.as_ref().ok());
     // Without a quorum the mounts' word counts, as long as they agree.
     let said = || {

@@ -130,8 +130,7 @@ fn who_is_being_fenced_is_said_with_what_is_waited_for() {
     };
     let reported = FenceInfo { method: Some(FenceMethod::Lease), ..fence.clone() };
     let elsewhere = FenceInfo { volume: VolumeId([8; 16]), ..fence.clone() };
-    let status =
-        assemble(&document(true), Some(&state(None, vec![fence, reported, elsewhere])), &[], &[]);
+    let status = assemble(&document(true), Some(&state(None, vec![fence, reported, elsewhere])), &[], &[]);
     let [first, second] = &status.volumes[0].fences[..] else { panic!("{status:#?}") };
     assert_eq!((first.victim.as_str(), first.since_s), ("node n4", 3.0));
     assert!(first.waits_for.contains("fence lease has not succeeded yet"), "{first:?}");

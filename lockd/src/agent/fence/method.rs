@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::Seen;
 use super::super::core::Core;
 use super::super::nonce::incarnation_of;
 use super::super::session::OpenSession;
+use super::Seen;
 use crate::cluster::{FenceChoice, Volume};
 use crate::fencing::{AgentCommand, Targets, incarnation};
 use crate::ids::{ClientId, NodeName, SessionId};

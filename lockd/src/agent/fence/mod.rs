@@ -139,7 +139,9 @@ async fn attempt(core: &Arc<Core>, open: &OpenSession, fence: &FenceInfo, step: 
     let done = done.unwrap_or_else(|error| Err(format!("the attempt broke off: {error}")));
     match &done {
         Ok(seen) => tracing::warn!(%volume, %victim, %method, seen, "fenced"),
-        Err(why) => tracing::error!(%volume, %victim, %method, why, "the fence has failed; it is tried again"),
+        Err(why) => {
+            tracing::error!(%volume, %victim, %method, why, "the fence has failed; it is tried again")
+        }
     }
     core.attempts.ended(key, done.map(|_| method));
     if core.attempts.success(key).is_some()

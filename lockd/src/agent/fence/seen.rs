@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::PATIENCE;
 use super::super::core::Core;
+use super::PATIENCE;
 use crate::ids::{SessionId, VolumeId};
 use crate::local::message::Failure;
 use crate::machine::{
@@ -29,12 +29,8 @@ impl Seen {
             clients: Vec::new(),
         };
         let ask = |query| core.route.query(query, Some(PATIENCE));
-        let (volumes, sessions, clients, status) = tokio::join!(
-            ask(Query::Volumes),
-            ask(Query::Sessions),
-            ask(Query::Clients),
-            ask(Query::Status)
-        );
+        let (volumes, sessions, clients, status) =
+            tokio::join!(ask(Query::Volumes), ask(Query::Sessions), ask(Query::Clients), ask(Query::Status));
         for answer in [volumes, sessions, clients, status] {
             match answer? {
                 Answer::Volumes(volumes) => {

@@ -21,7 +21,8 @@ pub(crate) fn list(common: &Common) -> anyhow::Result<()> {
         bail!(commands::OTHER_RELEASE)
     };
     let Answer::Clients(clients) = connection.query(Query::Clients)? else { bail!(commands::OTHER_RELEASE) };
-    let status: Value = serde_json::from_str(&connection.status()?).context("lockd's status is not readable")?;
+    let status: Value =
+        serde_json::from_str(&connection.status()?).context("lockd's status is not readable")?;
     let now_ns = commands::now_ns(&connection)?;
     let seen = Seen { volumes, sessions, clients, status, now_ns };
     let lines: Vec<Value> = fences.iter().map(|fence| seen.line(fence)).collect();

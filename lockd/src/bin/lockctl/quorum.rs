@@ -146,7 +146,10 @@ mod tests {
         };
         assert_eq!(lost(true, true), None);
         let one = lost(true, false).expect("n3 is away");
-        assert!(one.starts_with("n3: no answer; 0 more of the 3 voters") && one.contains("voters remove"), "{one}");
+        assert!(
+            one.starts_with("n3: no answer; 0 more of the 3 voters") && one.contains("voters remove"),
+            "{one}"
+        );
         let two = lost(false, false).expect("most are away");
         assert!(two.starts_with("n2, n3: no answer, and without 1 more of the 3 voters"), "{two}");
         assert!(two.contains("It costs who held") && two.contains("machines are off"), "{two}");

@@ -28,7 +28,11 @@ fn drift(span: Duration) -> Duration {
 }
 
 /// What can only be seen with everything at hand.
-pub(super) fn check(cluster: &Cluster, raw: &RawCluster, places: &Places<'_>) -> Result<(), ClusterFileError> {
+pub(super) fn check(
+    cluster: &Cluster,
+    raw: &RawCluster,
+    places: &Places<'_>,
+) -> Result<(), ClusterFileError> {
     for (volume, raw_volume) in cluster.volumes.iter().zip(&raw.volume) {
         let raw_volume = raw_volume.get_ref();
         let span = raw_volume.fence.as_ref().map_or_else(|| raw_volume.name.span(), Spanned::span);
@@ -116,7 +120,9 @@ pub(super) fn agent(
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(flag) => flag.to_string(),
-            _ => return Err(mistake("a fence agent is told texts, whole numbers, true and false".to_owned())),
+            _ => {
+                return Err(mistake("a fence agent is told texts, whole numbers, true and false".to_owned()));
+            }
         };
         if text.len() > AGENT_VALUE_MAX || text.contains(char::is_control) {
             return Err(mistake(format!("a value is one line of at most {AGENT_VALUE_MAX} bytes")));

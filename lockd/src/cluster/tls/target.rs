@@ -29,8 +29,8 @@ impl TargetTls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = Arc::new(RootCertStore { roots: vec![anchor] });
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
-        let verifier = verifier
-            .map_err(|error| TlsError::Library { what: "the authority", why: error.to_string() })?;
+        let verifier =
+            verifier.map_err(|error| TlsError::Library { what: "the authority", why: error.to_string() })?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(refused)?
