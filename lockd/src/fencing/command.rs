@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::ids::NodeName;
@@ -214,10 +214,7 @@ fn listen(mut reader: PipeReader) -> Vec<u8> {
 }
 
 fn heard(words: &Receiver<Vec<u8>>) -> String {
-    let bytes = match words.recv_timeout(LAST_WORDS) {
-        Ok(bytes) => bytes,
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Vec::new(),
-    };
+    let bytes = words.recv_timeout(LAST_WORDS).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let text = text.trim();
     if text.is_empty() {
