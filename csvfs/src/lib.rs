@@ -12,6 +12,7 @@ extern crate self as csvfs;
 pub mod cluster;
 pub mod coordinator;
 pub mod disk;
+pub mod drill;
 pub mod fsck;
 pub mod fuse;
 pub mod lock_service;

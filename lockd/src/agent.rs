@@ -2,7 +2,7 @@
 //!
 //! It holds the node's session (`session`), shares the lease with the clients on its node, serves them on a local socket
 //! (`socket`, `connection`, `requests`), knows when they die (`clients`), finds the leader (`route`), carries requests to
-//! holders (`forward`), hands events out (`events`) and does its part in fencing (`fence`). On a voter it also keeps the
+//! holders (`forward`), hands events out (`events`), does its part in fencing (`fence`) and holds the watchdog back (`watchdog`). On a voter it also keeps the
 //! replicated state (`voter`) and, when it leads, does the leader's duties (`office`).
 //!
 //! What it keeps on disk besides the voter's log is one number, by which it finds its session after a restart. What its
@@ -15,6 +15,7 @@ mod core;
 mod error;
 mod events;
 mod fence;
+mod former;
 mod forward;
 mod nonce;
 mod office;
@@ -27,16 +28,18 @@ mod socket;
 mod status;
 mod steward;
 mod voter;
+mod watchdog;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use error::AgentError;
+pub use watchdog::WatchdogError;
 
 use self::core::{Core, Parts};
 use crate::clock::{Clock, SystemClock};
@@ -82,7 +85,15 @@ pub struct AgentConfig {
 pub struct Agent {
     core: Arc<Core>,
     tasks: Vec<JoinHandle<()>>,
+    watchdog: Option<Guarded>,
     _lock: RunDirLock,
+}
+
+/// The watchdog is held back by a task, which is told how lockd ends.
+#[derive(Debug)]
+struct Guarded {
+    task: JoinHandle<()>,
+    stop: oneshot::Sender<bool>,
 }
 
 impl Agent {
@@ -95,7 +106,7 @@ impl Agent {
         let me = cluster
             .node(&node)
             .ok_or_else(|| AgentError::UnknownNode { node: node.clone(), cluster: cluster.name.clone() })?;
-        let is_voter = me.voter;
+        let (is_voter, watchdog) = (me.voter, me.watchdog.clone());
         let unusable = |path: &PathBuf, source| AgentError::Directory { path: path.clone(), source };
         std::fs::create_dir_all(&data).map_err(|source| unusable(&data, source))?;
         let run_dir = RunDir::of(&run_base, &cluster.name, node.as_str());
@@ -105,7 +116,7 @@ impl Agent {
 
         let credentials = Credentials::load(&cluster, &node)?;
         let server = Arc::new(NodeServer::default());
-        let quic = QuicConfig::new(Arc::new(cluster.clone()), credentials, Program::Lockd);
+        let quic = QuicConfig::new(Arc::new(cluster.clone()), credentials.clone(), Program::Lockd);
         let endpoint = Arc::new(QuicEndpoint::start(quic, Arc::clone(&server) as _)?);
         let peers: Arc<dyn Peers> = Arc::clone(&endpoint) as _;
 
@@ -133,6 +144,8 @@ impl Agent {
         let (open, opened) = watch::channel(None);
         let listener = socket::bind(&run_dir.socket())
             .map_err(|source| AgentError::Directory { path: run_dir.socket(), source })?;
+        // Last of what may fail: from then on the host is restarted if lockd is not there.
+        let device = watchdog.map(|path| watchdog::open(&path, cluster.grace)).transpose()?;
         let nonce = nonce::NonceFile::new(&data);
         let core = Arc::new(Core::new(Parts {
             cluster,
@@ -146,13 +159,18 @@ impl Agent {
             nonce,
             open: opened,
             endpoint: Arc::clone(&endpoint),
+            credentials,
         }));
         server.begin(Arc::clone(&core));
+        let watchdog = device.map(|device| {
+            let (stop, stopped) = oneshot::channel();
+            Guarded { task: tokio::spawn(watchdog::run(Arc::clone(&core), device, stopped)), stop }
+        });
         tasks.push(tokio::spawn(session::run(Arc::clone(&core), open)));
         tasks.push(tokio::spawn(events::run(Arc::clone(&core))));
         tasks.push(tokio::spawn(fence::run(Arc::clone(&core))));
         tasks.push(tokio::spawn(socket::run(Arc::clone(&core), listener)));
-        Ok(Self { core, tasks, _lock: lock })
+        Ok(Self { core, tasks, watchdog, _lock: lock })
     }
 
     /// Ends: the session too, when no client is left. Clients that are left keep it; their lease goes on only if lockd is
@@ -178,6 +196,11 @@ impl Agent {
                 tracing::warn!(session = %open.session, clients = left + stewards, "the session stays: clients are left");
             }
             None => {}
+        }
+        if let Some(Guarded { task, stop }) = self.watchdog {
+            // Mounts that are left write as long as their lease runs: the next lockd must come in time.
+            let _ = stop.send(!self.core.clients.has_mounts());
+            let _ = task.await;
         }
         if let Some(seat) = self.core.route.seat.get() {
             seat.voter.raft.shutdown().await;

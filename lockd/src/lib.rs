@@ -12,6 +12,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod failpoint;
+pub mod fencing;
 pub mod ids;
 pub mod lease;
 pub mod local;

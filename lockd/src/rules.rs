@@ -52,6 +52,8 @@ rules! {
     L12,
     /// A fence is complete when a method succeeded and every live session of the volume reported.
     F1,
+    /// A new session on a host registers with the target only when the old client processes are dead and drained.
+    F2,
     /// No path error reaches the caller: I/O is held until the path is back or the hold time is over.
     P2,
     /// A reconnected path is used only when its size and volume id are the same.

@@ -75,6 +75,15 @@ pub struct Identity {
     pub bytes: Vec<u8>,
 }
 
+/// By what csv-target is known: its control port says the same of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TargetMark {
+    /// This run of it.
+    pub boot: [u8; 16],
+    /// Its list of the clients that it refuses for good, if that outlives the run.
+    pub list: Option<[u8; 16]>,
+}
+
 /// A LUN's state in figures.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LunFigures {
@@ -120,6 +129,11 @@ pub trait Lun: Send + Sync + Debug {
 
     /// Proves that requests of `earlier`, a client that used this LUN before, have ended for good.
     fn prove_ended(&self, earlier: ClientId) -> Proof;
+
+    /// The csv-target behind the LUN, if it is one.
+    fn target(&self) -> Option<TargetMark> {
+        None
+    }
 
     /// What must be read at a place of the LUN whenever it is reached anew, known once the volume's label has been read
     /// (P3). Ways that never reconnect need not look.

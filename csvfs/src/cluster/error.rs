@@ -45,16 +45,29 @@ pub enum ClusterError {
     /// The cluster file has no such node.
     #[error("the cluster file has no node {0}; give this machine's name in it with --node")]
     NoNode(NodeName),
-    /// No method that this release has can fence this volume's nodes.
+    /// The LUN does not do what the cluster file says of its fence.
+    #[error("volume {volume:?} has fence = \"{fence}\", but {why}")]
+    FenceUnproven {
+        /// Which volume.
+        volume: String,
+        /// What the file says.
+        fence: &'static str,
+        /// What is missing.
+        why: String,
+    },
+    /// Nothing proves that a silent node can be fenced.
     #[error(
-        "volume {volume:?} has fence = \"{fence}\", and this release fences by waiting only: write fence = \"lease\" if \
-         that is enough (a node that went silent is waited for, for lease + grace, before its files are given away)"
+        "nothing proves that a silent node can be fenced from volume {volume:?}: {why}. With fence = \"auto\" nothing less \
+         is taken. Choose in the cluster file: csv-target with --control, --control-tls and --state, and `control` \
+         (nbd-target); a fence agent that switches hosts off (fence = \"agent:COMMAND\"); or, asked for by name, waiting \
+         for lease + grace (fence = \"lease\"), after which a node that was stopped between looking at its lease and \
+         sending may still write"
     )]
     NoFence {
         /// Which volume.
         volume: String,
-        /// What the file says.
-        fence: String,
+        /// What is missing for the strongest.
+        why: String,
     },
     /// The cluster file names a LUN in a way that is not understood.
     #[error("the cluster file's volume: {0}")]

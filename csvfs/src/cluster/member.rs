@@ -9,7 +9,8 @@ use lockd::authority::{Authority, AuthorityError};
 use lockd::client::{ClientConfig, Deaf, LockClient};
 use lockd::clock::Clock;
 use lockd::cluster::tls::Credentials;
-use lockd::cluster::{Cluster, FenceChoice, Program};
+use lockd::cluster::{Cluster, Program};
+use lockd::fencing::incarnation;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, VolumeId};
 use lockd::local::run_dir::RunDir;
 use lockd::machine::{ClientKind, Command, FenceMethod};
@@ -45,7 +46,6 @@ pub struct Place {
     /// The paths to its LUN, in their order.
     pub luns: Vec<LunUri>,
     number: u8,
-    method: FenceMethod,
     run_dir: PathBuf,
 }
 
@@ -64,19 +64,12 @@ impl Place {
             let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             return Err(ClusterError::NoVolume { asked: volume.to_owned(), known });
         };
-        let method = match found.fence {
-            FenceChoice::Lease => FenceMethod::Lease,
-            ref other => {
-                return Err(ClusterError::NoFence { volume: volume.to_owned(), fence: other.to_string() });
-            }
-        };
         let lun =
             |text: &String| LunUri::from_str(text).map_err(|error| ClusterError::Lun(error.to_string()));
         let luns = found.lun.iter().map(lun).collect::<Result<_, _>>()?;
         Ok(Self {
             luns,
             number: u8::try_from(number).unwrap_or(u8::MAX),
-            method,
             node: node.clone(),
             volume: volume.to_owned(),
             run_dir: run_dir.to_owned(),
@@ -86,6 +79,11 @@ impl Place {
 }
 
 impl Place {
+    /// What the cluster file says of the volume.
+    pub(crate) fn in_file(&self) -> &lockd::cluster::Volume {
+        &self.cluster.volumes[usize::from(self.number)]
+    }
+
     /// The cluster as claims on the LUN name it (V1): told from others of its name by its authority's certificate.
     ///
     /// # Errors
@@ -119,6 +117,10 @@ pub struct Member {
     pub ways: Arc<Ways>,
     /// Who this mount is.
     pub client: ClientId,
+    /// Under which number a target that fences clients knows this mount.
+    pub incarnation: ClientId,
+    /// By which method nodes are fenced from the volume.
+    pub fence: FenceMethod,
     switchboard: Arc<Switchboard>,
     endpoint: Arc<QuicEndpoint>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -126,13 +128,15 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins: waits for lockd and a quorum, registers this process and the volume, and listens for the others.
+    /// Joins: waits for lockd and a quorum, registers this process and the volume, whose fence has been proved, and listens
+    /// for the others.
     ///
     /// # Errors
     /// If lockd refuses, or the network cannot be used.
     pub fn join(
         place: &Place,
         volume: VolumeId,
+        fence: FenceMethod,
         seen: Epoch,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ClusterError> {
@@ -150,13 +154,17 @@ impl Member {
         tool.register_volume(&Command::RegisterVolume {
             volume,
             name: place.volume.clone(),
-            fence: place.method,
+            fence,
             epoch_floor: seen,
         })?;
         tool.leave(tool.client())?;
         drop(tool);
         let kind = ClientKind::Csvfs { volume };
         let client = Arc::new(LockClient::connect(config(kind, Arc::clone(&plane) as _))?);
+        let me = client.client();
+        let registered = client.clients_of(kind)?.into_iter().find(|info| info.client == me);
+        // Ended already: the first question says so.
+        let incarnation = registered.map_or(me, |info| incarnation(info.nonce));
         plane.connect(Arc::clone(&client));
         client.watch()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -172,8 +180,8 @@ impl Member {
             Arc::new(QuicEndpoint::start(config, Arc::clone(&switchboard) as _)?)
         };
         let ways = Ways::new(&plane, Arc::clone(&endpoint), runtime.handle().clone());
-        let me = client.client();
-        Ok(Self { plane, ways, client: me, switchboard, endpoint, runtime: Some(runtime), volume })
+        let runtime = Some(runtime);
+        Ok(Self { plane, ways, client: me, incarnation, fence, switchboard, endpoint, runtime, volume })
     }
 
     /// Becomes the coordinator if nobody is; otherwise learns who is.

@@ -4,13 +4,16 @@
 //! network ([`docs/CLUSTER.md`](../../../docs/CLUSTER.md)).
 
 mod error;
+mod fencing;
 mod holder;
 mod locks;
 mod member;
+mod mortal;
 mod plane;
 mod ways;
 
 pub use error::ClusterError;
+pub use fencing::guarantee;
 pub use locks::ClusterLocks;
 pub use member::{Member, Place, Role};
 #[cfg(test)]

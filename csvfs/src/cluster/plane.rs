@@ -15,9 +15,11 @@ use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
 use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
+use lockd::network::OnReply;
 use parking_lot::Mutex;
 
 use super::holder::Holder;
+use super::mortal::{Mortality, gone};
 use crate::coordinator::Coordinator;
 
 #[derive(Debug, Default)]
@@ -62,6 +64,8 @@ pub struct Plane {
     known: Mutex<Known>,
     coordinator: OnceLock<Weak<Coordinator>>,
     pub(super) holder: Holder,
+    /// Which of the others have ended, and what is asked of them.
+    pub(super) mortality: Arc<Mortality>,
 }
 
 /// Most other holdings that are kept.
@@ -79,6 +83,7 @@ impl Plane {
             known: Mutex::default(),
             coordinator: OnceLock::new(),
             holder: Holder::new(Weak::clone(me), volume),
+            mortality: Arc::default(),
         })
     }
 
@@ -371,6 +376,17 @@ impl Authority for Plane {
     }
 }
 
+/// Tells those who wait in vain, on a thread that may be kept waiting.
+fn tell_gone(in_vain: Vec<OnReply>) {
+    if in_vain.is_empty() {
+        return;
+    }
+    let tell = move || in_vain.into_iter().for_each(|on_reply| on_reply(Err(gone())));
+    if let Err(error) = std::thread::Builder::new().name("csvfs-gone".to_owned()).spawn(tell) {
+        tracing::error!(%error, "no thread: requests to a mount that has died were dropped");
+    }
+}
+
 impl Listener for Plane {
     fn serve(&self, client: ClientId, from: &NodeName, request: &[u8]) -> Result<Vec<u8>, String> {
         self.holder.serve(client, from, request)
@@ -393,7 +409,10 @@ impl Listener for Plane {
                     self.forget_others(resources);
                 }
             }
-            EventKind::SessionEnded { session, .. } => self.stands(*session, Standing::Ended),
+            EventKind::SessionEnded { session, .. } => {
+                self.stands(*session, Standing::Ended);
+                tell_gone(self.mortality.end_session(*session));
+            }
             EventKind::Fenced { volume, victim: Victim::Session(session) } if *volume == self.volume => {
                 self.stands(*session, Standing::Fenced);
             }
@@ -401,6 +420,7 @@ impl Listener for Plane {
             EventKind::ClientEnded { client, .. } => {
                 self.known.lock().nodes.clear();
                 self.end_freed(&[*client]);
+                tell_gone(self.mortality.end_client(*client));
             }
             EventKind::Fenced { volume, victim: Victim::Client(client) } if *volume == self.volume => {
                 self.end_freed(&[*client]);

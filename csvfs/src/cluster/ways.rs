@@ -11,6 +11,7 @@ use lockd::peers::quic::QuicEndpoint;
 use lockd::peers::sync::PeerCarrier;
 use parking_lot::Mutex;
 
+use super::mortal::Mortal;
 use super::plane::Plane;
 use crate::node::Node;
 use crate::peers::Peers;
@@ -66,15 +67,19 @@ impl Ways {
 }
 
 impl Peers for Ways {
-    fn way(&self, _session: SessionId, client: ClientId) -> Option<Arc<dyn Carrier>> {
+    fn way(&self, session: SessionId, client: ClientId) -> Option<Arc<dyn Carrier>> {
         if let Some((own, node)) = &*self.own.lock()
             && *own == client
         {
             return Some(Arc::new(Here(Weak::clone(node))));
         }
+        let (peer, mortality) = ((session, client), Arc::clone(&self.plane.mortality));
+        if mortality.has_ended(peer) {
+            return None;
+        }
         let node = self.plane.node_of(client)?;
         let mut carriers = self.carriers.lock();
         let carrier = carriers.entry(node).or_insert_with_key(|node| self.to(node, Channel::File));
-        Some(Arc::clone(carrier))
+        Some(Arc::new(Mortal { way: Arc::clone(carrier), peer, mortality }))
     }
 }

@@ -7,6 +7,7 @@
 //! | 16..80 | claims, one block each | by each writer every quarter of the window |
 //! | 80..145 | chunk map, first copy: one block of header, then 4 bytes for each chunk | when the store grows |
 //! | 145..210 | chunk map, second copy | after the first copy is durable |
+//! | 254 | what `csvfs fence-test` writes; read by nobody else | by the drill |
 //! | 255 | copy of the label | by format, and by an opening that finds none |
 //! | from the second chunk | file data and the chunks of the store | |
 
@@ -36,6 +37,8 @@ pub const MAPS_AT: [u64; 2] = [80, 145];
 pub const MAP_BLOCKS: u64 = 65;
 /// The copy of the label: the last block of the first MiB, far from what a stray partition table overwrites.
 pub const LABEL_COPY_AT: u64 = 255;
+/// The block of the fence drill.
+pub const DRILL_AT: u64 = 254;
 /// How much of the LUN is read to see all of the structures outside the store, in bytes.
 pub const HEAD: u64 = (LABEL_COPY_AT + 1) * BLOCK;
 /// The bytes of the LUN that hold the volume's uuid: a path that comes back is checked by them.

@@ -14,11 +14,11 @@ use std::time::Duration;
 use lockd::client::{ClientError, Connection, HolderReply, HolderRequest};
 use lockd::ids::{NodeName, ResourceId, VolumeId};
 use lockd::local::message::Recipient;
-use lockd::machine::{Answer, Query, VolumeInfo};
+use lockd::machine::{Answer, Query};
 use serde::{Deserialize, Serialize};
 
 use super::VolumeStatus;
-use assemble::{Asked, assemble};
+use assemble::{Asked, Registered, assemble};
 use lockd_document::Document;
 
 /// How long a mount may take to answer: more than it may take to find that the coordinator does not.
@@ -56,10 +56,24 @@ pub struct ClusterVolume {
     pub coordinator_since_s: Option<f64>,
     /// How a node is kept from writing when it should not, and what that guarantees.
     pub fence: String,
+    /// Who is being fenced from it.
+    #[serde(default)]
+    pub fences: Vec<FenceUnderWay>,
     /// What is wrong with the volume as a whole, and what to do about it; empty when all is well.
     pub problem: String,
     /// The volume on each node of the cluster.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// Somebody is being fenced from a volume.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FenceUnderWay {
+    /// Who, in words.
+    pub victim: String,
+    /// For how long, in seconds.
+    pub since_s: f64,
+    /// What is waited for, in words.
+    pub waits_for: String,
 }
 
 /// One volume on one node.
@@ -91,8 +105,7 @@ pub fn ask(
     let document: Document = serde_json::from_str(&connection.status()?)
         .map_err(|error| ClientError::Failed(format!("lockd's status is of another release: {error}")))?;
     // Without a quorum nobody can say; the mounts say themselves who coordinates.
-    let registered = if document.quorum { volumes(connection) } else { None };
-    let now_ns = if document.quorum { now_ns(connection) } else { None };
+    let registered = if document.quorum { registered(connection) } else { None };
     let wanted: Vec<(NodeName, VolumeId)> = document
         .mounts()
         .filter(|(node, volume)| !local.iter().any(|mount| is_of(mount, &document.cluster, node, *volume)))
@@ -116,7 +129,7 @@ pub fn ask(
             answer: Ok(mount.clone()),
         });
     let asked: Vec<Asked> = asked.into_iter().chain(here).collect();
-    Ok(assemble(&document, registered.as_deref().zip(now_ns), &asked, known))
+    Ok(assemble(&document, registered.as_ref(), &asked, known))
 }
 
 fn is_of(mount: &VolumeStatus, cluster: &str, node: &NodeName, volume: VolumeId) -> bool {
@@ -125,19 +138,12 @@ fn is_of(mount: &VolumeStatus, cluster: &str, node: &NodeName, volume: VolumeId)
         && mount.volume == volume.to_string()
 }
 
-fn volumes(connection: &Connection) -> Option<Vec<VolumeInfo>> {
-    match connection.query(Query::Volumes) {
-        Ok(Answer::Volumes(volumes)) => Some(volumes),
-        _ => None,
-    }
-}
-
-/// The time of the cluster, from which ages are counted.
-fn now_ns(connection: &Connection) -> Option<u64> {
-    match connection.query(Query::Status) {
-        Ok(Answer::Status { time_ns, .. }) => Some(time_ns),
-        _ => None,
-    }
+fn registered(connection: &Connection) -> Option<Registered> {
+    let Ok(Answer::Volumes(volumes)) = connection.query(Query::Volumes) else { return None };
+    let Ok(Answer::Fences(fences)) = connection.query(Query::Fences) else { return None };
+    // Ages are counted from the cluster's time.
+    let Ok(Answer::Status { time_ns, .. }) = connection.query(Query::Status) else { return None };
+    Some(Registered { volumes, fences, now_ns: time_ns })
 }
 
 fn ask_mount(connection: &Connection, node: &NodeName, volume: VolumeId) -> Result<VolumeStatus, String> {

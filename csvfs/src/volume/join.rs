@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::failpoint;
-use lockd::ids::Epoch;
 use lockd::lease::Lease;
-use redirector::lun::{Identity, Lun};
+use redirector::lun::Lun;
 
-use super::{Control, Office, Settings, Volume, VolumeError, label_at};
-use crate::cluster::{ClusterError, Member, Place, Role};
+use super::entry::Entry;
+use super::{Control, Office, Settings, Volume, VolumeError};
+use crate::cluster::{Place, Role};
 use crate::coordinator::{self, Coordinator};
 use crate::disk::member::MemberClaim;
 use crate::disk::open::OpenError;
-use crate::disk::survey::Survey;
 use crate::node::{self, Node};
 use crate::refusal::Refusal;
 use crate::status::Opening;
@@ -29,16 +28,8 @@ impl Volume {
     pub fn join(place: &Place, settings: Settings) -> Result<Self, VolumeError> {
         // Whether a mount may write is for the kernel to say: as a member it keeps its part of the volume all the same.
         let settings = Settings { read_only: false, cluster: Some(place.mark()?), ..settings };
-        let url = place.luns.first().ok_or_else(|| ClusterError::Lun("it has no path".to_owned()))?;
-        let lun = redirector::open::open(url, &settings.lun_options())?;
-        let survey = Survey::read(lun.as_ref())?;
-        let label = survey.label.clone();
-        // From now on only this volume is accepted when the LUN is reached anew (P3).
-        lun.expect(Identity { offset: label_at(&survey), bytes: label.encode().to_vec() });
-        // The epochs of a mount without a cluster are below those of the next superblock epoch.
-        let seen = Epoch((survey.superblock.epoch.0 + 1) << 32);
         let begun = settings.clock.boot();
-        let member = Member::join(place, label.uuid, seen, Arc::clone(&settings.clock))?;
+        let Entry { lun, label, member, settings } = Entry::find(place, settings)?;
         let authority: Arc<dyn Authority> = Arc::clone(&member.plane) as _;
         failpoint::reached("mount.joined");
         let mut warned = false;

@@ -3,6 +3,7 @@
 //! LUN (redirector) -> label, claim, metadata area (`disk`) -> authority (lockd) -> coordinator -> node -> a front end.
 
 mod condition;
+mod entry;
 mod error;
 mod format;
 mod inquiry;

@@ -11,7 +11,7 @@ use redirector::metrics::Exposition;
 use super::condition::{LeaseSeen, LunSeen, MemberSeen, Seen, judge};
 use super::inquiry::Inquiry;
 use super::{Control, Volume};
-use crate::cluster::Plane;
+use crate::cluster::{Plane, guarantee};
 use crate::coordinator::{Coordinator, Scrub};
 use crate::node::Node;
 use crate::status::{Counters, VolumeStatus};
@@ -55,10 +55,10 @@ impl Reporter {
             path: String::new(),
             metadata: String::new(),
             fence: match &volume.control {
-                Control::Alone(_) => "none: a mount without a cluster; its claim keeps other mounts away (V1)",
-                Control::Cluster(_) => {
-                    "lease: a node that went silent is waited for, for lease + grace; nothing stops it at the LUN"
+                Control::Alone(_) => {
+                    "none: a mount without a cluster; its claim keeps other mounts away (V1)"
                 }
+                Control::Cluster(member) => guarantee(member.fence),
             }
             .to_owned(),
             opening: volume.opening.clone(),

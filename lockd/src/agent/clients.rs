@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::connection::Connection;
 use super::core::Core;
+use super::former::{self, Former};
 use super::nonce::{client_nonce, incarnation_of};
 use super::session::OpenSession;
 use crate::ids::{ClientId, ResourceId, SessionId, VolumeId};
@@ -38,6 +39,8 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     state: Mutex<State>,
+    /// What earlier sessions have run here.
+    pub(super) former: Former,
 }
 
 impl Clients {
@@ -51,6 +54,7 @@ impl Clients {
                 Err(failure) => core.say(&failure.to_string()),
             }
         };
+        self.former.add(former::mounts_among(core, &found, session));
         let live = |info: &ClientInfo| info.session == session && info.state == ClientState::Live;
         let found: Vec<_> = found.into_iter().filter(live).collect();
         for info in found {
@@ -96,6 +100,9 @@ impl Clients {
         known: Option<(SessionId, ClientId)>,
         patience: Option<Duration>,
     ) -> Result<Registered, Failure> {
+        if let (ClientKind::Csvfs { volume }, None) = (kind, known) {
+            former::wait_until_over(core, volume, patience).await?;
+        }
         let OpenSession { session, line, .. } = core.session(patience).await?;
         if let Some((before, _)) = known.filter(|(before, _)| *before != session) {
             return Err(Failure::SessionEnded(before));
@@ -154,6 +161,11 @@ impl Clients {
         connections
     }
 
+    /// Whether any volume is mounted on this node.
+    pub(super) fn has_mounts(&self) -> bool {
+        self.state.lock().members.values().any(|member| matches!(member.kind, ClientKind::Csvfs { .. }))
+    }
+
     /// Whether a mount of `volume` on this node lives that has no connection: it cannot be asked whether it has drained.
     pub(super) fn has_mute_mount(&self, volume: VolumeId) -> bool {
         let state = self.state.lock();
@@ -198,6 +210,10 @@ impl Clients {
             }
             std::mem::take(&mut state.members)
         };
+        self.former.add(members.values().filter_map(|member| match member.kind {
+            ClientKind::Csvfs { volume } => Some((volume, member.process?)),
+            ClientKind::Vmhost | ClientKind::Tool => None,
+        }));
         for connection in members.into_values().filter_map(|member| member.connection) {
             connection.push(&FromLockd::SessionEnded(session));
         }

@@ -10,12 +10,14 @@ use tokio::sync::{Notify, watch};
 
 use super::clients::{Clients, RETURN, death_of};
 use super::connection::Connection;
+use super::fence::Attempts;
 use super::nonce::NonceFile;
 use super::route::Route;
 use super::session::OpenSession;
 use super::steward::Steward;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::cluster::tls::Credentials;
 use crate::ids::{ClientId, NodeName, SessionId};
 use crate::lease::{BootId, LeasePage};
 use crate::local::message::Failure;
@@ -49,8 +51,12 @@ pub(super) struct Core {
     pub(super) steward: Steward,
     /// The network, as far as its own state is asked for.
     pub(super) endpoint: Arc<QuicEndpoint>,
-    /// A fence may be wanted.
+    /// A fence may be wanted, or something is new about one.
     pub(super) fences: Notify,
+    /// What this node has tried about fences.
+    pub(super) attempts: Attempts,
+    /// By which targets know this node.
+    pub(super) credentials: Credentials,
     trouble: Mutex<Trouble>,
 }
 
@@ -73,11 +79,25 @@ pub(super) struct Parts {
     pub(super) nonce: NonceFile,
     pub(super) open: watch::Receiver<Option<OpenSession>>,
     pub(super) endpoint: Arc<QuicEndpoint>,
+    pub(super) credentials: Credentials,
 }
 
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { cluster, node, rules, clock, random, boot, route, page, nonce, open, endpoint } = parts;
+        let Parts {
+            cluster,
+            node,
+            rules,
+            clock,
+            random,
+            boot,
+            route,
+            page,
+            nonce,
+            open,
+            endpoint,
+            credentials,
+        } = parts;
         Self {
             cluster,
             node,
@@ -95,6 +115,8 @@ impl Core {
             last_connection: AtomicU64::new(0),
             steward: Steward::default(),
             fences: Notify::new(),
+            attempts: Attempts::default(),
+            credentials,
             trouble: Mutex::default(),
         }
     }

@@ -42,6 +42,9 @@ pub enum AgentError {
     /// The network address cannot be used.
     #[error(transparent)]
     Network(#[from] crate::peers::quic::StartError),
+    /// The watchdog cannot be used.
+    #[error(transparent)]
+    Watchdog(#[from] super::WatchdogError),
     /// The voter's directory cannot be used.
     #[error(transparent)]
     Voter(#[from] crate::raft::StartError),

@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::ids::SessionId;
 use crate::machine::{Command, EndCause, Lapse, Reply, Settings, decode_reply, encode_command};
 use crate::raft::Leadership;
-use crate::rules::Rules;
+use crate::rules::{Rule, Rules};
 
 /// How often the leader looks at the sessions.
 const LOOK: Duration = Duration::from_millis(100);
@@ -114,13 +114,16 @@ impl Office {
     }
 
     async fn look(self: &Arc<Self>, leadership: &Leadership) {
-        let (live, settings, wakes_at_ns) = self.voter.raft.peek(|replica| {
+        let now_ns = self.voter.raft.now_ns();
+        let (live, settings, wakes_at_ns, overdue) = self.voter.raft.peek(|replica| {
             let state = &replica.state;
-            (state.live_sessions().collect::<Vec<_>>(), state.settings(), state.wakes_at_ns())
+            let settings = state.settings();
+            let overdue = state.overdue_reporters(now_ns, settings.lease_ns);
+            (state.live_sessions().collect::<Vec<_>>(), settings, state.wakes_at_ns(), overdue)
         });
         let now = self.clock.boot();
         let quorum = self.voter.raft.leads_with_quorum();
-        let (lapsed, configured) = {
+        let (lapsed, silent, configured) = {
             let mut state = self.state.lock();
             let term = self.term(&mut state, leadership);
             term.lapse.set_lease(Duration::from_nanos(settings.lease_ns));
@@ -130,15 +133,20 @@ impl Office {
             }
             let lapsed = term.lapse.look(self.rules, now, live.iter().copied());
             let lapsed: Vec<_> = lapsed.into_iter().filter(|session| term.ending.insert(*session)).collect();
-            (lapsed, term.configured)
+            // F1: who does not report about a fence for a whole lease is fenced itself.
+            let silent = overdue.into_iter().filter(|_| quorum && self.rules.keeps(Rule::F1));
+            let silent: Vec<_> = silent.filter(|session| term.ending.insert(*session)).collect();
+            (lapsed, silent, term.configured)
         };
         if !configured {
             self.configure(leadership.term, settings).await;
         }
-        for session in lapsed {
+        let lapsed = lapsed.into_iter().map(|session| (session, EndCause::Lapsed));
+        let silent = silent.into_iter().map(|session| (session, EndCause::Forced));
+        for (session, cause) in lapsed.chain(silent) {
             let office = Arc::clone(self);
             let term = leadership.term;
-            tokio::spawn(async move { office.end(term, session).await });
+            tokio::spawn(async move { office.end(term, session, cause).await });
         }
         if wakes_at_ns.is_some_and(|at| at <= self.voter.raft.now_ns()) {
             // If it is not applied, the next look proposes it again.
@@ -146,10 +154,16 @@ impl Office {
         }
     }
 
-    /// Ends a lapsed session by an entry of the log.
-    async fn end(&self, term: u64, session: SessionId) {
-        tracing::warn!(%session, "nothing was heard of the session for a full lease; it is ended");
-        let told = self.propose(&Command::EndSession { session, cause: EndCause::Lapsed }).await;
+    /// Ends a session by an entry of the log.
+    async fn end(&self, term: u64, session: SessionId, cause: EndCause) {
+        let why = match cause {
+            EndCause::Lapsed => "nothing was heard of the session for a full lease; it is ended",
+            _ => {
+                "the session has not reported for a full lease that it refuses who is being fenced; it is ended"
+            }
+        };
+        tracing::warn!(%session, "{why}");
+        let told = self.propose(&Command::EndSession { session, cause }).await;
         let surely_not = matches!(told, Told::NotLeader(_) | Told::NoQuorum(_) | Told::Refused(_));
         let mut state = self.state.lock();
         // Otherwise the mark stays until the state shows the end, or the term is over: until then it may come.

@@ -46,6 +46,7 @@ pub(super) fn node(core: &Core) -> Value {
         "certificate_days_left": core.endpoint.certificate_days_left(),
         "trouble": core.trouble(),
         "conflicts": conflicts,
+        "fences": core.attempts.document(),
         "voter": core.route.seat.get().map(|seat| voter(&seat.voter.raft.status())),
         "version": env!("CARGO_PKG_VERSION"),
     })

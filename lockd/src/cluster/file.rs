@@ -1,10 +1,12 @@
 //! From the text of a cluster file to a checked [`Cluster`].
 
 mod check;
+mod fencing;
 mod place;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -28,6 +30,7 @@ struct RawCluster {
     lease_s: Option<Spanned<f64>>,
     grace_s: Option<Spanned<f64>>,
     hold_s: Option<Spanned<f64>>,
+    watchdog: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -43,7 +46,13 @@ struct RawNode {
     address: Spanned<String>,
     port: Option<Spanned<i64>>,
     voter: Option<Spanned<bool>>,
+    watchdog: Option<Spanned<String>>,
+    #[serde(default)]
+    agent: RawAgent,
 }
+
+/// What is written to a fence agent's standard input, a line for each.
+type RawAgent = BTreeMap<String, Spanned<toml::Value>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +61,10 @@ struct RawVolume {
     lun: Spanned<Vec<Spanned<String>>>,
     fence: Option<Spanned<String>>,
     target_quiesce_s: Option<Spanned<f64>>,
+    control: Option<Spanned<Vec<Spanned<String>>>>,
+    agent_timeout_s: Option<Spanned<f64>>,
+    #[serde(default)]
+    agent: RawAgent,
 }
 
 impl Cluster {

@@ -3,16 +3,19 @@
 //! [`Cluster::read`] reads the file (section 8 of the design); every mistake in it is an error that names file, line,
 //! column and field. All nodes have the same file. [`tls`] makes and checks the certificates that it speaks of.
 
+mod control;
 mod error;
 mod fence;
 mod file;
 mod program;
 pub mod tls;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use control::{ControlAddress, InvalidControl};
 pub use error::ClusterFileError;
 pub use fence::{FenceChoice, InvalidFence};
 pub use program::Program;
@@ -53,6 +56,10 @@ pub struct Node {
     pub port: u16,
     /// Whether its lockd takes part in the consensus.
     pub voter: bool,
+    /// What a fence agent needs to know of this host, beside its name: it goes before the volume's.
+    pub agent: BTreeMap<String, String>,
+    /// The device that restarts the host when its lease is over and lockd does not come to it any more.
+    pub watchdog: Option<PathBuf>,
 }
 
 /// A volume of the cluster.
@@ -66,6 +73,12 @@ pub struct Volume {
     pub fence: FenceChoice,
     /// P5: how long the target may still execute what has reached it.
     pub target_quiesce: Duration,
+    /// The control ports of the targets, one for each path in `lun`; or none.
+    pub control: Vec<ControlAddress>,
+    /// What a fence agent is told of every host.
+    pub agent: BTreeMap<String, String>,
+    /// How long a fence agent may take.
+    pub agent_timeout: Duration,
 }
 
 impl Cluster {
@@ -90,6 +103,13 @@ impl Cluster {
     #[must_use]
     pub fn volume(&self, name: &str) -> Option<(usize, &Volume)> {
         self.volumes.iter().enumerate().find(|(_, volume)| volume.name == name)
+    }
+
+    /// The hosts of all control ports.
+    #[must_use]
+    pub fn control_hosts(&self) -> BTreeSet<String> {
+        let all = self.volumes.iter().flat_map(|volume| &volume.control);
+        all.map(|address| address.host.clone()).collect()
     }
 
     /// Where `program` of node `name` listens for the other nodes. `None`: no such node.

@@ -113,7 +113,8 @@ pub enum FenceMethod {
     Agent,
     /// Lease + grace were waited. Only for sessions, and only on a volume that is registered with this method.
     Lease,
-    /// The dead process's requests were waited for (`target_quiesce`, or the kernel finished them). Only for clients.
+    /// The requests of dead processes were waited for (`target_quiesce`, or the kernel finished them): of a client, or of
+    /// an earlier session of the reporter's own host.
     Quiesce,
 }
 
@@ -229,7 +230,7 @@ pub enum Command {
         /// Which.
         client: ClientId,
     },
-    /// A volume is there: its id, name and fence. Registering it again changes the fence.
+    /// A volume is there: its id, name and fence. All who have it mounted have registered it with the same fence.
     RegisterVolume {
         /// By its superblock.
         volume: VolumeId,

@@ -64,7 +64,7 @@ impl State {
                 }
             }
             Report::Fenced { method } => {
-                self.check_method(rules, volume, victim, method)?;
+                self.check_method(rules, volume, victim, reporter, method)?;
                 self.note_method(volume, victim, method);
             }
         }
@@ -77,12 +77,18 @@ impl State {
         rules: Rules,
         volume: VolumeId,
         victim: Victim,
+        reporter: SessionId,
         method: FenceMethod,
     ) -> Result<(), Refusal> {
         let configured = self.volumes.get(&volume).map(|volume| volume.fence);
         let counts = match (method, victim) {
             (FenceMethod::Lease, Victim::Session(_)) => configured == Some(FenceMethod::Lease),
-            (FenceMethod::Lease, Victim::Client(_)) | (FenceMethod::Quiesce, Victim::Session(_)) => false,
+            (FenceMethod::Lease, Victim::Client(_)) => false,
+            // Only its own host can know that all of its processes are dead; and a target that refuses and drains says
+            // itself when it has.
+            (FenceMethod::Quiesce, Victim::Session(session)) => {
+                self.node_of(session) == self.node_of(reporter) && configured != Some(FenceMethod::NbdTarget)
+            }
             _ => true,
         };
         if !counts {
@@ -190,6 +196,14 @@ impl State {
     pub fn wakes_at_ns(&self) -> Option<u64> {
         let waiting = self.ended_sessions().filter(|(session, _)| !self.is_being_fenced(*session));
         waiting.map(|(_, over_ns)| over_ns).min()
+    }
+
+    /// The live sessions that have not reported about a fence for longer than `patience_ns`: those are fenced, too (F1).
+    #[must_use]
+    pub fn overdue_reporters(&self, now_ns: u64, patience_ns: u64) -> BTreeSet<SessionId> {
+        let old = |fence: &&Fence| fence.since_ns.saturating_add(patience_ns) <= now_ns;
+        let waiting = self.fences.values().filter(old).flat_map(|fence| fence.waiting.iter().copied());
+        waiting.filter(|session| self.is_live_session(*session)).collect()
     }
 
     /// The volumes for whose fences `session` has yet to report.

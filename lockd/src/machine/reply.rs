@@ -210,7 +210,7 @@ pub enum Refusal {
     /// The method does not count here.
     #[error(
         "{method} does not fence {victim} from volume {volume}: `lease` must be named in the cluster file and is for \
-         sessions, `quiesce` is for clients"
+         sessions; `quiesce` is for clients and, where no target refuses them, for sessions of the reporter's own host"
     )]
     FenceMethod {
         /// From which volume.
@@ -245,4 +245,17 @@ pub enum Refusal {
     /// The reply does not fit into a slot.
     #[error("the reply is too long to be kept; ask for less at once")]
     ReplyTooLong,
+    /// The volume is in use with another fence.
+    #[error(
+        "volume {volume} is mounted, or somebody is being fenced from it, with fence = \"{registered}\", and this mount \
+         would have \"{asked}\": give all nodes the same cluster file; to change the fence, unmount everywhere first"
+    )]
+    OtherFence {
+        /// Which volume.
+        volume: VolumeId,
+        /// What the others have.
+        registered: FenceMethod,
+        /// What was asked for.
+        asked: FenceMethod,
+    },
 }

@@ -209,6 +209,13 @@ impl State {
         {
             return Err(Refusal::VolumeName { name: name.to_owned(), volume: other });
         }
+        // What holds for one mount must hold for all: the weakest fence is everybody's.
+        let differs = self.volumes.get(&volume).filter(|known| known.fence != fence).map(|known| known.fence);
+        if let Some(registered) = differs
+            && self.is_in_use(volume)
+        {
+            return Err(Refusal::OtherFence { volume, registered, asked: fence });
+        }
         let replaced = usize::from(other.is_some());
         if !self.volumes.contains_key(&volume) && self.volumes.len() - replaced >= VOLUMES_MAX {
             return Err(Refusal::Full(Bound::Volumes));

@@ -2,6 +2,7 @@
 
 mod clients;
 mod failover;
+mod fences;
 mod figures;
 mod handover;
 mod helper;
@@ -9,3 +10,4 @@ mod leases;
 mod locks;
 mod programs;
 mod site;
+mod watchdog;

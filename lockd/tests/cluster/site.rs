@@ -73,6 +73,27 @@ impl Site {
         RunDir::of(&self.run_base(), "lab", &format!("n{node}"))
     }
 
+    /// Changes the cluster file, before its nodes are started.
+    pub fn edit(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.file()).expect("the cluster file");
+        assert!(text.contains(from), "{from}");
+        std::fs::write(self.file(), text.replace(from, to)).expect("the cluster file");
+    }
+
+    /// What a lockd says that does not start.
+    pub fn refusal_of(&self, node: usize) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_lockd"))
+            .args(["--cluster", &self.file(), "--node", &format!("n{node}")])
+            .arg("--data")
+            .arg(self.dir.path().join(format!("data{node}")))
+            .arg("--run-dir")
+            .arg(self.run_base())
+            .output()
+            .expect("lockd runs");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     pub fn start_node(&mut self, node: usize) {
         let log = self.dir.path().join(format!("n{node}.log"));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
@@ -169,11 +190,15 @@ impl Site {
     }
 
     pub fn register_volume(&self, node: usize) {
+        self.register_volume_fenced(node, FenceMethod::Lease);
+    }
+
+    pub fn register_volume_fenced(&self, node: usize, fence: FenceMethod) {
         let tool = self.client(node, ClientKind::Tool);
         let command = MachineCommand::RegisterVolume {
             volume: VOLUME,
             name: "vms".to_owned(),
-            fence: FenceMethod::Lease,
+            fence,
             epoch_floor: lockd::ids::Epoch(0),
         };
         tool.register_volume(&command).expect("registered");

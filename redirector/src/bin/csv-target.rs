@@ -3,12 +3,21 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lockd::cluster::Cluster;
+use lockd::cluster::tls::Credentials;
+use lockd::fencing::TargetControl;
+use lockd::ids::NodeName;
 use redirector::metrics::MetricsServer;
 use redirector::target::{self, Address, Config, Server, Signals};
+use serde_json::Value;
 use tracing_subscriber::EnvFilter;
+
+/// How long a target may take over a request to its control port: a fence drains.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Exports a file or block device over NBD, with what a shared disk needs.
 #[derive(Debug, Parser)]
@@ -28,8 +37,14 @@ enum Subcommands {
         #[arg(long)]
         control: Address,
         /// Directory with ca-cert.pem, client-cert.pem and client-key.pem, for a target with --tls.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", conflicts_with = "cluster")]
         tls: Option<PathBuf>,
+        /// The cluster file, for a target with --control-tls; asked is with the certificate of --node.
+        #[arg(long, value_name = "FILE", requires = "node")]
+        cluster: Option<PathBuf>,
+        /// The node of --cluster that asks.
+        #[arg(long)]
+        node: Option<NodeName>,
         /// The request, such as '{"op":"status"}'.
         request: String,
     },
@@ -55,6 +70,10 @@ struct Serve {
     /// Where to listen for control requests: HOST:PORT or unix:PATH.
     #[arg(long, value_name = "ADDR")]
     control: Option<Address>,
+    /// Directory with ca.pem, target.pem and target.key, as `lockctl init` makes them: only the nodes of that cluster may
+    /// ask at the control port, and fence.
+    #[arg(long, value_name = "DIR", requires = "control")]
+    control_tls: Option<PathBuf>,
     /// Directory in which the clients that are refused for good are remembered.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -97,6 +116,18 @@ fn parse_size(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| format!("{text:?} is out of range: 1 to {} bytes", i64::MAX))
 }
 
+impl Subcommands {
+    fn ask(self) -> anyhow::Result<Value> {
+        let Self::Ctl { control, tls, cluster, node, request } = self;
+        let request = serde_json::from_str(&request).context("the request is not JSON")?;
+        let (Some(file), Some(node)) = (cluster, node) else {
+            return Ok(target::ask(&control, tls.as_deref(), &request)?);
+        };
+        let credentials = Credentials::load(&Cluster::read(&file)?, &node)?;
+        Ok(TargetControl::new(&control.to_string().parse()?, &credentials)?.ask(&request, ANSWER)?)
+    }
+}
+
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -115,8 +146,11 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
     if serve.state.is_none() {
         tracing::warn!("without --state, clients that are ended or fenced are let in again after a restart");
     }
-    if let (None, Some(Address::Tcp(address))) = (&serve.tls, &serve.control) {
-        tracing::warn!(address, "without --tls, everyone who reaches the control port may fence clients");
+    if let (None, None, Some(Address::Tcp(address))) = (&serve.tls, &serve.control_tls, &serve.control) {
+        tracing::warn!(
+            address,
+            "without --control-tls, everyone who reaches the control port may fence clients"
+        );
     }
     let config = Config {
         size: serve.size,
@@ -125,6 +159,7 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         read_only: serve.read_only,
         tls: serve.tls,
         control: serve.control,
+        control_tls: serve.control_tls,
         state: serve.state,
         require_hello: serve.require_hello,
         connections_max: serve.connections_max,
@@ -155,12 +190,9 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
 fn main() -> ExitCode {
     let command = Command::parse();
     let done = match (command.control, command.serve) {
-        (Some(Subcommands::Ctl { control, tls, request }), _) => serde_json::from_str(&request)
-            .context("the request is not JSON")
-            .and_then(|request| Ok(target::ask(&control, tls.as_deref(), &request)?))
-            .map(|answer| {
-                let _ = writeln!(std::io::stdout(), "{answer}");
-            }),
+        (Some(question), _) => question.ask().map(|answer| {
+            let _ = writeln!(std::io::stdout(), "{answer}");
+        }),
         (None, Some(options)) => serve(options),
         (None, None) => Err(anyhow::anyhow!("nothing to serve")),
     };
@@ -183,12 +215,17 @@ mod tests {
     fn the_command_line_is_sound() {
         Command::command().debug_assert();
         let all = "csv-target --file lun.img --size 20G --export vms --listen 10.78.0.9:10809 --tls t --control \
-                   unix:/c --state s";
+                   unix:/c --control-tls c --state s";
         let serve = Command::try_parse_from(all.split(' ')).unwrap().serve.unwrap();
         assert_eq!(serve.size, Some(20 << 30));
         let control = ["csv-target", "ctl", "--control", "unix:/c", r#"{"op":"status"}"#];
         assert!(Command::try_parse_from(control).unwrap().control.is_some());
-        assert_eq!(Command::try_parse_from(["csv-target", "--file", "x"]).unwrap_err().exit_code(), 2);
+        let by_node = "csv-target ctl --control 10.78.0.9:10810 --cluster c.toml --node n1 {}";
+        assert!(Command::try_parse_from(by_node.split(' ')).unwrap().control.is_some());
+        let by_nobody = by_node.replace("--node n1 ", "");
+        for wrong in ["csv-target --file x", by_nobody.as_str()] {
+            assert_eq!(Command::try_parse_from(wrong.split(' ')).unwrap_err().exit_code(), 2);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::lun::Geometry;
 use crate::nbd::channel::{Channel, Cipher};
 use crate::nbd::socket::Wait;
 use crate::nbd::wire::{self, drained, export_flag, handshake_flag, info, opt, rep};
-use crate::paths::way::{Abilities, Drained, Instance};
+use crate::paths::way::{Abilities, Drained, Instance, ListId};
 
 /// How long a drain may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -90,6 +90,7 @@ pub struct Negotiation {
     channel: Channel,
     cipher: Cipher,
     instance: Option<Instance>,
+    list: Option<ListId>,
 }
 
 enum Reply {
@@ -105,7 +106,7 @@ fn text(payload: &[u8]) -> String {
 impl Negotiation {
     /// Greets, and starts TLS if it is demanded.
     pub fn begin(channel: Channel, tls: Option<&Tls>) -> Result<Self, HandshakeError> {
-        let mut this = Self { channel, cipher: Cipher::default(), instance: None };
+        let mut this = Self { channel, cipher: Cipher::default(), instance: None, list: None };
         let mut greeting = [0; size_of::<wire::Greeting>()];
         this.receive(&mut greeting)?;
         let greeting = wire::Greeting::read_from_bytes(&greeting)
@@ -207,8 +208,9 @@ impl Negotiation {
         };
         match reply {
             Reply::Done(data) => {
-                let reply: wire::HelloReply = data_of(&data, opt::HELLO)?.0;
+                let (reply, rest): (wire::HelloReply, _) = data_of(&data, opt::HELLO)?;
                 self.instance = Some(reply.boot_id);
+                self.list = wire::HelloList::read_from_prefix(rest).ok().map(|(list, _)| list.list_id);
                 Ok(())
             }
             Reply::Error(rep::ERR_POLICY, why) => Err(HandshakeError::NotAdmitted(why)),
@@ -272,7 +274,7 @@ impl Negotiation {
             Reply::Error(rep::ERR_UNSUP, _) => self.export_name(export)?,
             Reply::Error(kind, why) => return Err(HandshakeError::Refused(kind, why)),
         };
-        let abilities = facts.abilities(self.instance)?;
+        let abilities = facts.abilities(self.instance, self.list)?;
         Ok(Agreement { channel: self.channel, cipher: self.cipher, structured, abilities, drained })
     }
 
@@ -338,7 +340,11 @@ impl Facts {
         Ok(Self { size: export.size.get(), flags: export.flags.get(), block_size })
     }
 
-    fn abilities(self, instance: Option<Instance>) -> Result<Abilities, HandshakeError> {
+    fn abilities(
+        self,
+        instance: Option<Instance>,
+        list: Option<ListId>,
+    ) -> Result<Abilities, HandshakeError> {
         let (minimum, maximum) = self.block_size.unwrap_or((512, wire::REQUEST_MAX_DEFAULT));
         if !minimum.is_power_of_two() || minimum > 4096 {
             let what = format!("its smallest block is {minimum} bytes; a power of two up to 4096 is needed");
@@ -365,6 +371,7 @@ impl Facts {
             flush: can(export_flag::SEND_FLUSH),
             multi_conn: can(export_flag::CAN_MULTI_CONN),
             instance,
+            list,
         })
     }
 }
@@ -381,7 +388,7 @@ mod tests {
             let mut data = data;
             data.push((rep::INFO, [&kind.to_be_bytes()[..], &more].concat()));
             if let Ok(facts) = Facts::read(&data) {
-                let _ = facts.abilities(None);
+                let _ = facts.abilities(None, None);
             }
             let _ = data_of::<wire::HelloReply>(&data, rep::INFO);
         }
@@ -389,7 +396,7 @@ mod tests {
         #[test]
         fn limits_are_checked(size: u64, flags: u16, minimum: u32, maximum: u32) {
             let facts = Facts { size, flags, block_size: Some((minimum, maximum)) };
-            if let Ok(abilities) = facts.abilities(None) {
+            if let Ok(abilities) = facts.abilities(None, None) {
                 let geometry = abilities.geometry;
                 prop_assert!(geometry.block_size.is_power_of_two() && geometry.block_size <= 4096);
                 prop_assert!(geometry.request_max >= 4096 && geometry.size.is_multiple_of(u64::from(minimum)));

@@ -338,6 +338,12 @@ wire! {
         boot_id: [u8; 16],
     }
 
+    /// Behind the [`HelloReply`], when the list of ended clients outlives the target's process.
+    HelloList, 16 {
+        /// The list's id: another one means that the target has lost the list that it had.
+        list_id: [u8; 16],
+    }
+
     /// `OPT_DRAIN`: closes all other connections of that client and waits until every request that was accepted from
     /// them is executed.
     Drain, 24 {

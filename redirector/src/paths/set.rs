@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::buffer::{Buffer, Pool, Slice};
 use crate::ghosts::GhostTable;
-use crate::lun::{Geometry, Identity, Lun, LunFigures, OnDone, OnRead, Outcome, Proof};
+use crate::lun::{Geometry, Identity, Lun, LunFigures, OnDone, OnRead, Outcome, Proof, TargetMark};
 use crate::open::{OpenError, OpenOptions};
 use crate::paths::kept::Kept;
 use crate::paths::request::{Command, Request};
@@ -254,6 +254,11 @@ impl Lun for PathSet {
 
     fn prove_ended(&self, earlier: ClientId) -> Proof {
         self.traffic.way.prove_ended(earlier)
+    }
+
+    fn target(&self) -> Option<TargetMark> {
+        let boot = self.traffic.trouble.lock().instance?;
+        Some(TargetMark { boot, list: self.traffic.abilities.list })
     }
 
     fn expect(&self, identity: Identity) {

@@ -370,6 +370,13 @@ fn difference(first: &Abilities, now: &Abilities) -> Option<String> {
     if here.block_size > then.block_size || here.request_max < then.request_max {
         return Some("its limits of block and request size are narrower than before".to_owned());
     }
+    if first.list.is_some() && now.list != first.list {
+        return Some(
+            "the target has lost the list of clients that it refuses for good (its --state directory is another one), so \
+             that it might let in whoever was fenced: end this mount and mount anew, or bring the directory back"
+                .to_owned(),
+        );
+    }
     let lacks = [
         (now.read_only && !first.read_only, "it is read-only now"),
         (then.trim && !here.trim, "it cannot trim any more"),

@@ -15,6 +15,9 @@ use crate::paths::request::Request;
 /// Which process of the target executes requests, where the target can tell (csv-target's boot id).
 pub type Instance = [u8; 16];
 
+/// The list of clients that the target refuses for good, where it has one that outlives its process.
+pub type ListId = [u8; 16];
+
 /// What a target can do, as it said when the link was made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Abilities {
@@ -30,6 +33,8 @@ pub struct Abilities {
     pub multi_conn: bool,
     /// The executor, where it is known (P9).
     pub instance: Option<Instance>,
+    /// Its list of refused clients.
+    pub list: Option<ListId>,
 }
 
 /// What a drain of the earlier connections has proved.

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::Serialize;
 
 use super::counters::{Counters, Counts, Touched};
-use super::ended::{Ended, EndedError};
+use super::ended::{Ended, EndedError, ListId};
 use super::socket::Socket;
 
 /// How many client incarnations are remembered. Beyond it, the one that came first and is not connected is forgotten,
@@ -139,8 +139,8 @@ pub enum Refusal {
 pub(super) struct Welcome {
     pub(super) boot: BootId,
     pub(super) counters: Arc<Counters>,
-    /// Whether ended clients stay refused after a restart.
-    pub(super) durable: bool,
+    /// The list of ended clients, if they stay refused after a restart.
+    pub(super) list: Option<ListId>,
 }
 
 /// What became of an attempt to end a client.
@@ -305,7 +305,7 @@ impl Admission {
         if let Some(place) = books.seats.get_mut(&number) {
             place.client = Some(client);
         }
-        Ok(Welcome { boot: books.boot, counters, durable: books.ended.is_durable() })
+        Ok(Welcome { boot: books.boot, counters, list: books.ended.id() })
     }
 
     /// Waits until the seats `numbers` are free. False when `patience` ran out.
@@ -461,6 +461,11 @@ impl Admission {
 
     pub(super) fn boot(&self) -> BootId {
         self.books.lock().boot
+    }
+
+    /// The list of ended clients, if it outlives this process.
+    pub(super) fn list(&self) -> Option<ListId> {
+        self.books.lock().ended.id()
     }
 
     pub(super) fn ended_count(&self) -> usize {

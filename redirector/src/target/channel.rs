@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustls::ServerConnection;
+use rustls::pki_types::CertificateDer;
 
 use super::socket::Socket;
 
@@ -61,6 +62,12 @@ impl Channel {
 
     pub(super) fn socket(&self) -> &Arc<Socket> {
         &self.socket
+    }
+
+    /// The certificate that the other side has shown, and that was accepted.
+    pub(super) fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+        let session = self.tls.as_ref()?.session.lock();
+        session.peer_certificates()?.first().map(|certificate| certificate.clone().into_owned())
     }
 
     pub(super) fn is_secure(&self) -> bool {

@@ -6,7 +6,8 @@
 //! | `{"op":"counters"}` | `clients` with their counters |
 //! | `{"op":"touched","client":C,"offset":O,"length":L}` | in how many regions of the range C (null: all without a hello) has read, and has changed |
 //! | `{"op":"forget_touched"}` | nothing; all records of touched regions begin anew |
-//! | `{"op":"fence","client":C}` | the boot id, when C is refused for good, disconnected and drained |
+//! | `{"op":"fence","client":C}` or `"clients":[C,…]` | the boot id, when all of them are refused for good, disconnected and drained |
+//! | `{"op":"mark"}` | the boot id, and `list_id`: the list of those who are refused (null: it goes with this process) |
 //! | `{"op":"fault","action":…,…}` | `fault`, its number; the fields are those of [`FaultSpec`] |
 //! | `{"op":"faults"}` | `faults`, and how often each has struck |
 //! | `{"op":"release","fault":N}`, `{"op":"clear","fault":N}` | nothing; without a number: every fault |
@@ -15,6 +16,9 @@
 //! | `{"op":"crash"}` | the new boot id |
 //!
 //! A request that fails is answered by `{"ok": false, "error": TEXT}`.
+//!
+//! With `--control-tls` only the nodes of one cluster are served, by the certificates of `lockctl init`; what one of them
+//! has somebody fenced for is logged with its name.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -22,11 +26,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lockd::cluster::tls::node_of;
 use lockd::ids::ClientId;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::admission::BootId;
 use super::channel::Channel;
 use super::fault::{FaultId, FaultSpec};
 use super::server::Target;
@@ -37,6 +43,8 @@ use super::tls::{self, TlsError};
 const LINE_MAX: usize = 64 << 10;
 /// Control connections at a time.
 const CONNECTIONS_MAX: usize = 64;
+/// Clients that one request may have fenced.
+const VICTIMS_MAX: usize = 1024;
 /// How long a control connection may be silent.
 const SILENCE: Duration = Duration::from_secs(600);
 /// How long a peer may take to shake hands.
@@ -49,7 +57,8 @@ enum Request {
     Counters,
     Touched { client: Option<u64>, offset: u64, length: u64 },
     ForgetTouched,
-    Fence { client: u64 },
+    Fence { client: Option<u64>, clients: Option<Vec<u64>> },
+    Mark,
     Fault(FaultSpec),
     Faults,
     Release { fault: Option<FaultId> },
@@ -70,8 +79,26 @@ fn done(mut answer: Value) -> Value {
     answer
 }
 
-/// Executes one request.
-fn answer(target: &Target, line: &[u8]) -> Value {
+fn hex(id: [u8; 16]) -> String {
+    BootId(id).to_string()
+}
+
+/// Has all of `victims` refused and drained.
+fn fence(target: &Target, victims: Vec<u64>, node: Option<&str>) -> Value {
+    if victims.is_empty() || victims.len() > VICTIMS_MAX {
+        return failed(format_args!("{} clients to fence; give 1 to {VICTIMS_MAX}", victims.len()));
+    }
+    tracing::warn!(clients = ?victims, node = node.unwrap_or("unknown"), "asked to fence");
+    let fenced: Result<Vec<BootId>, _> =
+        victims.into_iter().map(|client| target.fence(ClientId(client))).collect();
+    match fenced {
+        Ok(boots) => done(json!({"boot_id": boots.last().map(ToString::to_string)})),
+        Err(error) => failed(error),
+    }
+}
+
+/// Executes one request of `node`, if it is known who asks.
+fn answer(target: &Target, node: Option<&str>, line: &[u8]) -> Value {
     let request = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => return failed(format_args!("the request is not understood: {error}")),
@@ -90,10 +117,13 @@ fn answer(target: &Target, line: &[u8]) -> Value {
             target.admission.forget_touched();
             done(json!({}))
         }
-        Request::Fence { client } => match target.fence(ClientId(client)) {
-            Ok(boot) => done(json!({"boot_id": boot.to_string()})),
-            Err(error) => failed(error),
-        },
+        Request::Fence { client, clients } => {
+            fence(target, client.into_iter().chain(clients.into_iter().flatten()).collect(), node)
+        }
+        Request::Mark => {
+            let (boot, list) = (target.admission.boot(), target.admission.list());
+            done(json!({"boot_id": boot.to_string(), "list_id": list.map(hex)}))
+        }
         Request::Fault(spec) => match target.faults.add(spec) {
             Ok(id) => done(json!({"fault": id})),
             Err(error) => failed(error),
@@ -155,7 +185,8 @@ impl Control {
         let serve = move || {
             let _counted = counted;
             let socket = Arc::new(socket);
-            let served = serve(&socket, tls, |line| target.upgrade().map(|target| answer(&target, line)));
+            let served =
+                serve(&socket, tls, |node, line| target.upgrade().map(|target| answer(&target, node, line)));
             if let Err(error) = served {
                 tracing::warn!(peer = socket.peer(), %error, "a control connection is closed");
             }
@@ -191,7 +222,7 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
 fn serve(
     socket: &Arc<Socket>,
     tls: Option<Arc<rustls::ServerConfig>>,
-    answer: impl Fn(&[u8]) -> Option<Value>,
+    answer: impl Fn(Option<&str>, &[u8]) -> Option<Value>,
 ) -> io::Result<()> {
     socket.set_read_timeout(Some(HANDSHAKE))?;
     let channel = match tls {
@@ -199,9 +230,11 @@ fn serve(
         None => Channel::plain(Arc::clone(socket)),
     };
     socket.set_read_timeout(Some(SILENCE))?;
+    let node = channel.peer_certificate().and_then(|certificate| node_of(&certificate));
+    let node = node.map(|identity| identity.node.to_string());
     let mut reader = BufReader::new(ChannelReader(&channel));
     while let Some(line) = read_line(&mut reader)? {
-        let Some(answer) = answer(&line) else { return Ok(()) };
+        let Some(answer) = answer(node.as_deref(), &line) else { return Ok(()) };
         channel.write(format!("{answer}\n").as_bytes(), &[])?;
     }
     Ok(())

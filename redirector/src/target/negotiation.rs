@@ -13,8 +13,9 @@ use super::counters::Counters;
 use super::inbox::Inbox;
 use super::request::{Limits, PAYLOAD_MAX};
 use crate::nbd::wire::{
-    self, Drain, DrainReply, End, EndReply, Greeting, Hello, HelloReply, InfoBlockSize, InfoExport,
-    OptionHeader, OptionReplyHeader, drained, end_state, export_flag, handshake_flag, info, opt, rep,
+    self, Drain, DrainReply, End, EndReply, Greeting, Hello, HelloList, HelloReply, InfoBlockSize,
+    InfoExport, OptionHeader, OptionReplyHeader, drained, end_state, export_flag, handshake_flag, info, opt,
+    rep,
 };
 
 /// In the flags of [`HelloReply`]: clients that are ended are let in again after a restart of the target.
@@ -349,10 +350,12 @@ impl Negotiation<'_> {
                 let reply = HelloReply {
                     version: wire::PRIVATE_VERSION.into(),
                     reserved: 0.into(),
-                    flags: if welcome.durable { 0 } else { HELLO_LIST_IN_MEMORY }.into(),
+                    flags: if welcome.list.is_some() { 0 } else { HELLO_LIST_IN_MEMORY }.into(),
                     boot_id: welcome.boot.0,
                 };
-                self.reply(opt::HELLO, opt::HELLO, &[reply.as_bytes()]);
+                let list = welcome.list.map(|list_id| HelloList { list_id });
+                let list = list.as_ref().map_or(&[][..], |list| list.as_bytes());
+                self.reply(opt::HELLO, opt::HELLO, &[reply.as_bytes(), list]);
                 self.reply(opt::HELLO, rep::ACK, &[]);
                 Ok(Next::Option)
             }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use lockd::cluster::tls::TargetTls;
 use lockd::ids::ClientId;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -47,6 +48,9 @@ pub struct Config {
     pub tls: Option<PathBuf>,
     /// Where to listen for control.
     pub control: Option<Address>,
+    /// The directory with `ca.pem`, `target.pem` and `target.key` of a cluster: with it, control is for the nodes of that
+    /// cluster only.
+    pub control_tls: Option<PathBuf>,
     /// Where the list of ended clients is kept; in memory, if nowhere.
     pub state: Option<PathBuf>,
     /// Serves only clients that say who they are.
@@ -73,6 +77,7 @@ impl Config {
             read_only: false,
             tls: None,
             control: None,
+            control_tls: None,
             state: None,
             require_hello: false,
             multi_conn: true,
@@ -95,6 +100,9 @@ pub enum TargetError {
     /// The certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The certificates of the control port.
+    #[error(transparent)]
+    ControlTls(#[from] lockd::cluster::tls::TlsError),
     /// An address is taken, not this machine's, or forbidden.
     #[error("cannot listen on {address}: {source}{}", hint(source))]
     Listen {
@@ -306,6 +314,8 @@ impl Server {
             return Err(TargetError::LongName(config.export.len()));
         }
         let tls = config.tls.as_deref().map(tls::server).transpose()?;
+        let control_tls = config.control_tls.as_deref().map(TargetTls::load).transpose()?;
+        let control_tls = control_tls.map_or_else(|| tls.clone(), |TargetTls(config)| Some(config));
         let backing = Backing::open(&config.file, config.size, config.read_only)?;
         let ended = Ended::load(config.state.as_deref())?;
         let size = backing.size();
@@ -351,7 +361,7 @@ impl Server {
                 .push(accept_all(listener, &handle.stopping, serve).map_err(TargetError::Thread)?);
         }
         if let Some((listener, bound)) = control {
-            let control = Control::new(target, tls);
+            let control = Control::new(target, control_tls);
             let serve = move |socket| control.start(socket);
             handle
                 .acceptors

@@ -68,7 +68,7 @@ impl Peer {
             Hello { version: 1.into(), reserved: 0.into(), flags: 0.into(), client: client.into(), cookie };
         let replies = self.option(opt::HELLO, hello.as_bytes()).map_err(|(kind, _)| kind)?;
         assert_eq!(replies[0].0, opt::HELLO);
-        Ok(HelloReply::read_from_bytes(&replies[0].1).unwrap())
+        Ok(HelloReply::read_from_prefix(&replies[0].1).unwrap().0)
     }
 
     pub fn drain(&mut self, client: u64, cookie: [u8; 16]) -> Result<DrainReply, u32> {

@@ -1,7 +1,12 @@
 //! TLS with certificates of the cluster's own authority, on the NBD port and on the control port.
 
 use std::path::Path;
+use std::time::Duration;
 
+use lockd::cluster::Cluster;
+use lockd::cluster::tls::Credentials;
+use lockd::fencing::TargetControl;
+use lockd::ids::ClientId;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use redirector::nbd::wire::{opt, rep};
 use redirector::target::{Address, ask};
@@ -104,4 +109,61 @@ fn control_demands_a_certificate_too() {
     assert!(ask(address, Some(&stranger), &json!({"op": "status"})).is_err());
     let refused = ask(address, Some(&tls), &json!({"op": "reboot"})).unwrap_err().to_string();
     assert!(refused.contains("not understood"), "{refused}");
+}
+
+const CLUSTER: &str = r#"
+name = "lab"
+[[node]]
+name = "n1"
+address = "10.77.0.1"
+voter = true
+[[volume]]
+name = "vms"
+lun = ["nbd://127.0.0.1/vms"]
+control = ["127.0.0.1:1"]
+"#;
+
+/// A cluster with its certificates in `dir`.
+fn cluster(dir: &Path) -> Cluster {
+    std::fs::create_dir_all(dir).unwrap();
+    let cluster = Cluster::parse(CLUSTER, &dir.join("cluster.toml")).unwrap();
+    lockd::cluster::tls::init(&cluster).unwrap();
+    cluster
+}
+
+#[test]
+fn the_nodes_of_a_cluster_fence_by_their_certificates_and_nobody_else_does() {
+    let within = Duration::from_secs(10);
+    let mut mine = None;
+    let mut lab = Lab::with(|config| {
+        let cluster = cluster(&config.file.with_file_name("cluster"));
+        config.control_tls = Some(cluster.tls_dir.clone());
+        config.control = Some(Address::Tcp("127.0.0.1:0".to_owned()));
+        mine = Some(cluster);
+    });
+    let (mine, stranger) = (mine.unwrap(), cluster(&lab.path("stranger")));
+    let address = |lab: &Lab| lab.server.control_address().unwrap().to_string().parse().unwrap();
+    let control = |lab: &Lab, cluster: &Cluster| {
+        let credentials = Credentials::load(cluster, &"n1".parse().unwrap()).unwrap();
+        TargetControl::new(&address(lab), &credentials).unwrap()
+    };
+    let before = control(&lab, &mine).mark(within).unwrap();
+    assert_eq!(before.boot, lab.server.boot_id().to_string());
+    let (_first, mut second) = (lab.client(7), lab.client(8));
+    control(&lab, &mine).fence(&[ClientId(7), ClientId(8), ClientId(9)], within).unwrap();
+    assert!(second.is_closed());
+    assert_eq!(lab.server.status().ended, 3);
+    let refused = control(&lab, &mine).fence(&[], within).unwrap_err().to_string();
+    assert!(refused.contains("0 clients to fence"), "{refused}");
+    let foreign = control(&lab, &stranger).mark(within).unwrap_err().to_string();
+    assert!(foreign.contains("--control-tls"), "{foreign}");
+    assert!(ask(lab.server.control_address().unwrap(), None, &json!({"op": "status"})).is_err());
+    assert_eq!(lab.server.status().ended, 3);
+    // A restart keeps the list, a lost directory does not.
+    lab.restart();
+    let after = control(&lab, &mine).mark(within).unwrap();
+    assert!(after.boot != before.boot && after.list == before.list && after.list.is_some());
+    std::fs::remove_dir_all(lab.path("state")).unwrap();
+    lab.restart();
+    assert_ne!(control(&lab, &mine).mark(within).unwrap().list, before.list);
 }

@@ -7,6 +7,8 @@ use super::plan::Plan;
 
 /// The port of the LUN.
 pub const LUN_PORT: u16 = 10809;
+/// The port of the bundled target's control requests.
+pub const CONTROL_PORT: u16 = 10810;
 /// The name of the volume, and of the export.
 pub const VOLUME: &str = "vms";
 
@@ -38,7 +40,11 @@ pub fn cluster_file(name: &str, plan: &Plan) -> String {
     }
     text += &format!("\n[[volume]]\nname = \"{VOLUME}\"\nlun = [\"{}\"]\n", lun_url());
     text += &format!("fence = \"{}\"\n", plan.fence);
+    if plan.has_control() {
+        text += &format!("control = [\"{}:{CONTROL_PORT}\"]\n", Network::San.address(TARGET));
+    }
     seconds(&mut text, ("target_quiesce_s", plan.target_quiesce_ms));
+    text += &plan.volume_lines;
     text
 }
 
@@ -53,6 +59,7 @@ mod tests {
             lease_ms: Some(3000),
             target_quiesce_ms: Some(250),
             fence: "nbd-target".to_owned(),
+            volume_lines: "agent_timeout_s = 3.0\n".to_owned(),
             ..Plan::new(2)
         };
         let expected = r#"name = "lab"
@@ -75,7 +82,9 @@ voter = false
 name = "vms"
 lun = ["nbd://10.78.0.254:10809/vms"]
 fence = "nbd-target"
+control = ["10.78.0.254:10810"]
 target_quiesce_s = 0.25
+agent_timeout_s = 3.0
 "#;
         assert_eq!(cluster_file("lab", &plan), expected);
     }

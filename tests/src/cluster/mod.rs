@@ -168,7 +168,11 @@ impl Cluster {
         std::fs::write(self.cluster_file(), file).context("writing the cluster file")?;
         let san_folder = self.folder.join(SAN_HOST);
         std::fs::create_dir_all(san_folder.join("log"))?;
-        let spec = target::spec(&plan, &san_folder)?;
+        if plan.has_control() {
+            // The target obeys whom its authority has certified.
+            self.init()?;
+        }
+        let spec = target::spec(&plan, &san_folder, &self.folder)?;
         let daemon = self.start(SAN_HOST, spec).context("the target")?;
         self.target = Some(self.new_target(daemon));
         Ok(())
@@ -251,7 +255,8 @@ impl Cluster {
     }
 
     fn new_target(&self, daemon: Arc<Daemon>) -> Target {
-        Target::new(&self.plan(), &self.folder.join(SAN_HOST), self.san.clone(), daemon)
+        let (folder, file) = (self.folder.join(SAN_HOST), self.cluster_file());
+        Target::new(&self.plan(), &folder, self.san.clone(), daemon, &file)
     }
 
     fn new_daemon(&self, host: &str, spec: DaemonSpec) -> Result<Daemon> {

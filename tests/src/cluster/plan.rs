@@ -71,6 +71,8 @@ pub struct Plan {
     pub hold_ms: Option<u32>,
     /// `target_quiesce_s` of the cluster file's volume in milliseconds, if not its default.
     pub target_quiesce_ms: Option<u32>,
+    /// Further lines of the cluster file's volume.
+    pub volume_lines: String,
     /// For how long whoever opens the volume watches the claims of others (V1), in milliseconds; also the quiesce time
     /// that the volume is formatted with (V2).
     pub window_ms: u64,
@@ -114,6 +116,7 @@ impl Plan {
             grace_ms: None,
             hold_ms: None,
             target_quiesce_ms: None,
+            volume_lines: String::new(),
             window_ms: 2000,
             kept: false,
         }
@@ -141,6 +144,12 @@ impl Plan {
     #[must_use]
     pub fn lun(self, lun_bytes: u64) -> Self {
         Self { lun_bytes, ..self }
+    }
+
+    /// Whether the cluster file names a control port, which then obeys the cluster's nodes only.
+    #[must_use]
+    pub fn has_control(&self) -> bool {
+        self.target == TargetKind::CsvTarget && matches!(self.fence.as_str(), "nbd-target" | "auto")
     }
 
     /// Checks every limit.

@@ -6,19 +6,20 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use redirector::target::{Address, FaultId, FaultSpec};
+use lockd::cluster::Cluster;
+use lockd::cluster::tls::Credentials;
+use lockd::fencing::TargetControl;
+use redirector::target::{FaultId, FaultSpec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{self, LUN_PORT, VOLUME};
+use super::config::{self, CONTROL_PORT, LUN_PORT, VOLUME};
 use super::daemon::{Daemon, DaemonSpec, Ready};
 use super::namespace::Namespace;
 use super::network::{Network, TARGET};
 use super::plan::{Plan, TargetKind};
 use crate::programs;
 
-/// The port of the bundled target's control requests.
-pub const CONTROL_PORT: u16 = 10810;
 /// How long a target may take to flush and end.
 const STOP: Duration = Duration::from_secs(20);
 
@@ -76,14 +77,16 @@ pub struct Target {
     image: PathBuf,
     namespace: Namespace,
     daemon: Arc<Daemon>,
+    /// The cluster file, if only its nodes may ask at the control port.
+    cluster: Option<PathBuf>,
 }
 
 fn image(plan: &Plan, folder: &Path) -> PathBuf {
     plan.lun_folder.as_deref().unwrap_or(folder).join("lun.img")
 }
 
-/// The command line of the target that `plan` asks for, with its files in `folder`.
-pub(super) fn spec(plan: &Plan, folder: &Path) -> Result<DaemonSpec> {
+/// The command line of the target that `plan` asks for, with its files in `folder`, of the lab in `cluster_folder`.
+pub(super) fn spec(plan: &Plan, folder: &Path, cluster_folder: &Path) -> Result<DaemonSpec> {
     let address = Network::San.address(TARGET);
     let image = image(plan, folder);
     if !image.exists() {
@@ -92,11 +95,13 @@ pub(super) fn spec(plan: &Plan, folder: &Path) -> Result<DaemonSpec> {
     let spec = match plan.target {
         TargetKind::CsvTarget => {
             let listen = format!("{address}:{LUN_PORT}");
+            let tls = plan.has_control().then(|| cluster_folder.join("tls").into_os_string());
             let spec =
                 DaemonSpec::new("target", programs::ours("csv-target")?).ready(Ready::Line("ready".into()));
             spec.args(["--export", VOLUME, "--listen", &listen, "--control"])
                 .args([format!("{address}:{CONTROL_PORT}")])
                 .args([Path::new("--file"), &image, Path::new("--state"), &folder.join("state")])
+                .args(tls.into_iter().flat_map(|tls| ["--control-tls".into(), tls]))
                 .env("RUST_LOG", "info")
         }
         TargetKind::Nbdkit => {
@@ -111,10 +116,23 @@ pub(super) fn spec(plan: &Plan, folder: &Path) -> Result<DaemonSpec> {
     Ok(spec.args(&plan.target_args))
 }
 
+/// Asks with the certificate of the first node.
+fn ask_as_a_node(cluster: &Path, address: &str, request: &Value) -> Result<Value> {
+    let credentials = Credentials::load(&Cluster::read(cluster)?, &"n1".parse()?)?;
+    Ok(TargetControl::new(&address.parse()?, &credentials)?.ask(request, ANSWER)?)
+}
+
 impl Target {
     /// The target that `plan` asks for, as `daemon` in `namespace`, with its files in `folder`.
-    pub(super) fn new(plan: &Plan, folder: &Path, namespace: Namespace, daemon: Arc<Daemon>) -> Self {
-        Self { kind: plan.target, image: image(plan, folder), namespace, daemon }
+    pub(super) fn new(
+        plan: &Plan,
+        folder: &Path,
+        namespace: Namespace,
+        daemon: Arc<Daemon>,
+        cluster: &Path,
+    ) -> Self {
+        let cluster = plan.has_control().then(|| cluster.to_owned());
+        Self { kind: plan.target, image: image(plan, folder), namespace, daemon, cluster }
     }
 
     /// The daemon, which can be paused and resumed.
@@ -138,12 +156,15 @@ impl Target {
     /// Asks the bundled target at its control port; the request is described there.
     pub fn control(&self, request: &Value) -> Result<Value> {
         ensure!(self.kind == TargetKind::CsvTarget, "only csv-target has a control port");
-        let address = Address::Tcp(format!("{}:{CONTROL_PORT}", Network::San.address(TARGET)));
-        let (namespace, question) = (self.namespace.clone(), request.clone());
+        let address = format!("{}:{CONTROL_PORT}", Network::San.address(TARGET));
+        let (namespace, question, cluster) = (self.namespace.clone(), request.clone(), self.cluster.clone());
         let (sender, receiver) = mpsc::channel();
         // A paused target never answers: then this thread is left alone until it does, or is killed.
         std::thread::spawn(move || {
-            let answer = namespace.within(|| redirector::target::ask(&address, None, &question));
+            let answer = namespace.within(|| match &cluster {
+                None => Ok(redirector::target::ask(&address.parse()?, None, &question)?),
+                Some(file) => ask_as_a_node(file, &address, &question),
+            });
             // Nobody listens if it took too long.
             let _ = sender.send(answer);
         });

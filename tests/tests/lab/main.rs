@@ -4,6 +4,7 @@ mod bad_input;
 mod claims;
 mod daemons;
 mod failpoints;
+mod fencing;
 mod handover;
 mod image_lock;
 mod lockctl;

@@ -3,6 +3,7 @@
 #[macro_use]
 mod say;
 mod clone;
+mod fence_test;
 mod format;
 mod fsck;
 mod mount;
@@ -53,6 +54,8 @@ enum Command {
     Clone(clone::Clone),
     /// Seal files: nobody changes their data any more, and every node reads them directly (golden images).
     Seal(seal::Seal),
+    /// Prove on the running cluster that a fenced node's writes do not reach a volume.
+    FenceTest(fence_test::FenceTest),
     /// Take the seal off files, when every node has stopped to read them directly.
     Unseal(seal::Seal),
 }
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Clone(command) => command.run(),
         Command::Seal(command) => command.run(true),
         Command::Unseal(command) => command.run(false),
+        Command::FenceTest(command) => command.run(),
     };
     match done {
         Ok(code) => code,

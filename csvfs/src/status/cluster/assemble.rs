@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use lockd::machine::{FenceMethod, VolumeInfo};
+use lockd::ids::SessionId;
+use lockd::machine::{FenceInfo, Victim, VolumeInfo};
 
 use super::lockd_document::{Document, Node};
-use super::{ClusterStatus, ClusterVolume, NodeStatus};
+use super::{ClusterStatus, ClusterVolume, FenceUnderWay, NodeStatus};
+use crate::cluster::guarantee;
 use crate::status::VolumeStatus;
 
 /// What a mount has answered, or why it has not.
@@ -16,29 +18,25 @@ pub(super) struct Asked {
     pub answer: Result<VolumeStatus, String>,
 }
 
-/// What a fence guarantees, for whoever relies on it (`docs/GUARANTEES.md`).
-fn guarantee(method: FenceMethod) -> &'static str {
-    match method {
-        FenceMethod::Lease => {
-            "lease: a node that went silent is waited for, for lease + grace; nothing stops at the LUN what a stopped process \
-             sends later, so use a watchdog"
-        }
-        _ => "the target refuses a fenced node",
-    }
+/// What the replicated state says of volumes and fences.
+#[derive(Clone, Debug)]
+pub(super) struct Registered {
+    pub volumes: Vec<VolumeInfo>,
+    /// Those that are not complete.
+    pub fences: Vec<FenceInfo>,
+    /// The cluster's time.
+    pub now_ns: u64,
 }
-
-/// The registered volumes with the cluster's time, in nanoseconds.
-type Registered<'a> = Option<(&'a [VolumeInfo], u64)>;
 
 pub(super) fn assemble(
     document: &Document,
-    registered: Registered<'_>,
+    registered: Option<&Registered>,
     asked: &[Asked],
     known: &[String],
 ) -> ClusterStatus {
     // By name, then by uuid: two volumes may have had one name.
     let mut found: BTreeMap<(String, Option<String>), Option<&VolumeInfo>> = BTreeMap::new();
-    for info in registered.map_or(&[][..], |(volumes, _)| volumes) {
+    for info in registered.map_or(&[][..], |registered| &registered.volumes) {
         found.insert((info.name.clone(), Some(info.volume.to_string())), Some(info));
     }
     let is_new = |found: &BTreeMap<(String, Option<String>), _>, volume: &String| {
@@ -62,10 +60,9 @@ pub(super) fn assemble(
             found.insert((name.clone(), None), None);
         }
     }
-    let now_ns = registered.map(|(_, now_ns)| now_ns);
     let volumes = found
         .into_iter()
-        .map(|((name, uuid), info)| volume(document, asked, name, uuid, info.zip(now_ns)))
+        .map(|((name, uuid), info)| volume(document, asked, name, uuid, info.zip(registered)))
         .collect();
     ClusterStatus {
         cluster: document.cluster.clone(),
@@ -88,7 +85,7 @@ fn volume(
     asked: &[Asked],
     name: String,
     uuid: Option<String>,
-    info: Option<(&VolumeInfo, u64)>,
+    info: Option<(&VolumeInfo, &Registered)>,
 ) -> ClusterVolume {
     let mine: Vec<&Asked> = asked.iter().filter(|asked| Some(&asked.volume) == uuid.as_ref()).collect();
     let nodes: Vec<NodeStatus> = document
@@ -99,7 +96,7 @@ fn volume(
             status_of(document, node, uuid.as_deref(), answers.map(|asked| &asked.answer))
         })
         .collect();
-    let holder = info.and_then(|(info, now_ns)| info.coordinator.as_ref().map(|holder| (holder, now_ns)));
+    let holder = info.and_then(|(info, seen)| info.coordinator.as_ref().map(|holder| (holder, seen.now_ns)));
     let mounts = || mine.iter().filter_map(|asked| asked.answer.as_ref().ok());
     // Without a quorum the mounts' word counts, as long as they agree.
     let said = || {
@@ -127,7 +124,12 @@ fn volume(
         Some((info, _)) => guarantee(info.fence).to_owned(),
         None => mounts().next().map(|mount| mount.fence.clone()).unwrap_or_default(),
     };
+    let fences = info.map_or_else(Vec::new, |(info, seen)| {
+        let of_this = seen.fences.iter().filter(|fence| fence.volume == info.volume);
+        of_this.map(|fence| under_way(document, info, fence, seen.now_ns)).collect()
+    });
     ClusterVolume {
+        fences,
         volume: uuid,
         name,
         coordinator,
@@ -137,6 +139,27 @@ fn volume(
         problem,
         nodes,
     }
+}
+
+/// A fence that is not complete, in words.
+fn under_way(document: &Document, volume: &VolumeInfo, fence: &FenceInfo, now_ns: u64) -> FenceUnderWay {
+    let node_of = |session: SessionId| {
+        let sessions = document.state.iter().flat_map(|state| &state.sessions);
+        let found = sessions.into_iter().find(|known| known.session == session.0);
+        found.map_or_else(|| format!("session {session}"), |known| format!("node {}", known.node))
+    };
+    let victim = match fence.victim {
+        Victim::Session(session) => node_of(session),
+        Victim::Client(client) => format!("a mount that has died ({client})"),
+    };
+    let waits_for = match fence.method {
+        None => format!("fence {} has not succeeded yet; `lockctl fences` says what was tried", volume.fence),
+        Some(_) => {
+            let waiting: Vec<String> = fence.waiting.iter().map(|session| node_of(*session)).collect();
+            format!("{} to report that they refuse it", waiting.join(", "))
+        }
+    };
+    FenceUnderWay { victim, since_s: seconds(now_ns.saturating_sub(fence.since_ns)), waits_for }
 }
 
 fn seconds(ns: u64) -> f64 {

@@ -1,10 +1,10 @@
 //! The table, from documents as lockd writes them.
 
 use lockd::ids::{ClientId, Epoch, SessionId, VolumeId};
-use lockd::machine::{FenceMethod, HoldMode, HolderInfo, HolderState, VolumeInfo};
+use lockd::machine::{FenceInfo, FenceMethod, HoldMode, HolderInfo, HolderState, Victim, VolumeInfo};
 use serde_json::json;
 
-use super::assemble::{Asked, assemble};
+use super::assemble::{Asked, Registered, assemble};
 use super::lockd_document::Document;
 use super::{ClusterVolume, NodeStatus};
 use crate::status::VolumeStatus;
@@ -55,6 +55,11 @@ fn registered(coordinator: Option<&str>) -> VolumeInfo {
     VolumeInfo { volume: VOLUME, name, fence, coordinator, sessions: vec![] }
 }
 
+/// The state when it is five seconds old.
+fn state(coordinator: Option<&str>, fences: Vec<FenceInfo>) -> Registered {
+    Registered { volumes: vec![registered(coordinator)], fences, now_ns: 5_000_000_000 }
+}
+
 fn answered(node: &str, answer: Result<VolumeStatus, String>) -> Asked {
     Asked { node: node.to_owned(), volume: VOLUME.to_string(), answer }
 }
@@ -66,9 +71,8 @@ fn node<'a>(volume: &'a ClusterVolume, name: &str) -> &'a NodeStatus {
 #[test]
 fn every_node_is_in_the_table_whether_it_answers_or_not() {
     let asked = [answered("n1", Ok(mount("n1", "direct")))];
-    let volumes = [registered(Some("n1"))];
     let known = ["vms".to_owned(), "scratch".to_owned()];
-    let status = assemble(&document(true), Some((&volumes, 5_000_000_000)), &asked, &known);
+    let status = assemble(&document(true), Some(&state(Some("n1"), vec![])), &asked, &known);
     assert_eq!(status.volumes.len(), 2, "{status:#?}");
     let never = &status.volumes[0];
     assert_eq!((never.name.as_str(), &never.volume), ("scratch", &None));
@@ -91,8 +95,7 @@ fn what_is_known_of_the_session_of_a_node_that_is_away_is_said() {
     let problem = |change: fn(&mut Document)| {
         let mut document = document(true);
         change(&mut document);
-        let volumes = [registered(Some("n1"))];
-        let status = assemble(&document, Some((&volumes, 5_000_000_000)), &[], &[]);
+        let status = assemble(&document, Some(&state(Some("n1"), vec![])), &[], &[]);
         node(&status.volumes[0], "n4").problem.clone()
     };
     let ended = problem(|_| ());
@@ -108,14 +111,30 @@ fn what_is_known_of_the_session_of_a_node_that_is_away_is_said() {
 #[test]
 fn a_coordinator_that_is_away_is_a_problem_of_the_volume() {
     let asked = [answered("n1", Err("no answer in time".to_owned()))];
-    let away = [registered(Some("n4"))];
-    let status = assemble(&document(true), Some((&away, 5_000_000_000)), &asked, &[]);
+    let status = assemble(&document(true), Some(&state(Some("n4"), vec![])), &asked, &[]);
     assert!(status.volumes[0].problem.contains("node n4"), "{status:#?}");
     assert!(node(&status.volumes[0], "n1").problem.contains("no answer in time"));
-    let nobody = [registered(None)];
     let asked = [answered("n1", Ok(mount("n1", "direct")))];
-    let status = assemble(&document(true), Some((&nobody, 0)), &asked, &[]);
+    let status = assemble(&document(true), Some(&state(None, vec![])), &asked, &[]);
     assert!(status.volumes[0].problem.contains("nobody coordinates"), "{status:#?}");
+}
+
+#[test]
+fn who_is_being_fenced_is_said_with_what_is_waited_for() {
+    let fence = FenceInfo {
+        volume: VOLUME,
+        victim: Victim::Session(SessionId(3)),
+        since_ns: 2_000_000_000,
+        method: None,
+        waiting: vec![SessionId(1)],
+    };
+    let reported = FenceInfo { method: Some(FenceMethod::Lease), ..fence.clone() };
+    let elsewhere = FenceInfo { volume: VolumeId([8; 16]), ..fence.clone() };
+    let status = assemble(&document(true), Some(&state(None, vec![fence, reported, elsewhere])), &[], &[]);
+    let [first, second] = &status.volumes[0].fences[..] else { panic!("{status:#?}") };
+    assert_eq!((first.victim.as_str(), first.since_s), ("node n4", 3.0));
+    assert!(first.waits_for.contains("fence lease has not succeeded yet"), "{first:?}");
+    assert!(second.waits_for.starts_with("session 1 to report"), "{second:?}");
 }
 
 #[test]

@@ -63,11 +63,20 @@ fn init(common: &Common, file: &std::path::Path) -> anyhow::Result<()> {
         .map(|(node, what)| json!({ "node": node.as_str(), "certificate": made(*what) }))
         .collect();
     let directory = report.directory.display().to_string();
-    let document = json!({ "directory": directory, "authority": made(report.authority), "nodes": nodes });
+    let document = json!({
+        "directory": directory,
+        "authority": made(report.authority),
+        "nodes": nodes,
+        "target": report.target.map(made),
+    });
     print(common, &document, || {
         println!("{directory}: authority {}", made(report.authority));
         for (node, what) in &report.nodes {
             println!("  certificate of {node}: {}", made(*what));
+        }
+        if let Some(what) = report.target {
+            println!("  certificate of the targets: {}", made(what));
+            println!("Give each csv-target ca.pem, target.pem and target.key: --control-tls DIR.");
         }
         println!("Give each node ca.pem and its own NODE.pem and NODE.key; keep ca.key away from them.");
     });
@@ -77,7 +86,12 @@ fn init(common: &Common, file: &std::path::Path) -> anyhow::Result<()> {
 fn status(common: &Common) -> anyhow::Result<()> {
     let text = common.connect()?.status()?;
     let document: Value = serde_json::from_str(&text).context("lockd's status is not readable")?;
-    print(common, &document, || show::print_status(&document));
+    print(common, &document, || {
+        show::print_status(&document);
+        if let Some(advice) = quorum::advice(&document) {
+            println!("\n{advice}");
+        }
+    });
     match document["problem"].as_str() {
         Some(problem) => bail!("no quorum: {}", show::without_heading(problem)),
         None => Ok(()),
@@ -156,7 +170,12 @@ pub(crate) fn known_voters(status: &Value) -> Value {
 fn list_voters(common: &Common, connection: &Connection) -> anyhow::Result<()> {
     let document: Value = serde_json::from_str(&connection.status()?)?;
     let voters = known_voters(&document);
-    print(common, &voters, || show::print_voters(&voters));
+    print(common, &voters, || {
+        show::print_voters(&voters);
+        if let Some(advice) = quorum::advice(&document) {
+            println!("\n{advice}");
+        }
+    });
     match document["problem"].as_str() {
         Some(problem) => bail!("no quorum: {}", show::without_heading(problem)),
         None => Ok(()),

@@ -1,4 +1,5 @@
-//! What a cluster file must keep to, beyond its syntax. The limits of every value are in this file.
+//! What a cluster file must keep to, beyond its syntax. The limits of every value are in this file and, for what fences
+//! need, in `fencing`.
 
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::super::{Cluster, ClusterFileError, FenceChoice, Node, PORT_DEFAULT, Program, Volume};
+use super::fencing;
 use super::place::Places;
 use super::{RawCluster, RawNode, RawVolume};
 use crate::ids::{InvalidName, NodeName, is_valid_name};
@@ -35,30 +37,21 @@ pub(super) fn check(raw: RawCluster, places: &Places<'_>) -> Result<Cluster, Clu
         Some(tls) => folder.join(tls.dir.get_ref()),
         None => folder.join("tls"),
     };
+    let watchdog = fencing::watchdog(raw.watchdog.as_ref(), "watchdog", places)?;
+    let mut nodes = nodes(&raw, places)?;
+    for node in &mut nodes {
+        node.watchdog = node.watchdog.take().or_else(|| watchdog.clone());
+    }
     let cluster = Cluster {
         name,
         tls_dir,
-        nodes: nodes(&raw, places)?,
+        nodes,
         volumes: volumes(&raw.volume, places)?,
         lease: seconds(places, raw.lease_s.as_ref(), "lease_s", 8.0, LEASE_S)?,
         grace: seconds(places, raw.grace_s.as_ref(), "grace_s", 15.0, GRACE_S)?,
         hold: seconds(places, raw.hold_s.as_ref(), "hold_s", 120.0, HOLD_S)?,
     };
-    for (volume, raw_volume) in cluster.volumes.iter().zip(&raw.volume) {
-        if volume.fence == FenceChoice::Lease && cluster.grace < volume.target_quiesce {
-            let fence = raw_volume.get_ref().fence.as_ref();
-            return Err(places.mistake(
-                fence.map_or(raw_volume.span(), Spanned::span),
-                format!("fence of volume {}", volume.name),
-                format!(
-                    "\"lease\" wants grace_s (now {}) to be at least target_quiesce_s (now {}): the target may \
-                     execute what it has for as long",
-                    cluster.grace.as_secs_f64(),
-                    volume.target_quiesce.as_secs_f64()
-                ),
-            ));
-        }
-    }
+    fencing::check(&cluster, &raw, places)?;
     Ok(cluster)
 }
 
@@ -150,7 +143,10 @@ fn node(raw: &RawNode, ports: u16, places: &Places<'_>) -> Result<Node, ClusterF
                 at(port.span(), "port", format!("{} is outside the range 1 to {port_max}", port.get_ref()))
             })?,
     };
-    Ok(Node { name, address, port, voter: raw.voter.as_ref().is_some_and(|voter| *voter.get_ref()) })
+    let agent = fencing::agent(&raw.agent, &format!("agent of node {name}"), places)?;
+    let watchdog = fencing::watchdog(raw.watchdog.as_ref(), &format!("watchdog of node {name}"), places)?;
+    let voter = raw.voter.as_ref().is_some_and(|voter| *voter.get_ref());
+    Ok(Node { name, address, port, voter, agent, watchdog })
 }
 
 fn volumes(raw: &[Spanned<RawVolume>], places: &Places<'_>) -> Result<Vec<Volume>, ClusterFileError> {
@@ -198,7 +194,17 @@ fn volumes(raw: &[Spanned<RawVolume>], places: &Places<'_>) -> Result<Vec<Volume
         };
         let field = of("target_quiesce_s");
         let target_quiesce = seconds(places, raw.target_quiesce_s.as_ref(), &field, 10.0, TARGET_QUIESCE_S)?;
-        volumes.push(Volume { name, lun, fence, target_quiesce });
+        let control = fencing::control(raw, lun.len(), &of("control"), places)?;
+        let agent = fencing::agent(&raw.agent, &of("agent"), places)?;
+        let field = of("agent_timeout_s");
+        let agent_timeout = seconds(
+            places,
+            raw.agent_timeout_s.as_ref(),
+            &field,
+            fencing::AGENT_TIMEOUT_DEFAULT_S,
+            fencing::AGENT_TIMEOUT_S,
+        )?;
+        volumes.push(Volume { name, lun, fence, target_quiesce, control, agent, agent_timeout });
     }
     Ok(volumes)
 }

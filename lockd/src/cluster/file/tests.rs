@@ -71,11 +71,11 @@ fn mistakes_are_named_with_their_place_and_field() {
         (with("name = \"lab\"\n", ""), "1:1: lease_s: missing field `name`"),
         (
             with("voter = true", "vote = true"),
-            "8:1: vote in [[node]]: unknown field `vote`, expected one of `name`, `address`, `port`, `voter`",
+            "8:1: vote in [[node]]: unknown field `vote`, expected one of `name`, `address`, `port`, `voter`, `watchdog`, `agent`",
         ),
         (
             with("lease_s = 2.5", "lease = 2"),
-            "2:1: lease: unknown field `lease`, expected one of `name`, `tls`, `node`, `volume`, `lease_s`, `grace_s`, `hold_s`",
+            "2:1: lease: unknown field `lease`, expected one of `name`, `tls`, `node`, `volume`, `lease_s`, `grace_s`, `hold_s`, `watchdog`",
         ),
         (with("lease_s = 2.5", "lease_s = 0"), "2:11: lease_s: 0 is outside the range 1 to 300 (seconds)"),
         (with("lease_s = 2.5", "lease_s = -1"), "2:11: lease_s: -1 is outside the range 1 to 300 (seconds)"),
@@ -133,7 +133,35 @@ fn mistakes_are_named_with_their_place_and_field() {
         ),
         (
             with("fence = \"auto\"", "fence = \"lease\"\ntarget_quiesce_s = 20"),
-            "16:9: fence of volume vms: \"lease\" wants grace_s (now 15) to be at least target_quiesce_s (now 20): the target may execute what it has for as long",
+            "16:9: fence of volume vms: \"lease\" wants grace_s (now 15) to be at least target_quiesce_s and the drift of the clocks, 20 + 0.0175: the target may execute what it has for as long",
+        ),
+        (
+            with("fence = \"auto\"", "fence = \"nbd-target\""),
+            "16:9: fence of volume vms: \"nbd-target\" wants the address of csv-target's control port for each path in `lun`: control = [\"HOST:PORT\"]",
+        ),
+        (
+            with("fence = \"auto\"", "control = [\"10.78.0.9:1\", \"10.78.0.8:1\"]"),
+            "16:11: control of volume vms: 2 control ports for 1 paths in `lun`: whoever is fenced must be refused on every path, so give one for each, in the same order (the same one twice, if one csv-target serves both)",
+        ),
+        (
+            with("fence = \"auto\"", "control = [\"10.78.0.9\"]"),
+            "16:12: control of volume vms: \"10.78.0.9\" is no address of a control port: give HOST:PORT, as csv-target has it in --control",
+        ),
+        (
+            with("fence = \"auto\"", "agent_timeout_s = 0.5"),
+            "16:19: agent_timeout_s of volume vms: 0.5 is outside the range 1 to 600 (seconds)",
+        ),
+        (
+            with("fence = \"auto\"", "agent = { action = \"on\" }"),
+            "16:20: action in agent of volume vms: lockd says action, nodename, plug itself: the action, and the node's name",
+        ),
+        (
+            with("fence = \"auto\"", "agent = { ip = [1] }"),
+            "16:16: ip in agent of volume vms: a fence agent is told texts, whole numbers, true and false",
+        ),
+        (
+            with("lease_s = 2.5", "watchdog = \"watchdog0\""),
+            "2:12: watchdog: \"watchdog0\" is no device: give its path, such as /dev/watchdog",
         ),
         (
             with("fence = \"auto\"", "fence = \"agent: \""),
@@ -156,6 +184,35 @@ fn mistakes_are_named_with_their_place_and_field() {
     let wrong: Vec<_> =
         golden.iter().filter(|(found, wanted)| *found != format!("/etc/csvfs/lab.toml:{wanted}")).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn what_fences_need_is_read() {
+    let text = EXAMPLE
+        .replace("lease_s = 2.5", "watchdog = \"/dev/watchdog\"")
+        .replace("port = 7500", "watchdog = \"/dev/watchdog1\"\n[node.agent]\nip = \"10.1.0.2\"\nport = 623")
+        .replace("fence = \"auto\"", "control = [\"10.78.0.9:10810\"]\n[volume.agent]\nlanplus = true");
+    let cluster = parse(&text).unwrap();
+    let devices: Vec<_> = cluster.nodes.iter().map(|node| node.watchdog.clone().unwrap()).collect();
+    assert_eq!(devices, [Path::new("/dev/watchdog"), Path::new("/dev/watchdog1")]);
+    let keys = |keys: &BTreeMap<String, String>| format!("{keys:?}");
+    assert_eq!(keys(&cluster.nodes[1].agent), r#"{"ip": "10.1.0.2", "port": "623"}"#);
+    assert_eq!(keys(&cluster.volumes[0].agent), r#"{"lanplus": "true"}"#);
+    assert_eq!(cluster.volumes[0].control, ["10.78.0.9:10810".parse().unwrap()]);
+    assert_eq!(cluster.volumes[0].agent_timeout.as_secs(), 60);
+    let named = text.replace("name = \"n1\"", "name = \"target\"");
+    assert!(parse(&named).unwrap_err().to_string().contains("6:8: name in [[node]]: target.pem is"));
+}
+
+#[test]
+fn the_grace_outlasts_the_target_and_the_drift_of_the_clocks() {
+    let grace = |grace_s: f64| {
+        let text = EXAMPLE.replace("lease_s = 2.5", &format!("lease_s = 8.0\ngrace_s = {grace_s:?}"));
+        parse(&text.replace("\"auto\"", "\"lease\""))
+    };
+    assert!(grace(10.1).is_ok());
+    // Just what the target may take, if all clocks went alike.
+    assert!(grace(10.0).unwrap_err().to_string().contains("10 + 0.018"));
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 
 use super::identity::{Identity, IdentityError, Side, valid_until};
 use super::verify::{PeerVerifier, Trust, Verdict};
@@ -26,6 +26,7 @@ pub struct Credentials {
     key: Arc<PrivateKeyDer<'static>>,
     provider: Arc<CryptoProvider>,
     expires: SystemTime,
+    roots: Arc<RootCertStore>,
 }
 
 impl Credentials {
@@ -40,12 +41,9 @@ impl Credentials {
         let path = cluster.tls_dir.join(format!("{node}.pem"));
         let key_path = cluster.tls_dir.join(format!("{node}.key"));
 
-        let anchor = webpki::anchor_from_trusted_cert(&read_certificate(&authority)?)
-            .map_err(|error| not_pem(&authority, "certificate of an authority", &error))?
-            .to_owned();
+        let anchor = read_authority(&authority)?;
         let certificate = read_certificate(&path)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?)
-            .map_err(|error| not_pem(&key_path, "key", &error))?;
+        let key = read_key(&key_path)?;
 
         let trust = Trust {
             anchors: vec![anchor],
@@ -68,6 +66,7 @@ impl Credentials {
         let expires = valid_until(&certificate, &trust.anchors)
             .map_or(SystemTime::UNIX_EPOCH, |until| UNIX_EPOCH + Duration::from_secs(until.as_secs()));
         Ok(Self {
+            roots: Arc::new(RootCertStore { roots: trust.anchors.clone() }),
             node: node.clone(),
             trust: Arc::new(trust),
             certificate,
@@ -141,6 +140,19 @@ impl Credentials {
         Ok(config)
     }
 
+    /// What this node needs to ask a csv-target at its control port: it believes whoever this cluster's authority has
+    /// issued a certificate for the host that is asked.
+    pub(crate) fn target_client(&self) -> Result<ClientConfig, TlsError> {
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(refused)?
+            .with_root_certificates(self.roots.clone())
+            .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())
+            .map_err(refused)?;
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+
     /// A secret that only this node knows and that is the same in all of its incarnations.
     pub(crate) fn derive_secret(&self, purpose: &str) -> [u8; 32] {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.key.secret_der());
@@ -164,11 +176,21 @@ impl fmt::Debug for Credentials {
     }
 }
 
+pub(super) fn read_authority(path: &Path) -> Result<TrustAnchor<'static>, TlsError> {
+    let certificate = read_certificate(path)?;
+    let anchor = webpki::anchor_from_trusted_cert(&certificate);
+    Ok(anchor.map_err(|error| not_pem(path, "certificate of an authority", &error))?.to_owned())
+}
+
+pub(super) fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| not_pem(path, "key", &error))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })
 }
 
-fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, TlsError> {
+pub(super) fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, TlsError> {
     CertificateDer::from_pem_slice(&read(path)?).map_err(|error| not_pem(path, "certificate", &error))
 }
 
@@ -176,6 +198,6 @@ fn not_pem(path: &Path, wanted: &'static str, error: &dyn fmt::Display) -> TlsEr
     TlsError::NotPem { path: PathBuf::from(path), wanted, why: error.to_string() }
 }
 
-fn refused(error: rustls::Error) -> TlsError {
+pub(super) fn refused(error: rustls::Error) -> TlsError {
     TlsError::Library { what: "a configuration for TLS", why: error.to_string() }
 }

@@ -47,13 +47,24 @@ pub enum TlsError {
     },
     /// The authority cannot issue certificates for new nodes.
     #[error(
-        "{key} is not there, and without it no certificate can be issued for node {node}: run `lockctl init` where the cluster was made"
+        "{key} is not there, and without it no certificate can be issued for {owner}: run `lockctl init` where the cluster was made"
     )]
     AuthorityKeyMissing {
         /// The authority's key.
         key: PathBuf,
-        /// A node that has no certificate yet.
-        node: String,
+        /// Who has no certificate yet.
+        owner: String,
+    },
+    /// The targets' certificate was made for other control ports.
+    #[error(
+        "{path} is not for {host}, which the cluster file names in `control`: remove it and its key, run `lockctl init` \
+         again, and copy both to the targets"
+    )]
+    OtherHosts {
+        /// The certificate.
+        path: PathBuf,
+        /// A host that it does not name.
+        host: String,
     },
     /// The authority's key does not belong to its certificate, or the authority is another cluster's.
     #[error(

@@ -22,6 +22,15 @@ impl Identity {
         format!("csv://{cluster}/{node}")
     }
 
+    /// What stands in a certificate, whether or not it is to be believed.
+    pub(super) fn claimed(certificate: &EndEntityCert<'_>) -> Option<Self> {
+        let mut uris = certificate.valid_uri_names();
+        match (uris.next(), uris.next()) {
+            (Some(uri), None) => Self::from_uri(uri),
+            _ => None,
+        }
+    }
+
     fn from_uri(uri: &str) -> Option<Self> {
         let (cluster, node) = uri.strip_prefix("csv://")?.split_once('/')?;
         Some(Self { cluster: cluster.to_owned(), node: node.parse().ok()? })
@@ -114,13 +123,7 @@ pub(super) fn identify(
 ) -> Result<Identity, IdentityError> {
     let malformed = |error: webpki::Error| IdentityError::Malformed(error.to_string());
     let parsed = EndEntityCert::try_from(certificate).map_err(malformed)?;
-    let identity = {
-        let mut uris = parsed.valid_uri_names();
-        match (uris.next(), uris.next()) {
-            (Some(uri), None) => Identity::from_uri(uri),
-            _ => None,
-        }
-    };
+    let identity = Identity::claimed(&parsed);
     let usage = match side {
         Side::Server => KeyUsage::server_auth(),
         Side::Client => KeyUsage::client_auth(),

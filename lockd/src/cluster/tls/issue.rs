@@ -1,5 +1,7 @@
 //! The authority and the certificates that it issues.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
 use std::net::IpAddr;
@@ -12,11 +14,11 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::identity::{Identity, Side, identify};
-use super::{CA_CERTIFICATE, CA_KEY, TlsError};
-use crate::cluster::Cluster;
+use super::{CA_CERTIFICATE, CA_KEY, TARGET_NAME, TlsError};
+use crate::cluster::{Cluster, Node};
 use crate::ids::NodeName;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -41,6 +43,8 @@ pub struct InitReport {
     pub authority: Made,
     /// Each node of the cluster file.
     pub nodes: Vec<(NodeName, Made)>,
+    /// The csv-targets whose control ports the cluster file names; none if it names none.
+    pub target: Option<Made>,
 }
 
 /// A span of civil time.
@@ -88,14 +92,41 @@ impl Authority {
         address: IpAddr,
         validity: Validity,
     ) -> Result<(rcgen::Certificate, KeyPair), rcgen::Error> {
+        self.sign(
+            &node.to_string(),
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            vec![SanType::URI(Identity::uri(&self.cluster, node).try_into()?), SanType::IpAddress(address)],
+            validity,
+        )
+    }
+
+    /// A certificate for the csv-targets at `hosts`, and its key. It is of no use to a client.
+    fn issue_target(
+        &self,
+        hosts: &BTreeSet<String>,
+        validity: Validity,
+    ) -> Result<(rcgen::Certificate, KeyPair), rcgen::Error> {
+        let name = |host: &String| match host.parse() {
+            Ok(address) => Ok(SanType::IpAddress(address)),
+            Err(_) => Ok(SanType::DnsName(host.as_str().try_into()?)),
+        };
+        let names = hosts.iter().map(name).collect::<Result<_, rcgen::Error>>()?;
+        self.sign("targets", vec![ExtendedKeyUsagePurpose::ServerAuth], names, validity)
+    }
+
+    fn sign(
+        &self,
+        whose: &str,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        names: Vec<SanType>,
+        validity: Validity,
+    ) -> Result<(rcgen::Certificate, KeyPair), rcgen::Error> {
         let mut params = CertificateParams::default();
         validity.apply(&mut params);
-        params.distinguished_name = distinguished_name(&format!("{node} of csvfs cluster {}", self.cluster));
+        params.distinguished_name = distinguished_name(&format!("{whose} of csvfs cluster {}", self.cluster));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.subject_alt_names =
-            vec![SanType::URI(Identity::uri(&self.cluster, node).try_into()?), SanType::IpAddress(address)];
+        params.extended_key_usages = usages;
+        params.subject_alt_names = names;
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         Ok((params.signed_by(&key, &self.issuer)?, key))
@@ -134,11 +165,23 @@ pub fn init(cluster: &Cluster) -> Result<InitReport, TlsError> {
     let mut missing = Vec::new();
     let mut nodes = Vec::new();
     for node in &cluster.nodes {
-        let pair = Pair::of_node(&directory, &node.name);
+        let pair = Pair::of(&directory, node.name.as_str());
         let there = pair.is_there()?;
         nodes.push((node.name.clone(), if there { Made::Kept } else { Made::New }));
         if !there {
-            missing.push((node, pair));
+            missing.push((Owner::Node(node), pair));
+        }
+    }
+    let hosts = cluster.control_hosts();
+    let mut target = None;
+    if !hosts.is_empty() {
+        let pair = Pair::of(&directory, TARGET_NAME);
+        if pair.is_there()? {
+            check_hosts(&pair.certificate, &hosts)?;
+            target = Some(Made::Kept);
+        } else {
+            missing.push((Owner::Targets(&hosts), pair));
+            target = Some(Made::New);
         }
     }
 
@@ -154,18 +197,53 @@ pub fn init(cluster: &Cluster) -> Result<InitReport, TlsError> {
             pair.write(&certificate, authority.issuer.key())?;
             authority
         }
-        (Made::Kept, None) => return Ok(InitReport { directory, authority: Made::Kept, nodes }),
-        (Made::Kept, Some((node, _))) if !exists(&pair.key) => {
-            return Err(TlsError::AuthorityKeyMissing { key: pair.key, node: node.name.to_string() });
+        (Made::Kept, None) => return Ok(InitReport { directory, authority: Made::Kept, nodes, target }),
+        (Made::Kept, Some((owner, _))) if !exists(&pair.key) => {
+            return Err(TlsError::AuthorityKeyMissing { key: pair.key, owner: owner.to_string() });
         }
         (Made::Kept, Some(_)) => load_authority(&cluster.name, &pair)?,
     };
-    for (node, pair) in missing {
+    for (owner, pair) in missing {
         let validity = Validity::starting_now(NODE_DAYS);
-        let (certificate, key) = authority.issue(&node.name, node.address, validity).map_err(refused)?;
+        let issued = match owner {
+            Owner::Node(node) => authority.issue(&node.name, node.address, validity),
+            Owner::Targets(hosts) => authority.issue_target(hosts, validity),
+        };
+        let (certificate, key) = issued.map_err(refused)?;
         pair.write(&certificate, &key)?;
     }
-    Ok(InitReport { directory, authority: authority_made, nodes })
+    Ok(InitReport { directory, authority: authority_made, nodes, target })
+}
+
+/// Whose certificate is missing.
+enum Owner<'a> {
+    Node(&'a Node),
+    Targets(&'a BTreeSet<String>),
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "node {}", node.name),
+            Self::Targets(_) => f.write_str("the targets"),
+        }
+    }
+}
+
+/// Whether the targets' certificate at `path` is for all of these hosts.
+fn check_hosts(path: &Path, hosts: &BTreeSet<String>) -> Result<(), TlsError> {
+    let pem = std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })?;
+    let not_pem = |why: String| TlsError::NotPem { path: path.to_owned(), wanted: "certificate", why };
+    let certificate = CertificateDer::from_pem_slice(&pem).map_err(|error| not_pem(error.to_string()))?;
+    let parsed = webpki::EndEntityCert::try_from(&certificate).map_err(|error| not_pem(error.to_string()))?;
+    let is_named = |host: &&String| {
+        let name = ServerName::try_from(host.as_str());
+        name.is_ok_and(|name| parsed.verify_is_valid_for_subject_name(&name).is_ok())
+    };
+    match hosts.iter().find(|host| !is_named(host)) {
+        Some(host) => Err(TlsError::OtherHosts { path: path.to_owned(), host: host.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// The authority whose files are there, if they belong together and to this cluster.
@@ -213,10 +291,10 @@ struct Pair {
 }
 
 impl Pair {
-    fn of_node(directory: &Path, node: &NodeName) -> Self {
+    fn of(directory: &Path, name: &str) -> Self {
         Self {
-            certificate: directory.join(format!("{node}.pem")),
-            key: directory.join(format!("{node}.key")),
+            certificate: directory.join(format!("{name}.pem")),
+            key: directory.join(format!("{name}.key")),
         }
     }
 

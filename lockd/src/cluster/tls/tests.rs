@@ -100,7 +100,7 @@ fn init_overwrites_nothing_and_adds_a_node_later() {
     std::fs::remove_file(larger.tls_dir.join("ca.key")).unwrap();
     assert!(init(&larger).unwrap().nodes.iter().all(|(_, made)| *made == Made::Kept));
     let largest = cluster(folder.path(), "lab", &[("n1", 7400), ("n4", 7430)]);
-    assert!(matches!(init(&largest), Err(TlsError::AuthorityKeyMissing { node, .. }) if node == "n4"));
+    assert!(matches!(init(&largest), Err(TlsError::AuthorityKeyMissing { owner, .. }) if owner == "node n4"));
     std::fs::remove_file(larger.tls_dir.join("n1.key")).unwrap();
     assert!(matches!(init(&larger), Err(TlsError::HalfThere { .. })));
 }

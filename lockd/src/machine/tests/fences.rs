@@ -13,7 +13,21 @@ struct Nodes {
 
 /// Three nodes with mounts; the first holds a file, the coordinator role and a lock.
 fn nodes() -> Nodes {
+    nodes_fenced_by(FenceMethod::NbdTarget)
+}
+
+fn registration(fence: FenceMethod) -> Command {
+    Command::RegisterVolume {
+        volume: VOLUME,
+        name: "vms".to_owned(),
+        fence,
+        epoch_floor: crate::ids::Epoch(0),
+    }
+}
+
+fn nodes_fenced_by(method: FenceMethod) -> Nodes {
     let mut cluster = Cluster::new();
+    cluster.done(registration(method));
     let (first, a) = cluster.mounted("n1");
     let (second, b) = cluster.mounted("n2");
     let (third, _) = cluster.mounted("n3");
@@ -183,14 +197,7 @@ fn a_report_counts_only_from_the_living_about_the_dead_and_by_a_method_that_fits
 
 #[test]
 fn f1_the_lease_method_waits_for_lease_and_grace() {
-    let Nodes { mut cluster, first, second, third, a, .. } = nodes();
-    let register = Command::RegisterVolume {
-        volume: VOLUME,
-        name: "vms".to_owned(),
-        fence: FenceMethod::Lease,
-        epoch_floor: crate::ids::Epoch(0),
-    };
-    cluster.done(register);
+    let Nodes { mut cluster, first, second, third, a, .. } = nodes_fenced_by(FenceMethod::Lease);
     cluster.end(first);
     let victim = Victim::Session(first);
     for session in [second, third] {
@@ -205,6 +212,58 @@ fn f1_the_lease_method_waits_for_lease_and_grace() {
     cluster.pass_s(5);
     cluster.done(waited);
     assert_eq!(cluster.holder(&file(1)), None);
+}
+
+#[test]
+fn f1_who_has_not_reported_for_a_while_is_overdue() {
+    let Nodes { mut cluster, first, second, third, .. } = nodes();
+    cluster.end(first);
+    cluster.report(Victim::Session(first), second, Report::Drained);
+    let overdue = |cluster: &Cluster, seconds: u64| {
+        cluster.state.overdue_reporters(cluster.time_ns + seconds * SECOND_NS, 8 * SECOND_NS)
+    };
+    assert!(overdue(&cluster, 7).is_empty());
+    assert_eq!(overdue(&cluster, 8).into_iter().collect::<Vec<_>>(), [third]);
+    cluster.done(Command::EndSession { session: third, cause: EndCause::Forced });
+    // Who has ended is not ended again; the second has yet to report about it.
+    assert_eq!(overdue(&cluster, 100).into_iter().collect::<Vec<_>>(), [second]);
+}
+
+#[test]
+fn f1_a_host_that_has_come_back_answers_for_its_own_dead_processes_only() {
+    let Nodes { mut cluster, first, second, third, a, .. } = nodes_fenced_by(FenceMethod::Agent);
+    cluster.end(first);
+    let victim = Victim::Session(first);
+    for session in [second, third] {
+        cluster.report(victim, session, Report::Drained);
+    }
+    let method = FenceMethod::Quiesce;
+    let report = |reporter| Command::FenceReport {
+        volume: VOLUME,
+        victim,
+        reporter,
+        report: Report::Fenced { method },
+    };
+    assert_eq!(cluster.refused(report(second)), Refusal::FenceMethod { volume: VOLUME, victim, method });
+    assert_eq!(cluster.holder(&file(1)), Some(a));
+    let again = cluster.open("n1");
+    cluster.done(report(again));
+    assert_eq!(cluster.holder(&file(1)), None);
+}
+
+#[test]
+fn all_mounts_of_a_volume_have_the_same_fence() {
+    let Nodes { mut cluster, first, second, third, .. } = nodes();
+    let (registered, asked) = (FenceMethod::NbdTarget, FenceMethod::Lease);
+    let refusal = cluster.refused(registration(asked));
+    assert_eq!(refusal, Refusal::OtherFence { volume: VOLUME, registered, asked });
+    assert!(refusal.to_string().contains("unmount everywhere first"), "{refusal}");
+    cluster.done(registration(registered));
+    for session in [first, second, third] {
+        let mounts = cluster.state.clients_of(session);
+        cluster.ask_done(mounts[0], Operation::Leave);
+    }
+    cluster.done(registration(asked));
 }
 
 #[test]

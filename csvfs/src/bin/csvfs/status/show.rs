@@ -54,6 +54,9 @@ fn of_cluster(volume: &ClusterVolume) {
     if !volume.fence.is_empty() {
         say!("  fence        {}", volume.fence);
     }
+    for fence in &volume.fences {
+        say!("  FENCING      {} for {}: waiting for {}", fence.victim, span(fence.since_s), fence.waits_for);
+    }
     let mounts = || volume.nodes.iter().filter_map(|node| node.mount.as_ref());
     if let Some(mount) = mounts().find(|mount| mount.blocks > 0) {
         say!(

@@ -1,0 +1,50 @@
+//! The way into a cluster's volume: the LUN, the fence that it proves, the cluster, and the LUN as the client that the
+//! cluster knows.
+
+use std::sync::Arc;
+
+use lockd::ids::Epoch;
+use lockd::machine::FenceMethod;
+use redirector::lun::{Identity, Lun};
+
+use super::{Settings, VolumeError, label_at};
+use crate::cluster::{ClusterError, Member, Place};
+use crate::disk::label::Label;
+use crate::disk::survey::Survey;
+
+/// What a mount has that has come in.
+pub(super) struct Entry {
+    pub(super) lun: Arc<dyn Lun>,
+    pub(super) label: Label,
+    pub(super) member: Member,
+    /// With the client as the LUN knows it.
+    pub(super) settings: Settings,
+}
+
+impl Entry {
+    /// Comes in.
+    pub(super) fn find(place: &Place, settings: Settings) -> Result<Self, VolumeError> {
+        let url = place.luns.first().ok_or_else(|| ClusterError::Lun("it has no path".to_owned()))?;
+        // Until the cluster knows this mount, it only reads.
+        let lun = redirector::open::open(url, &settings.lun_options())?;
+        let survey = Survey::read(lun.as_ref())?;
+        let label = survey.label.clone();
+        let fence = place.prove_fence(lun.as_ref())?;
+        // The epochs of a mount without a cluster are below those of the next superblock epoch.
+        let seen = Epoch((survey.superblock.epoch.0 + 1) << 32);
+        let member = Member::join(place, label.uuid, fence, seen, Arc::clone(&settings.clock))?;
+        // From now on only this volume is accepted when the LUN is reached anew (P3).
+        let identity = Identity { offset: label_at(&survey), bytes: label.encode().to_vec() };
+        if fence != FenceMethod::NbdTarget {
+            lun.expect(identity);
+            return Ok(Self { lun, label, member, settings });
+        }
+        // Whoever fences this mount's session has this incarnation refused, and no other.
+        drop(lun);
+        let settings = Settings { client: member.incarnation, ..settings };
+        let mut options = settings.lun_options();
+        options.identity = Some(identity);
+        let lun = redirector::open::open(url, &options)?;
+        Ok(Self { lun, label, member, settings })
+    }
+}
