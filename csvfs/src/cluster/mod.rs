@@ -12,7 +12,8 @@ mod ways;
 
 pub use error::ClusterError;
 pub use locks::ClusterLocks;
-pub use member::{Member, Place, Role};
+pub use holder::Roles;
+pub use member::{Member, Place};
 #[cfg(test)]
 pub(crate) use plane::Control;
 pub use plane::Plane;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::core::{Core, Parts};
 use super::writer::Writer;
-use super::{Coordinator, StartError, reclaim, take_over, watch};
+use super::{Coordinator, StartError, assembly, reclaim, take_over, watch};
 use crate::refusal::Refusal;
 
 /// How long a step waits for another before it looks again.
@@ -76,6 +76,8 @@ impl Coordinator {
     /// Starts on an opened store, without threads.
     pub(crate) fn simulated(parts: Parts) -> Result<Arc<Self>, StartError> {
         let core = Arc::new(Core::new(parts));
+        let mounts = core.parts.authority.mounts(core.parts.volume).ok_or(StartError::SessionEnded)?;
+        assembly::begin(&core, &mounts);
         take_over(&core)?;
         let writer = Writer::new(Arc::clone(&core))?;
         *core.stepped.writer.lock() = Some(writer);

@@ -129,7 +129,7 @@ impl Member {
         };
         let node = Node::simulated(
             Parts {
-                carrier,
+                carrier: Some(carrier),
                 lun: port,
                 authority: Arc::clone(&plane) as _,
                 beat: None,
