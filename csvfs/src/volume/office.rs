@@ -27,7 +27,7 @@ pub(super) struct Office {
     pub(super) epoch: Epoch,
     /// How the store was opened.
     pub(super) opening: Opening,
-    database: Arc<redb::Database>,
+    pub(super) database: Arc<redb::Database>,
     /// The claim; none on a volume that is only read.
     hold: Option<Hold>,
 }

@@ -296,7 +296,7 @@ impl Shared {
                 }
             }
             if self.authority.lease().has_ended() {
-                self.fail(lockd::authority::AuthorityError::SessionEnded(self.authority.session()).into());
+                self.fail(AuthorityError::SessionEnded(self.authority.session()).into());
                 return;
             }
             match self.authority.holder(&self.role()) {
