@@ -92,9 +92,9 @@ impl Coordinator {
         let core = Arc::new(Core::new(parts));
         let mut threads = Vec::new();
         core.snapshot()?;
+        let mounts = core.parts.authority.mounts(core.parts.volume).ok_or(StartError::SessionEnded)?;
+        assembly::begin(&core, &mounts);
         if !core.parts.read_only {
-            let mounts = core.parts.authority.mounts(core.parts.volume).ok_or(StartError::SessionEnded)?;
-            assembly::begin(&core, &mounts);
             take_over(&core)?;
             let writer = Writer::new(Arc::clone(&core))?;
             threads.push(spawn("csvfs-writer", move || writer.serve())?);

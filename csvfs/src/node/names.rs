@@ -26,7 +26,8 @@ impl Core {
             (reply, _) => reply,
         };
         // L3: a coordinator that is cut off, and has a successor, answers its own node as well.
-        if is_question && self.options.cluster && self.rules.keeps(Rule::L3) {
+        let is_answered = matches!(reply, Ok(_) | Err(Refusal::NotFound));
+        if is_question && is_answered && self.options.cluster && self.rules.keeps(Rule::L3) {
             self.media.lease().await?;
         }
         reply
