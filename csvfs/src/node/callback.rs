@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockd::authority::{Holding, Standing};
+use lockd::ids::ResourceId;
 use lockd::network::{CarrierError, OnReply, Service};
 
 use super::remote::FIRST_BYTE;
@@ -40,6 +42,14 @@ impl Core {
         if call.coordinator != self.channel.coordinator() {
             // A late copy of an earlier coordinator.
             return CallAnswer::Refused(Refusal::Stale("the call is of another coordinator".to_owned()));
+        }
+        // F1: nor is anything done for one that is over, before there is another.
+        let role = ResourceId::Coordinator(self.volume);
+        let holding = self.authority.holder(&role).filter(|holding| holding.epoch == call.coordinator);
+        let is_live =
+            |holding: Holding| self.authority.standing(holding.session) == Standing::Live;
+        if !holding.is_some_and(is_live) {
+            return CallAnswer::Refused(Refusal::Stale("the coordinator is over".to_owned()));
         }
         match call.what {
             Callback::Invalidate { keys } => {

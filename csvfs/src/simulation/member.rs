@@ -17,7 +17,7 @@ use super::agent::Agent;
 use super::lun::Port;
 use super::schedule::{Answer, Party, Schedule, VirtualClock};
 use super::world::World;
-use crate::cluster::Plane;
+use crate::cluster::{Control, Plane};
 use crate::coordinator::Coordinator;
 use crate::node::{Node, Options, Parts};
 use crate::refusal::Refusal;
@@ -118,6 +118,8 @@ pub struct Member {
     way: Mutex<Way>,
     /// It looks who coordinates.
     looks: AtomicBool,
+    /// The epoch in which it last had the role.
+    had: AtomicU64,
     /// It takes no role any more; it is handing over the one that it has.
     pub leaves: AtomicBool,
     /// See `leaves`.
@@ -191,6 +193,7 @@ impl Member {
             door: Mutex::default(),
             way: Mutex::new(Way::Nobody),
             looks: AtomicBool::new(false),
+            had: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
             hands_over: AtomicBool::new(false),
             handles: Mutex::default(),
@@ -276,7 +279,7 @@ impl Member {
 
     /// It coordinates from now on, unless it does so already.
     fn serve(self: &Arc<Self>, world: &Arc<World>, epoch: Epoch) {
-        if self.door.lock().is_some() {
+        if self.door.lock().is_some() || epoch.0 <= self.had.fetch_max(epoch.0, SeqCst) {
             return;
         }
         self.plane.arrived(&[ResourceId::Coordinator(VOLUME)], self.client(), epoch);

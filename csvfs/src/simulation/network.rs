@@ -15,7 +15,7 @@ use super::lockd::Lockd;
 use super::schedule::{Act, Party, Schedule};
 use crate::node::is_refusal;
 use crate::peers::Peers;
-use crate::proto::Answered;
+use crate::proto::{Answered, CallAnswer};
 use crate::proto::codec::decode;
 
 /// How long an asker waits before it sends again.
@@ -244,7 +244,9 @@ struct Wire {
 
 /// Whether a reply, of the coordinator or of a node, is a refusal.
 fn refuses(reply: &[u8]) -> bool {
-    is_refusal(reply) || decode::<Answered>(reply).is_ok_and(|answered| answered.reply.is_err())
+    is_refusal(reply)
+        || decode::<Answered>(reply).is_ok_and(|answered| answered.reply.is_err())
+        || matches!(decode::<CallAnswer>(reply), Ok(CallAnswer::Refused(_)))
 }
 
 type Tell = Arc<dyn Fn(Result<Vec<u8>, CarrierError>) + Send + Sync>;

@@ -87,6 +87,8 @@ struct State {
     /// The role is being handed over: the thread stands aside.
     hands_over: bool,
     not_before: Option<Instant>,
+    /// The epoch in which this mount last had the role: never again, whatever a late answer says.
+    had: Epoch,
     wake: bool,
     ends: bool,
 }
@@ -146,6 +148,7 @@ impl Succession {
             agreed: None,
             hands_over: false,
             not_before: None,
+            had: Epoch::NOBODY,
             wake: false,
             ends: false,
         };
@@ -413,10 +416,10 @@ impl Shared {
     fn serve(&self, epoch: Epoch, acquired: Option<Instant>) {
         let (is_joining, before) = {
             let mut state = self.state.lock();
-            if state.office.is_some() {
+            if state.office.is_some() || epoch <= state.had {
                 return;
             }
-            state.not_before = None;
+            (state.not_before, state.had) = (None, epoch);
             (state.is_joining, state.board.node.clone())
         };
         let (since, is_handed_over) = (acquired.unwrap_or_else(Instant::now), acquired.is_none());
