@@ -169,8 +169,8 @@ impl Opens {
         }
     }
 
-    /// All have declared what they have open. `owned` is what has an owner; `lives` says whose node does. What is handed on
-    /// of files that nobody owns is `kept`.
+    /// All have declared what they have open. `owned` is what has an owner; `lives` says whose node does. What the last
+    /// coordinator's node hands on of files that nobody serves is `kept`.
     pub fn settle(
         &mut self,
         owned: BTreeMap<Ino, Owner>,
@@ -178,20 +178,24 @@ impl Opens {
         kept: Vec<Kept>,
     ) {
         let tenure = self.next_tenure();
+        let mut untaken = HashSet::new();
         for (ino, entry) in &mut self.by_inode {
             let owner = owned.get(ino).copied();
             if entry.owner == owner {
                 continue;
             }
             // Who claims it has committed it, and given it back. Who owns it and does not claim it has been given it by the
-            // last coordinator, and takes it up now: whatever was under way has no slots any more.
+            // last coordinator, and takes it up now: unless its slots are handed on, whatever was under way has none.
             if owner.is_some() {
+                untaken.insert(*ino);
                 entry.since = tenure;
             }
             (entry.owner, entry.tenure) = (owner, tenure);
         }
         for Kept { ino, since, slots } in kept {
-            if let Some(entry) = self.by_inode.get_mut(&ino).filter(|entry| entry.owner.is_none()) {
+            let is_untaken = untaken.contains(&ino);
+            let entry = self.by_inode.get_mut(&ino);
+            if let Some(entry) = entry.filter(|entry| entry.owner.is_none() || is_untaken) {
                 (entry.since, entry.slots) = (since.min(entry.since), slots);
             }
         }
@@ -204,13 +208,14 @@ impl Opens {
         self.orphans.extend(open.copied());
     }
 
-    /// What the next coordinator has to know of files that nobody owns: that everything in them is committed, and the slots of
-    /// their remote users, of which `slots` are those that this node had.
+    /// What the next coordinator has to know of files that nobody serves, because nobody owns them or their owner has not taken
+    /// them up yet: that everything in them is committed, and the slots of their remote users, of which `slots` are those that
+    /// this node had.
     pub fn bequeath(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
         let mut slots: BTreeMap<Ino, Vec<u8>> =
             slots.into_iter().map(|FileSlots { ino, slots }| (ino, slots)).collect();
-        let unowned = self.by_inode.iter().filter(|(_, entry)| entry.owner.is_none() && entry.moving.is_none());
-        let kept = unowned.map(|(ino, entry)| {
+        let resting = self.by_inode.iter().filter(|(_, entry)| entry.moving.is_none());
+        let kept = resting.map(|(ino, entry)| {
             let slots = slots.remove(ino).unwrap_or_else(|| entry.slots.clone());
             Kept { ino: *ino, since: entry.since, slots }
         });

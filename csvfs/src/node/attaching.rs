@@ -90,7 +90,12 @@ impl Core {
             self.givings.drain().await;
             let mut open = Vec::new();
             for file in self.files.values() {
-                self.return_layout(file.ino).await;
+                if file.lent.load(SeqCst) || lent.iter().any(|lent| lent.ino == file.ino) {
+                    self.return_layout(file.ino).await;
+                } else {
+                    // One that is being borrowed was lent by the last coordinator.
+                    file.recalls.fetch_add(1, SeqCst);
+                }
                 open.extend(file.declaration());
             }
             match self.tell_open(number, open).await {

@@ -41,16 +41,15 @@ impl Core {
     }
 
     async fn leave_unowned(self: &Arc<Self>) -> Result<Vec<FileSlots>, Refusal> {
-        // Those that are being opened see that this node resigns.
-        let _openings = self.openings.stop();
+        // What is being opened, or changes hands, has done so or sees that this node resigns. Neither stays stopped: whoever
+        // closes a file has its turn and needs them.
+        let stop = self.openings.stop();
         self.openings.drain().await;
-        let files: Vec<Arc<File>> =
-            self.files.values().into_iter().filter(|file| file.is_regular()).collect();
-        let mut passages = Vec::with_capacity(files.len());
-        for file in &files {
-            passages.push(file.passage.take().await);
-        }
-        let files: Vec<Arc<File>> = files.into_iter().filter(|file| file.is_served_for_nobody()).collect();
+        drop(stop);
+        let stop = self.givings.stop();
+        self.givings.drain().await;
+        drop(stop);
+        let files = self.unowned();
         let mut leavings = Vec::with_capacity(files.len());
         for file in &files {
             leavings.push(file.leave_with_pages()?);

@@ -215,6 +215,9 @@ impl Core {
         if demand.coordinator != self.channel.coordinator() {
             return Err(Refusal::Stale("another mount coordinates the volume now; try again".to_owned()));
         }
+        if self.resigns.load(SeqCst) {
+            return Err(Refusal::Busy("another mount is to coordinate the volume; try again".to_owned()));
+        }
         let epoch = self.give(set, next, terms.escrow).await?;
         failpoint::reached("yield.given");
         for file in &files {

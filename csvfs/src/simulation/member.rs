@@ -279,7 +279,12 @@ impl Member {
 
     /// It coordinates from now on, unless it does so already.
     fn serve(self: &Arc<Self>, world: &Arc<World>, epoch: Epoch) {
-        if self.door.lock().is_some() || epoch.0 <= self.had.fetch_max(epoch.0, SeqCst) {
+        if self.door.lock().is_some() {
+            return;
+        }
+        if epoch.0 <= self.had.fetch_max(epoch.0, SeqCst) {
+            // Known late, or it could not be given back.
+            let _ = self.plane.release(&ResourceId::Coordinator(VOLUME), self.client(), epoch);
             return;
         }
         self.plane.arrived(&[ResourceId::Coordinator(VOLUME)], self.client(), epoch);

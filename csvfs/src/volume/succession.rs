@@ -416,7 +416,13 @@ impl Shared {
     fn serve(&self, epoch: Epoch, acquired: Option<Instant>) {
         let (is_joining, before) = {
             let mut state = self.state.lock();
-            if state.office.is_some() || epoch <= state.had {
+            if state.office.is_some() {
+                return;
+            }
+            if epoch <= state.had {
+                // Known late, or it could not be given back.
+                drop(state);
+                let _ = self.authority.release(&self.role(), self.member.client, epoch);
                 return;
             }
             (state.not_before, state.had) = (None, epoch);
