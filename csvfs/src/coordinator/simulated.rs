@@ -93,6 +93,21 @@ impl Coordinator {
         !stepped || goes_on || !self.core.queue.is_empty()
     }
 
+    /// Where it stands, for who wonders why nothing goes on.
+    pub(crate) fn describe(&self) -> String {
+        let core = &self.core;
+        format!(
+            "work {}, stopped {}, writer {}, round {}, settled {}, retired {}, failure {:?}",
+            !core.queue.is_empty(),
+            core.queue.is_stopped(),
+            core.stepped.writer.lock().is_some(),
+            core.stepped.round.load(Ordering::SeqCst),
+            core.assembly.is_settled(),
+            core.retired.load(Ordering::SeqCst),
+            core.failure(),
+        )
+    }
+
     /// A look at the sessions, and a pass of the reclaimer if one is wanted.
     pub(crate) fn round(&self) {
         if self.core.stepped.round.swap(true, Ordering::SeqCst) {

@@ -404,8 +404,10 @@ impl World {
                 let waits = world.users.under_way();
                 let up = world.nodes.lock().running.keys().copied().collect::<Vec<_>>();
                 let (sessions, attached) = (world.lockd.sessions(), attached());
+                let home = world.home().map(|(member, door)| (member.number, door.coordinator.describe()));
                 return world.schedule.fail(format!(
-                    "no progress; nodes up: {up:?}, sessions: {sessions:?}, mounts: {attached}; under way: {waits}"
+                    "no progress; nodes up: {up:?}, sessions: {sessions:?}, mounts: {attached}, coordinator: {home:?}; under \
+                     way: {waits}"
                 ));
             }
             world.watch_later();
