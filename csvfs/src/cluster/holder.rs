@@ -160,9 +160,10 @@ impl Holder {
     fn inos(&self, resources: &[ResourceId]) -> Result<BTreeSet<Ino>, String> {
         let ino = |resource: &ResourceId| match resource {
             ResourceId::File(volume, ino) if *volume == self.volume => Ok(Ino(*ino)),
-            ResourceId::Coordinator(_) => {
-                Err("the coordinator's role is moved by `lockctl coordinator VOLUME --to NODE`, apart from files".to_owned())
-            }
+            ResourceId::Coordinator(_) => Err(
+                "the coordinator's role is moved by `lockctl coordinator VOLUME --to NODE`, apart from files"
+                    .to_owned(),
+            ),
             other => Err(format!("{other} is not a file of the volume {}", self.volume)),
         };
         resources.iter().map(ino).collect()

@@ -11,8 +11,8 @@ mod plane;
 mod ways;
 
 pub use error::ClusterError;
-pub use locks::ClusterLocks;
 pub use holder::Roles;
+pub use locks::ClusterLocks;
 pub use member::{Member, Place};
 #[cfg(test)]
 pub(crate) use plane::Control;

@@ -30,6 +30,8 @@ use crate::types::Ino;
 #[derive(Default)]
 struct State {
     is_settled: bool,
+    /// The mounts that were there when it began, or when it was last looked.
+    mounts: Vec<Mount>,
     /// Who has not attached yet, and lives.
     awaited: BTreeSet<ClientId>,
     /// Who has not attached, and may have something open, or requests under way.
@@ -84,6 +86,7 @@ pub fn begin(core: &Core, mounts: &[Mount]) {
         state.awaited = mounts.iter().filter(|mount| mount.is_live).map(|mount| mount.client).collect();
     }
     state.is_settled = mounts.is_empty();
+    state.mounts = mounts.to_vec();
     let holds_back = !state.undeclared.is_empty() && core.parts.rules.keeps(Rule::V10);
     core.opens.lock().hold_back(holds_back);
 }
@@ -120,28 +123,38 @@ pub fn attached(
 
 /// Looks who is over of those that have not attached, and whether everybody may be served. May wait for the control plane.
 pub fn look(core: &Core) {
-    {
-        let state = core.assembly.0.lock();
-        if state.is_settled && state.undeclared.is_empty() {
+    // Everybody has come: nobody is asked who is over.
+    if !settle_if_all_have_come(core) {
+        let is_over = {
+            let state = core.assembly.0.lock();
+            state.is_settled && state.undeclared.is_empty()
+        };
+        if is_over {
             return;
         }
-    }
-    let Some(mounts) = core.parts.authority.mounts(core.parts.volume) else { return };
-    for client in over(core, &mounts) {
-        end(core, client);
-    }
-    let settles = {
-        let state = core.assembly.0.lock();
-        !state.is_settled && state.awaited.is_empty()
-    };
-    if settles {
-        settle(core, &mounts);
+        let Some(mounts) = core.parts.authority.mounts(core.parts.volume) else { return };
+        for client in over(core, mounts) {
+            end(core, client);
+        }
+        settle_if_all_have_come(core);
     }
 }
 
+fn settle_if_all_have_come(core: &Core) -> bool {
+    let mounts = {
+        let state = core.assembly.0.lock();
+        (!state.is_settled && state.awaited.is_empty()).then(|| state.mounts.clone())
+    };
+    if let Some(mounts) = &mounts {
+        settle(core, mounts);
+    }
+    mounts.is_some()
+}
+
 /// Those of the undeclared of whom nothing can come any more.
-fn over(core: &Core, mounts: &[Mount]) -> Vec<ClientId> {
+fn over(core: &Core, mounts: Vec<Mount>) -> Vec<ClientId> {
     let mut state = core.assembly.0.lock();
+    state.mounts.clone_from(&mounts);
     let lives = |client: &ClientId| mounts.iter().any(|mount| mount.client == *client && mount.is_live);
     state.awaited.retain(lives);
     let is_listed = |client: &&ClientId| mounts.iter().any(|mount| mount.client == **client);

@@ -19,7 +19,8 @@ use super::queue::{Internal, Way, Work};
 use super::stop::Stop;
 use super::unseal;
 use crate::proto::{
-    ATTACH_SLOT, Answer, Answered, Declared, FileSlots, Head, Kept, Key, OpenedFile, Operation, Reply, Request,
+    ATTACH_SLOT, Answer, Answered, Declared, FileSlots, Head, Kept, Key, OpenedFile, Operation, Reply,
+    Request,
 };
 use crate::refusal::Refusal;
 use crate::slots::Begun;

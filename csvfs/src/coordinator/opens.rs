@@ -171,12 +171,7 @@ impl Opens {
 
     /// All have declared what they have open. `owned` is what has an owner; `lives` says whose node does. What the last
     /// coordinator's node hands on of files that nobody serves is `kept`.
-    pub fn settle(
-        &mut self,
-        owned: BTreeMap<Ino, Owner>,
-        lives: impl Fn(ClientId) -> bool,
-        kept: Vec<Kept>,
-    ) {
+    pub fn settle(&mut self, owned: BTreeMap<Ino, Owner>, lives: impl Fn(ClientId) -> bool, kept: Vec<Kept>) {
         let tenure = self.next_tenure();
         let mut untaken = HashSet::new();
         for (ino, entry) in &mut self.by_inode {

@@ -46,8 +46,7 @@ impl Core {
         // F1: nor is anything done for one that is over, before there is another.
         let role = ResourceId::Coordinator(self.volume);
         let holding = self.authority.holder(&role).filter(|holding| holding.epoch == call.coordinator);
-        let is_live =
-            |holding: Holding| self.authority.standing(holding.session) == Standing::Live;
+        let is_live = |holding: Holding| self.authority.standing(holding.session) == Standing::Live;
         if !holding.is_some_and(is_live) {
             return CallAnswer::Refused(Refusal::Stale("the coordinator is over".to_owned()));
         }

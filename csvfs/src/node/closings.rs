@@ -79,8 +79,7 @@ impl Core {
 
     async fn tell_closings(&self) {
         while let Some((files, told)) = self.closings.take() {
-            let (reply, pass, _) =
-                self.channel.call_inside(Operation::Close { files }, &self.openings).await;
+            let (reply, pass, _) = self.channel.call_inside(Operation::Close { files }, &self.openings).await;
             let (result, pass) = match reply {
                 Ok(Answer::Done) => (Ok(()), Arc::new(pass)),
                 Ok(other) => (Err(unexpected(&other)), Arc::new(pass)),

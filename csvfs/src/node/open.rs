@@ -241,7 +241,8 @@ impl Core {
         let mut opened = Vec::with_capacity(inos.len());
         while opened.len() < inos.len() {
             let part = &inos[opened.len()..inos.len().min(opened.len() + OPENINGS_MAX)];
-            let files = part.iter().map(|ino| Declared { ino: *ino, write: write(*ino), served: None }).collect();
+            let files =
+                part.iter().map(|ino| Declared { ino: *ino, write: write(*ino), served: None }).collect();
             let (reply, _pass, _) =
                 self.channel.call_inside(Operation::OpenSet { files }, &self.openings).await;
             match reply {

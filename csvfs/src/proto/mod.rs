@@ -13,8 +13,8 @@ use lockd::ids::{ClientId, Epoch, Sequence, SessionId, SlotId};
 
 pub use callback::{Call, CallAnswer, Callback, Key, Next};
 pub use operation::{
-    Allocation, Claim, CommitPart, Created, Declared, FileSlots, Kept, Operation, RenameMode, Served, SetAttr,
-    WrittenRun, XattrMode,
+    Allocation, Claim, CommitPart, Created, Declared, FileSlots, Kept, Operation, RenameMode, Served,
+    SetAttr, WrittenRun, XattrMode,
 };
 pub use reply::{Answer, Answered, LayoutPart, OpenedFile, Term};
 

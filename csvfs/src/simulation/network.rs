@@ -15,8 +15,8 @@ use super::lockd::Lockd;
 use super::schedule::{Act, Party, Schedule};
 use crate::node::is_refusal;
 use crate::peers::Peers;
-use crate::proto::{Answered, CallAnswer};
 use crate::proto::codec::decode;
+use crate::proto::{Answered, CallAnswer};
 
 /// How long an asker waits before it sends again.
 const PATIENCE: Duration = Duration::from_millis(60);

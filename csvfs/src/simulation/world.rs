@@ -192,8 +192,7 @@ impl World {
 
     /// `member` opens the store, and coordinates in `epoch`.
     pub fn open_store(&self, member: &Member, epoch: Epoch) -> Result<Arc<Door>, String> {
-        let clock =
-            VirtualClock { schedule: Arc::clone(&self.schedule), party: Arc::clone(&member.party) };
+        let clock = VirtualClock { schedule: Arc::clone(&self.schedule), party: Arc::clone(&member.party) };
         if member.agent.has_ended() {
             return Err("the session has ended".to_owned());
         }

@@ -5,8 +5,8 @@
 //! serves the others. A coordinator that is to move, or whose mount ends, hands the role to a mount that has agreed: it
 //! stops, closes the store, and has lockd transfer the role; the next one opens the store where it is.
 
-use std::sync::{Arc, Weak};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -512,11 +512,7 @@ impl Shared {
     }
 
     /// Hands the role to the mount on `node`, which agrees first. How long nobody coordinated, as far as this node saw.
-    fn hand_over(
-        &self,
-        node: &NodeName,
-        next: (SessionId, ClientId),
-    ) -> Result<(Epoch, Duration), String> {
+    fn hand_over(&self, node: &NodeName, next: (SessionId, ClientId)) -> Result<(Epoch, Duration), String> {
         {
             let mut state = self.state.lock();
             if state.hands_over {
@@ -587,8 +583,13 @@ impl Shared {
             claim.govern(&self.lun);
         }
         let client = self.member.client;
-        let handover =
-            Handover { holdings: vec![(self.role(), epoch)], from: client, to: next, pinned: false, escrow: None };
+        let handover = Handover {
+            holdings: vec![(self.role(), epoch)],
+            from: client,
+            to: next,
+            pinned: false,
+            escrow: None,
+        };
         match self.authority.transfer(&handover) {
             Ok(epoch) => Ok((epoch, stopped)),
             Err(error) => {

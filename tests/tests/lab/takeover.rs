@@ -176,9 +176,8 @@ fn under_load(cluster: &Cluster, happens: impl FnOnce(&Load) -> Result<()>) -> R
 
 /// The role has gone to another node than n1, which the status tells how.
 fn taken_over(cluster: &Cluster, planned: bool) -> Result<()> {
-    let now = until("another coordinator", PATIENCE, || {
-        coordinator(cluster, 2).ok().filter(|node| node != "n1")
-    })?;
+    let now =
+        until("another coordinator", PATIENCE, || coordinator(cluster, 2).ok().filter(|node| node != "n1"))?;
     let number = if now == "n2" { 2 } else { 3 };
     let takeover = until("the takeover", PATIENCE, || {
         cluster.status(number).ok().map(|status| status["takeover"].clone()).filter(|it| !it.is_null())

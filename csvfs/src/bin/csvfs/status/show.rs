@@ -107,7 +107,8 @@ pub(super) fn volume(volume: &VolumeStatus) {
     );
     if let Some(takeover) = &volume.takeover {
         let ago = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |now| {
-            now.as_secs_f64() - std::time::Duration::from_nanos(u64::try_from(takeover.at_ns).unwrap_or(0)).as_secs_f64()
+            now.as_secs_f64()
+                - std::time::Duration::from_nanos(u64::try_from(takeover.at_ns).unwrap_or(0)).as_secs_f64()
         });
         say!(
             "  takeover     {} ago, {} node {}, in {:.3} s; opened {}",

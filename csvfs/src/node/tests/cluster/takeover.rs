@@ -258,14 +258,9 @@ fn a_sealed_file_is_read_on_and_its_layout_returned_to_the_next_coordinator() {
     stage.write(1, file.handle, 0, &[1; 9000]);
     wait(|done| stage.node(1).sync(file.handle, done)).unwrap();
     stage.node(1).release(file.handle);
-    wait(|done| stage.node(1).set_xattr(
-        ino,
-        b"trusted.csvfs.sealed",
-        b"1",
-        crate::proto::XattrMode::Set,
-        false,
-        done,
-    ))
+    wait(|done| {
+        stage.node(1).set_xattr(ino, b"trusted.csvfs.sealed", b"1", crate::proto::XattrMode::Set, false, done)
+    })
     .unwrap();
     let mode = crate::service::OpenMode { write: false, ..READ_WRITE };
     let there = wait(|done| stage.node(2).open(ino, mode, done)).unwrap().handle;
@@ -277,14 +272,9 @@ fn a_sealed_file_is_read_on_and_its_layout_returned_to_the_next_coordinator() {
         stage.node(2).core.files.get(ino).is_some_and(|file| file.lent.load(Ordering::SeqCst))
     });
     // Unsealed, it is read through its server.
-    wait(|done| stage.node(1).set_xattr(
-        ino,
-        b"trusted.csvfs.sealed",
-        b"0",
-        crate::proto::XattrMode::Set,
-        false,
-        done,
-    ))
+    wait(|done| {
+        stage.node(1).set_xattr(ino, b"trusted.csvfs.sealed", b"0", crate::proto::XattrMode::Set, false, done)
+    })
     .unwrap();
     let writer = stage.open(1, ino);
     stage.write(1, writer, 0, &[2; 100]);
