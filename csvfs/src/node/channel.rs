@@ -90,7 +90,7 @@ enum Next {
 
 /// How one attempt has gone.
 enum Step {
-    Answered(Answered),
+    Answered(Box<Answered>),
     Again,
     /// The coordinator does not know this node yet.
     Wait(Receiver<()>),
@@ -287,7 +287,7 @@ impl Channel {
                 pass = Some(gate.enter().await);
             }
             match self.attempt(&mut request, attaches, terms.only, &mut first, &mut again).await {
-                Ok(Step::Answered(answered)) => break (answered, SlotUse::answered as fn(SlotUse)),
+                Ok(Step::Answered(answered)) => break (*answered, SlotUse::answered as fn(SlotUse)),
                 Ok(Step::Again) => {}
                 Ok(Step::Wait(open)) => {
                     // What is open is listed meanwhile.
@@ -357,7 +357,7 @@ impl Channel {
                     self.media.tick_passed().await;
                     return Ok(Step::Again);
                 }
-                Ok(Step::Answered(answered))
+                Ok(Step::Answered(Box::new(answered)))
             }
             Some(Told::Reply(Err(CarrierError::TimedOut(_))) | Told::Cut) => Ok(Step::Again),
             // Nobody answers there, or the coordinator is going away: there will be another one.
