@@ -77,6 +77,10 @@ pub enum Refusal {
     /// The LUN or the metadata store failed, or its state is unknown.
     #[error("input/output error: {0}")]
     Io(String),
+    /// Who was asked does not coordinate the volume, or not any more, or not yet: nothing was done, and the one who does is
+    /// asked. No program sees it.
+    #[error("not the coordinator: {0}")]
+    NotCoordinator(String),
 }
 
 impl Refusal {
@@ -108,6 +112,7 @@ impl Refusal {
             Self::Interrupted => libc::EINTR,
             Self::Stale(_) => libc::ESTALE,
             Self::Io(_) => libc::EIO,
+            Self::NotCoordinator(_) => libc::EAGAIN,
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::ids::{ClientId, Epoch, ResourceId, SessionId};
+use crate::ids::{ClientId, Epoch, ResourceId, SessionId, VolumeId};
 use crate::lease::Lease;
 use crate::machine::Cookie;
 
@@ -93,6 +93,17 @@ pub enum Standing {
     Fenced,
 }
 
+/// A mount of a volume. It is listed until nothing of it is left: it has left drained, or it is dead and fenced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mount {
+    /// Its session.
+    pub session: SessionId,
+    /// Which.
+    pub client: ClientId,
+    /// Whether it lives; else its session has ended, or its process.
+    pub is_live: bool,
+}
+
 /// The control plane as one session's clients see it.
 pub trait Authority: Send + Sync + Debug {
     /// The session of this process.
@@ -163,6 +174,19 @@ pub trait Authority: Send + Sync + Debug {
     /// is not what was expected.
     fn confirmed_holder(&self, resource: &ResourceId) -> Option<Holding> {
         self.holder(resource)
+    }
+
+    /// The mounts of a volume, confirmed. None if this process's own session has ended. An authority of one session knows of
+    /// none that it would have to look after.
+    fn mounts(&self, volume: VolumeId) -> Option<Vec<Mount>> {
+        let _ = volume;
+        Some(Vec::new())
+    }
+
+    /// The files of a volume that somebody owns, by inode, confirmed. None if this process's own session has ended.
+    fn owned(&self, volume: VolumeId) -> Option<Vec<(u64, Holding)>> {
+        let _ = volume;
+        Some(Vec::new())
     }
 
     /// Where `session` stands. An authority that knows only its own session takes all others to be over: it has proved

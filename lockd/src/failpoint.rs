@@ -32,6 +32,8 @@ pub const POINTS: &[(&str, &str)] = &[
     ("reserve.asking", "a node is about to ask for blocks"),
     ("commit.applied", "the coordinator has applied a group, and not made it durable"),
     ("commit.durable", "the group is durable, and nobody has been told"),
+    ("takeover.acquired", "a mount has the coordinator's role, and has not opened the store"),
+    ("takeover.opened", "it has opened the store, and serves nobody"),
     ("mount.joined", "a mount is known to lockd, and has not attached to the coordinator"),
     ("mount.attached", "a mount has attached to the coordinator, and has no claim on the LUN"),
 ];

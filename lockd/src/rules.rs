@@ -88,6 +88,8 @@ rules! {
     V8,
     /// What a node caches under a lease is invalidated before a conflicting change is acknowledged.
     V9,
+    /// Orphans are reclaimed after a takeover only when the nodes have declared their open handles.
+    V10,
     /// Shared blocks are copied on write; fresh partial blocks are zero-filled; partial writes lock their block.
     V11,
     /// An opening applies the changes that are in the redo journal only.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use lockd::client::{ClientError, HolderReply, HolderRequest, check_epoch};
@@ -24,6 +24,21 @@ const OFFER_STANDS: Duration = Duration::from_secs(8);
 /// Sets whose locks in escrow are remembered.
 const COOKIES_MAX: usize = 256;
 
+/// Who hands the coordinator's role over, and takes it.
+pub trait Roles: Send + Sync + std::fmt::Debug {
+    /// Hands it to the mount on a node: in which epoch that one has it, and how long nobody coordinated.
+    ///
+    /// # Errors
+    /// Why it was not, and who has it now.
+    fn give(&self, to: &NodeName) -> Result<(Epoch, Duration), String>;
+
+    /// Agrees to take it from the one who has it.
+    ///
+    /// # Errors
+    /// Why not.
+    fn agree(&self, cookie: Cookie) -> Result<(), String>;
+}
+
 /// Serves them.
 #[derive(Debug)]
 pub struct Holder {
@@ -36,6 +51,7 @@ pub struct Holder {
     with_locks: Mutex<VecDeque<(Cookie, Vec<ResourceId>)>>,
     /// Tells how the mount is.
     reporter: Mutex<Weak<Reporter>>,
+    roles: OnceLock<Weak<dyn Roles>>,
 }
 
 /// What is done with locks in escrow.
@@ -74,7 +90,20 @@ fn not_all_taken_up(to: &NodeName, given: &Given, why: &str, cookie: Option<Cook
 impl Holder {
     pub(super) fn new(plane: Weak<Plane>, volume: VolumeId) -> Self {
         let (node, reporter) = (Mutex::default(), Mutex::default());
-        Self { plane, volume, node, pinned: Mutex::default(), with_locks: Mutex::default(), reporter }
+        let (pinned, with_locks, roles) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Self { plane, volume, node, pinned, with_locks, reporter, roles }
+    }
+
+    pub(super) fn hands_role_over_by(&self, roles: Weak<dyn Roles>) {
+        // It is told once.
+        let _ = self.roles.set(roles);
+    }
+
+    /// Who is asked when these resources are the coordinator's role.
+    fn role(&self, resources: &[ResourceId]) -> Option<Result<Arc<dyn Roles>, String>> {
+        let is_role = resources == [ResourceId::Coordinator(self.volume)];
+        let roles = || self.roles.get().and_then(Weak::upgrade);
+        is_role.then(|| roles().ok_or_else(|| "the mount is beginning or ending".to_owned()))
     }
 
     pub(super) fn is_served_by(&self, node: &Arc<Node>) {
@@ -131,11 +160,10 @@ impl Holder {
     fn inos(&self, resources: &[ResourceId]) -> Result<BTreeSet<Ino>, String> {
         let ino = |resource: &ResourceId| match resource {
             ResourceId::File(volume, ino) if *volume == self.volume => Ok(Ino(*ino)),
-            ResourceId::Coordinator(_) => {
-                Err("the coordinator's role is not handed over while the volume is mounted: \
-                                               unmount everywhere, and mount first where it should be"
-                    .to_owned())
-            }
+            ResourceId::Coordinator(_) => Err(
+                "the coordinator's role is moved by `lockctl coordinator VOLUME --to NODE`, apart from files"
+                    .to_owned(),
+            ),
             other => Err(format!("{other} is not a file of the volume {}", self.volume)),
         };
         resources.iter().map(ino).collect()
@@ -176,6 +204,10 @@ impl Holder {
         with_locks: bool,
         epoch: Option<Epoch>,
     ) -> Result<HolderReply, String> {
+        if let Some(roles) = self.role(resources) {
+            let (epoch, pause) = roles?.give(to)?;
+            return Ok(HolderReply::Done { epoch: Some(epoch), pause_ns: nanoseconds(pause), cookie: None });
+        }
         let inos = self.inos(resources)?;
         let Some(first) = resources.first() else { return Err("no files are named".to_owned()) };
         if inos.len() > MOVES_MAX {
@@ -237,6 +269,10 @@ impl Holder {
         resources: Vec<ResourceId>,
         with_locks: bool,
     ) -> Result<HolderReply, String> {
+        if let Some(roles) = self.role(&resources) {
+            roles?.agree(cookie)?;
+            return Ok(HolderReply::Done { epoch: None, pause_ns: 0, cookie: None });
+        }
         let inos = self.inos(&resources)?;
         let reply = self.acquire(inos.clone(), Some(cookie));
         let pinned = self.pinned.lock().intersection(&inos).count();

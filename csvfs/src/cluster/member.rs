@@ -5,23 +5,25 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockd::authority::{Authority, AuthorityError};
+use lockd::authority::Authority;
 use lockd::client::{ClientConfig, Deaf, LockClient};
 use lockd::clock::Clock;
 use lockd::cluster::tls::Credentials;
 use lockd::cluster::{Cluster, Program};
 use lockd::fencing::incarnation;
-use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, VolumeId};
+use lockd::ids::{ClientId, Epoch, NodeName, VolumeId};
 use lockd::local::run_dir::RunDir;
 use lockd::machine::{ClientKind, Command, FenceMethod};
 use lockd::network::{Carrier, InProcess, Service};
 use lockd::peers::quic::{QuicConfig, QuicEndpoint};
 use lockd::peers::sync::ServedBy;
 use lockd::peers::{Channel, Switchboard};
+use parking_lot::Mutex;
 use redirector::uri::LunUri;
 use twox_hash::XxHash3_128;
 
 use super::error::ClusterError;
+use super::holder::Roles;
 use super::plane::Plane;
 use super::ways::Ways;
 use crate::coordinator::Coordinator;
@@ -99,15 +101,6 @@ impl Place {
     }
 }
 
-/// Who coordinates the volume.
-#[derive(Debug)]
-pub enum Role {
-    /// This mount, in this epoch.
-    Coordinator(Epoch),
-    /// The mount on another node, in that epoch.
-    Guest(NodeName, Epoch),
-}
-
 /// A mount that has joined its cluster.
 #[derive(Debug)]
 pub struct Member {
@@ -123,8 +116,7 @@ pub struct Member {
     pub fence: FenceMethod,
     switchboard: Arc<Switchboard>,
     endpoint: Arc<QuicEndpoint>,
-    runtime: Option<tokio::runtime::Runtime>,
-    volume: VolumeId,
+    runtime: Mutex<Option<tokio::runtime::Runtime>>,
 }
 
 impl Member {
@@ -180,36 +172,8 @@ impl Member {
             Arc::new(QuicEndpoint::start(config, Arc::clone(&switchboard) as _)?)
         };
         let ways = Ways::new(&plane, Arc::clone(&endpoint), runtime.handle().clone());
-        let runtime = Some(runtime);
-        Ok(Self { plane, ways, client: me, incarnation, fence, switchboard, endpoint, runtime, volume })
-    }
-
-    /// Becomes the coordinator if nobody is; otherwise learns who is.
-    ///
-    /// # Errors
-    /// If the session has ended.
-    pub fn role(&self) -> Result<Role, ClusterError> {
-        let role = ResourceId::Coordinator(self.volume);
-        let mut warned = false;
-        loop {
-            match self.plane.acquire(&role, self.client) {
-                Ok(holding) => return Ok(Role::Coordinator(holding.epoch)),
-                Err(AuthorityError::Held { holding, .. }) => {
-                    // A holder whose session has ended is fenced first; it is gone then.
-                    if let Some(node) = self.plane.node_of(holding.client) {
-                        return Ok(Role::Guest(node, holding.epoch));
-                    }
-                    if !std::mem::replace(&mut warned, true) {
-                        tracing::warn!(client = %holding.client, "waiting for the coordinator, which is gone, to be fenced");
-                    }
-                }
-                Err(AuthorityError::Unavailable { why, .. }) => {
-                    tracing::warn!(why, "the coordinator's role could not be asked for; trying again");
-                }
-                Err(error) => return Err(error.into()),
-            }
-            std::thread::sleep(RETRY);
-        }
+        let runtime = Mutex::new(Some(runtime));
+        Ok(Self { plane, ways, client: me, incarnation, fence, switchboard, endpoint, runtime })
     }
 
     /// Serves the others' questions by `coordinator`, and returns the way to it.
@@ -217,6 +181,18 @@ impl Member {
         self.plane.tell(coordinator);
         self.switchboard.connect(Channel::Control, Arc::new(ServedBy(Weakly(Arc::downgrade(coordinator)))));
         Arc::new(InProcess(Arc::clone(coordinator)))
+    }
+
+    /// There is no coordinator here any more.
+    pub fn serve_no_coordinator(&self) {
+        self.switchboard.disconnect(Channel::Control);
+        self.plane.tell_nobody();
+    }
+
+    /// The coordinator's role is handed over by `roles`.
+    pub fn hand_over_by<R: Roles + 'static>(&self, roles: &Arc<R>) {
+        let roles: std::sync::Weak<R> = Arc::downgrade(roles);
+        self.plane.holder.hands_role_over_by(roles);
     }
 
     /// The way to the coordinator on `node`.
@@ -243,12 +219,13 @@ impl Member {
     }
 
     /// Leaves the cluster: nothing is served and nothing held any more.
-    pub fn leave(mut self) {
+    pub fn leave(&self) {
         for channel in [Channel::Control, Channel::File] {
             self.switchboard.disconnect(channel);
         }
         self.plane.end_client(self.client);
-        if let Some(runtime) = self.runtime.take() {
+        let runtime = self.runtime.lock().take();
+        if let Some(runtime) = runtime {
             runtime.block_on(self.endpoint.stop());
             runtime.shutdown_timeout(RETRY);
         }
@@ -257,7 +234,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.runtime.get_mut().take() {
             runtime.shutdown_background();
         }
     }

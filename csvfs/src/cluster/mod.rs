@@ -14,8 +14,9 @@ mod ways;
 
 pub use error::ClusterError;
 pub use fencing::guarantee;
+pub use holder::Roles;
 pub use locks::ClusterLocks;
-pub use member::{Member, Place, Role};
+pub use member::{Member, Place};
 #[cfg(test)]
 pub(crate) use plane::Control;
 pub use plane::Plane;

@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use lockd::authority::{Authority, AuthorityError, Handover, Holding, Standing};
+use lockd::authority::{Authority, AuthorityError, Handover, Holding, Mount, Standing};
 use lockd::client::{ClientError, Listener, LockClient};
 use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, NodeName, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
-use lockd::machine::{Answer, ClientKind, Event, EventKind, Query, SessionState, Victim};
+use lockd::machine::{Answer, ClientKind, ClientState, Event, EventKind, Query, SessionState, Victim};
 use lockd::network::OnReply;
 use parking_lot::Mutex;
 
@@ -62,10 +62,22 @@ pub struct Plane {
     clock: Arc<dyn Clock>,
     volume: VolumeId,
     known: Mutex<Known>,
-    coordinator: OnceLock<Weak<Coordinator>>,
+    /// The coordinator of this process, if it is here.
+    coordinator: Mutex<Weak<Coordinator>>,
+    /// Called when somebody else may have the coordinator's role.
+    on_role: OnceLock<OnRole>,
     pub(super) holder: Holder,
     /// Which of the others have ended, and what is asked of them.
     pub(super) mortality: Arc<Mortality>,
+}
+
+/// See [`Plane::on_role`].
+struct OnRole(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OnRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnRole")
+    }
 }
 
 /// Most other holdings that are kept.
@@ -81,7 +93,8 @@ impl Plane {
             clock,
             volume,
             known: Mutex::default(),
-            coordinator: OnceLock::new(),
+            coordinator: Mutex::default(),
+            on_role: OnceLock::new(),
             holder: Holder::new(Weak::clone(me), volume),
             mortality: Arc::default(),
         })
@@ -113,9 +126,33 @@ impl Plane {
         self.client.get().expect("the plane is connected before it is asked")
     }
 
-    /// Whose coordinator is told when sessions end.
+    /// Which coordinator is told when sessions end.
     pub fn tell(&self, coordinator: &Arc<Coordinator>) {
-        let _ = self.coordinator.set(Arc::downgrade(coordinator));
+        *self.coordinator.lock() = Arc::downgrade(coordinator);
+    }
+
+    /// None is any more.
+    pub fn tell_nobody(&self) {
+        *self.coordinator.lock() = Weak::new();
+    }
+
+    fn coordinator(&self) -> Option<Arc<Coordinator>> {
+        self.coordinator.lock().upgrade()
+    }
+
+    /// `on_role` is called when somebody else may have the coordinator's role from now on. It must not wait.
+    pub fn on_role(&self, on_role: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_role.set(OnRole(Box::new(on_role)));
+    }
+
+    fn role_changed(&self) {
+        if let Some(OnRole(on_role)) = self.on_role.get() {
+            on_role();
+        }
+    }
+
+    fn is_role(&self, resource: &ResourceId) -> bool {
+        *resource == ResourceId::Coordinator(self.volume)
     }
 
     /// The node of a client of this volume.
@@ -141,6 +178,17 @@ impl Plane {
     pub fn owned_files(&self) -> u64 {
         let known = self.known.lock();
         known.own.keys().filter(|resource| matches!(resource, ResourceId::File(..))).count() as u64
+    }
+
+    /// Asks until there is an answer. None if the session has ended.
+    fn ask(&self, query: &Query) -> Option<Answer> {
+        loop {
+            match self.control().query(query.clone()) {
+                Ok(answer) => return Some(answer),
+                Err(_) if self.control().has_ended() => return None,
+                Err(_) => self.clock.sleep(Duration::from_millis(100)),
+            }
+        }
     }
 
     fn ask_sessions(&self, session: SessionId) -> Standing {
@@ -170,7 +218,7 @@ impl Plane {
     }
 
     fn look(&self) {
-        if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) {
+        if let Some(coordinator) = self.coordinator() {
             coordinator.look();
         }
     }
@@ -193,7 +241,7 @@ impl Plane {
     /// what it has sent may still reach the LUN (invariant 4). Clients of other volumes, and every lockctl, leave nothing
     /// in this one's store.
     fn end_freed(&self, clients: &[ClientId]) {
-        let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) else { return };
+        let Some(coordinator) = self.coordinator() else { return };
         let known: Vec<ClientId> =
             clients.iter().copied().filter(|client| coordinator.knows(*client)).collect();
         if known.is_empty() {
@@ -367,6 +415,33 @@ impl Authority for Plane {
         holding
     }
 
+    fn mounts(&self, volume: VolumeId) -> Option<Vec<Mount>> {
+        let kind = ClientKind::Csvfs { volume };
+        let Answer::Clients(clients) = self.ask(&Query::Clients)? else { return None };
+        let mounts = clients.into_iter().filter(|info| info.kind == kind).map(|info| Mount {
+            session: info.session,
+            client: info.client,
+            is_live: info.state == ClientState::Live,
+        });
+        Some(mounts.collect())
+    }
+
+    fn owned(&self, volume: VolumeId) -> Option<Vec<(u64, Holding)>> {
+        let mut owned = Vec::new();
+        let mut after = None;
+        loop {
+            let query = Query::Resources { volume: Some(volume), after: after.clone() };
+            let Answer::Resources(page) = self.ask(&query)? else { return None };
+            let Some(last) = page.last() else { return Some(owned) };
+            after = Some(last.resource.clone());
+            for info in page {
+                if let (ResourceId::File(_, ino), Some(holder)) = (info.resource, info.holders.first()) {
+                    owned.push((ino, Holding::from(holder)));
+                }
+            }
+        }
+    }
+
     fn standing(&self, session: SessionId) -> Standing {
         if session == self.session() {
             return if self.control().has_ended() { Standing::Ended } else { Standing::Live };
@@ -394,12 +469,20 @@ impl Listener for Plane {
 
     fn event(&self, event: &Event) {
         match &event.kind {
-            EventKind::HolderChanged { resource, .. } => self.forget_others(std::slice::from_ref(resource)),
+            EventKind::HolderChanged { resource, .. } => {
+                self.forget_others(std::slice::from_ref(resource));
+                if self.is_role(resource) {
+                    self.role_changed();
+                }
+            }
             EventKind::Moved { from, epoch, resources, count, .. } => {
                 if *count > resources.len() as u64 {
                     self.forget_all_of(*from, *epoch);
                 } else {
                     self.forget_older(resources, *epoch);
+                }
+                if resources.iter().any(|resource| self.is_role(resource)) {
+                    self.role_changed();
                 }
             }
             EventKind::Freed { resources, count, .. } => {
@@ -408,6 +491,7 @@ impl Listener for Plane {
                 } else {
                     self.forget_others(resources);
                 }
+                self.role_changed();
             }
             EventKind::SessionEnded { session, .. } => {
                 self.stands(*session, Standing::Ended);
@@ -419,6 +503,7 @@ impl Listener for Plane {
             EventKind::ClientAdded { .. } => self.known.lock().nodes.clear(),
             EventKind::ClientEnded { client, .. } => {
                 self.known.lock().nodes.clear();
+                self.look();
                 self.end_freed(&[*client]);
                 tell_gone(self.mortality.end_client(*client));
             }
@@ -438,9 +523,10 @@ impl Listener for Plane {
             known.nodes.clear();
         }
         self.look();
-        if let Some(coordinator) = self.coordinator.get().and_then(Weak::upgrade) {
+        if let Some(coordinator) = self.coordinator() {
             self.end_freed(&coordinator.attached());
         }
+        self.role_changed();
     }
 
     fn drain(&self, volume: VolumeId, victim: Victim) {
@@ -453,6 +539,7 @@ impl Listener for Plane {
     }
 
     fn session_ended(&self, _session: SessionId) {
+        self.role_changed();
         self.look();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use redb::Database;
 use redirector::lun::Lun;
 
+use super::assembly::Assembly;
 use super::clients::{Clients, Wait};
 use super::leases::Leases;
 use super::moving::Doubt;
@@ -122,6 +123,12 @@ pub struct Core {
     pub opens: Mutex<Opens>,
     /// Who has attached.
     pub clients: Arc<Clients>,
+    /// Who has not, of those that an earlier coordinator knew.
+    pub assembly: Assembly,
+    /// Another mount is to coordinate the volume: no file begins to change its server, and then nobody is served.
+    pub is_quiet: AtomicBool,
+    /// See `is_quiet`.
+    pub retired: AtomicBool,
     /// Who may keep what (V9).
     pub leases: Mutex<Leases>,
     /// Late copies of commands of memory that are being executed.
@@ -178,6 +185,9 @@ impl Core {
             queue: Queue::default(),
             opens: Mutex::new(Opens::new(tenures)),
             clients,
+            assembly: Assembly::default(),
+            is_quiet: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             leases: Mutex::default(),
             slots: Mutex::default(),
             doubts: Mutex::default(),
@@ -335,7 +345,10 @@ impl Core {
         }
         if head.coordinator != self.parts.epoch {
             let (named, epoch) = (head.coordinator, self.parts.epoch);
-            return Err(Refusal::Stale(format!("the coordinator serves in {epoch}, not in {named}")));
+            return Err(Refusal::NotCoordinator(format!("it serves in {epoch}, not in {named}")));
+        }
+        if self.retired.load(SeqCst) {
+            return Err(Refusal::NotCoordinator("another mount is to coordinate the volume".to_owned()));
         }
         // V4: whoever is over gets no answer any more.
         if self.parts.rules.keeps(Rule::V4) && self.opens.lock().is_over(head.client) {
@@ -352,8 +365,8 @@ impl Core {
         let role = ResourceId::Coordinator(self.parts.volume);
         match self.parts.authority.holder(&role) {
             Some(holding) if holding.epoch == self.parts.epoch => Ok(()),
-            _ => Err(Refusal::Stale(format!(
-                "this is not the volume's coordinator in {} any more",
+            _ => Err(Refusal::NotCoordinator(format!(
+                "another mount may coordinate the volume by now; this one did in {}",
                 self.parts.epoch
             ))),
         }

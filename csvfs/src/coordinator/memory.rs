@@ -9,6 +9,7 @@ use lockd::ids::ClientId;
 use lockd::network::OnReply;
 use lockd::slots::{SLOTS_PER_CLIENT, SlotRefusal};
 
+use super::assembly;
 use super::core::Core;
 use super::due::{encoded, frame};
 use super::moving;
@@ -17,7 +18,10 @@ use super::question;
 use super::queue::{Internal, Way, Work};
 use super::stop::Stop;
 use super::unseal;
-use crate::proto::{Answer, Answered, Declared, FileSlots, Head, Key, OpenedFile, Operation, Reply, Request};
+use crate::proto::{
+    ATTACH_SLOT, Answer, Answered, Declared, FileSlots, Head, Kept, Key, OpenedFile, Operation, Reply,
+    Request,
+};
 use crate::refusal::Refusal;
 use crate::slots::Begun;
 use crate::store::pair;
@@ -76,7 +80,8 @@ impl Finish {
 /// Executes such a change once.
 pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
     let head = request.head;
-    let begun = match begin(core, &head) {
+    let attaches = matches!(request.operation, Operation::Attach { .. });
+    let begun = match begin(core, &head, attaches) {
         Ok(begun) => begun,
         Err(refusal) => return on_reply(Ok(frame(&Err(refusal)))),
     };
@@ -108,7 +113,12 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
             }
             finish.reply(Ok(Answer::Done));
         }
-        Operation::Attach { open } => attach(core, &open, finish),
+        Operation::Attach { first, last, open, kept } => {
+            match core.assembly.gather(head.client, (first, last), open, kept) {
+                Some((open, kept)) => attach(core, open, kept, finish),
+                None => finish.reply(Ok(Answer::Done)),
+            }
+        }
         Operation::OpenSet { files } => open_set(core, files, finish),
         Operation::Acquire { files, claim } => moving::acquire(core, &files, claim, finish),
         Operation::Release { files } => moving::release(core, &files, finish),
@@ -120,11 +130,11 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
     }
 }
 
-fn begin(core: &Core, head: &Head) -> Result<Begun, Refusal> {
+fn begin(core: &Core, head: &Head, attaches: bool) -> Result<Begun, Refusal> {
     let Some((slot, sequence)) = head.slot else {
         return Err(Refusal::Invalid("a change needs a reply slot".to_owned()));
     };
-    if slot.0 >= SLOTS_PER_CLIENT {
+    if if attaches { slot != ATTACH_SLOT } else { slot.0 >= SLOTS_PER_CLIENT } {
         return Err(Refusal::Invalid(SlotRefusal::NoSuchSlot(slot).to_string()));
     }
     let is_known = core.slots.lock().get(head.client, slot).is_some();
@@ -209,7 +219,7 @@ fn open_set(core: &Arc<Core>, files: Vec<Declared>, finish: Finish) {
     let mut outdated = Vec::new();
     let opened: Vec<(Ino, bool)> = {
         let mut opens = core.opens.lock();
-        let mut open = |Declared { ino, write }| {
+        let mut open = |Declared { ino, write, .. }| {
             let opening = opens.open(ino, client, write);
             if write {
                 outdated.push(Key::Attr(ino));
@@ -258,22 +268,25 @@ fn opened_one(core: &Core, ino: Ino, client: ClientId) -> Result<OpenedFile, Ref
 }
 
 /// The client can be called, has no leases, and holds this open.
-fn attach(core: &Arc<Core>, open: &[Declared], finish: Finish) {
+fn attach(core: &Arc<Core>, open: Vec<Declared>, kept: Vec<Kept>, finish: Finish) {
     let Head { session, client, .. } = finish.head;
     let Some(carrier) = core.parts.peers.way(session, client) else {
         return finish
             .reply(Err(Refusal::Busy(format!("no way to client {client} is known yet; try again"))));
     };
-    let open: Vec<(Ino, bool)> = open.iter().map(|open| (open.ino, open.write)).collect();
     let owner = Arc::clone(core);
     let done = move |attached: Result<Option<u64>, Refusal>| {
         if let Err(refusal) = attached {
             return finish.reply(Err(refusal));
         }
-        owner.watch.wake();
-        let (written, told) = owner.opens.lock().declare(client, &open);
+        let held: Vec<(Ino, bool)> = open.iter().map(|open| (open.ino, open.write)).collect();
+        let (written, told) = owner.opens.lock().declare(client, &held);
         owner.rested(told);
         owner.call_reclaimer(false);
+        let finish = assembly::attached(&owner, (session, client), &open, kept, finish);
+        owner.watch.wake();
+        // Nobody has leases before all are answered.
+        let Some(finish) = finish else { return };
         let keys: Vec<Key> = written.into_iter().map(Key::Attr).collect();
         owner.clone().recall(&keys, Some(client), Box::new(move || finish.reply(Ok(Answer::Done))));
     };

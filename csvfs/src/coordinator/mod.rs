@@ -9,6 +9,7 @@
 
 pub mod acl;
 mod apply;
+mod assembly;
 mod attributes;
 mod change;
 mod clients;
@@ -41,6 +42,7 @@ mod writer;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread::JoinHandle;
 
 use lockd::ids::ClientId;
@@ -54,7 +56,7 @@ use self::queue::{Internal, NotTaken, Pending, Work};
 pub use self::scrub::Scrub;
 use self::writer::Writer;
 use crate::proto::codec::decode;
-use crate::proto::{Answered, Head, Operation, Request};
+use crate::proto::{Answered, FileSlots, Head, Kept, Operation, Request};
 use crate::refusal::Refusal;
 use crate::store::StoreError;
 use crate::types::Run;
@@ -62,6 +64,9 @@ use crate::types::Run;
 /// Why a coordinator could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The session of this node has ended meanwhile.
+    #[error("the session of this node has ended; mount again")]
+    SessionEnded,
     /// The store cannot be read, or is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -87,6 +92,8 @@ impl Coordinator {
         let core = Arc::new(Core::new(parts));
         let mut threads = Vec::new();
         core.snapshot()?;
+        let mounts = core.parts.authority.mounts(core.parts.volume).ok_or(StartError::SessionEnded)?;
+        assembly::begin(&core, &mounts);
         if !core.parts.read_only {
             take_over(&core)?;
             let writer = Writer::new(Arc::clone(&core))?;
@@ -118,7 +125,7 @@ impl Coordinator {
     /// Whether `client` is a mount of this volume that has attached.
     #[must_use]
     pub fn knows(&self, client: ClientId) -> bool {
-        self.core.clients.knows(client)
+        self.core.clients.knows(client) || self.core.assembly.knows(client)
     }
 
     /// The mounts that have attached and are not forgotten.
@@ -136,6 +143,28 @@ impl Coordinator {
     pub fn reclaim(&self) -> Result<u64, Refusal> {
         self.core.may_change()?;
         self.core.reclaim()
+    }
+
+    /// Another mount is to coordinate the volume: no file begins to change its server any more. Whether none does.
+    pub fn quieten(&self) -> bool {
+        self.core.is_quiet.store(true, SeqCst);
+        !self.core.opens.lock().is_any_moving()
+    }
+
+    /// Serves nobody any more: whoever asks is told that another mount is to coordinate the volume.
+    pub fn retire(&self) {
+        self.core.retired.store(true, SeqCst);
+    }
+
+    /// [`Coordinator::quieten`] is undone.
+    pub fn stay(&self) {
+        self.core.is_quiet.store(false, SeqCst);
+    }
+
+    /// What the next coordinator is to be told: see [`Opens::bequeath`](self::opens::Opens::bequeath).
+    #[must_use]
+    pub fn bequeath(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
+        self.core.opens.lock().bequeath(slots)
     }
 
     /// Takes no more changes, finishes those that wait, and ends the threads. Whoever waits for space is told that the
@@ -215,6 +244,17 @@ impl Service for Coordinator {
         };
         if let Err(refusal) = self.core.check_head(&request.head) {
             return on_reply(Ok(frame(&Err(refusal))));
+        }
+        if !matches!(request.operation, Operation::Attach { .. })
+            && let Err(refusal) = assembly::check(&self.core)
+        {
+            return on_reply(Ok(frame(&Err(refusal))));
+        }
+        if matches!(request.operation, Operation::Acquire { .. } | Operation::Release { .. })
+            && self.core.is_quiet.load(SeqCst)
+        {
+            let why = "another mount is to coordinate the volume".to_owned();
+            return on_reply(Ok(frame(&Err(Refusal::NotCoordinator(why)))));
         }
         if let Operation::Serving { ino } = request.operation {
             return memory::serving(&self.core, ino, on_reply);

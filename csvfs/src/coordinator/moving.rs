@@ -86,7 +86,8 @@ fn check_claim(
         if !opens.is_holder(*ino, client) {
             return Err(Refusal::Invalid(format!("{client} does not hold {ino} open")));
         }
-        if claim.automatic && opens.is_written_by_others(*ino, client, home.1) {
+        let has_it = opens.is_owner(*ino, client);
+        if claim.automatic && !has_it && opens.is_written_by_others(*ino, client, home.1) {
             return Err(Refusal::Busy(format!("others have {ino} open for writing")));
         }
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use lockd::ids::{ClientId, Epoch, SessionId};
 
-use crate::proto::{FileSlots, Term};
+use crate::proto::{FileSlots, Kept, Term};
 use crate::types::Ino;
 
 /// What is called when a file has come to rest at a server.
@@ -70,6 +70,10 @@ pub struct Opens {
     orphans: HashSet<Ino>,
     /// Inodes on a journey of which nobody knows how it has ended, open or not.
     in_doubt: BTreeMap<Ino, u64>,
+    /// Owners who are dead, and whose files are not given away yet.
+    dead_owners: BTreeMap<Ino, Owner>,
+    /// Somebody may have inodes open of which nothing is known: none is removed.
+    holds_back: bool,
     /// Clients that are over.
     ended: HashSet<ClientId>,
     /// The last tenure that was given out.
@@ -121,7 +125,8 @@ impl Opens {
         if !self.by_inode.contains_key(&ino) {
             let tenure = self.next_tenure();
             let moving = self.in_doubt.get(&ino).copied();
-            self.by_inode.insert(ino, Entry { tenure, since: tenure, moving, ..Entry::default() });
+            let owner = self.dead_owners.get(&ino).copied();
+            self.by_inode.insert(ino, Entry { owner, tenure, since: tenure, moving, ..Entry::default() });
         }
         let Some(entry) = self.by_inode.get_mut(&ino) else { return Opening::Refused };
         let was_writing = entry.holders.iter().any(|(holder, write)| *write && *holder == client);
@@ -149,6 +154,78 @@ impl Opens {
             (entry.owner, entry.tenure) = (None, self.tenure);
         }
         Closed::default()
+    }
+
+    /// Nothing is removed from now on, or it may be: nobody knows what a dead mount has open.
+    pub fn hold_back(&mut self, holds_back: bool) {
+        self.holds_back = holds_back;
+    }
+
+    /// `owner`, who has just declared that it has `ino` open, says that it serves it in this term, which an earlier
+    /// coordinator has given out. To be followed by [`Opens::settle`].
+    pub fn claim(&mut self, ino: Ino, owner: Owner, tenure: u64, since: u64) {
+        if let Some(entry) = self.by_inode.get_mut(&ino) {
+            (entry.owner, entry.tenure, entry.since) = (Some(owner), tenure, since);
+        }
+    }
+
+    /// All have declared what they have open. `owned` is what has an owner; `lives` says whose node does. What the last
+    /// coordinator's node hands on of files that nobody serves is `kept`.
+    pub fn settle(&mut self, owned: BTreeMap<Ino, Owner>, lives: impl Fn(ClientId) -> bool, kept: Vec<Kept>) {
+        let tenure = self.next_tenure();
+        let mut untaken = HashSet::new();
+        for (ino, entry) in &mut self.by_inode {
+            let owner = owned.get(ino).copied();
+            if entry.owner == owner {
+                continue;
+            }
+            // Who claims it has committed it, and given it back. Who owns it and does not claim it has been given it by the
+            // last coordinator, and takes it up now: unless its slots are handed on, whatever was under way has none.
+            if owner.is_some() {
+                untaken.insert(*ino);
+                entry.since = tenure;
+            }
+            (entry.owner, entry.tenure) = (owner, tenure);
+        }
+        for Kept { ino, since, slots } in kept {
+            let is_untaken = untaken.contains(&ino);
+            let entry = self.by_inode.get_mut(&ino);
+            if let Some(entry) = entry.filter(|entry| entry.owner.is_none() || is_untaken) {
+                (entry.since, entry.slots) = (since.min(entry.since), slots);
+            }
+        }
+        self.dead_owners = owned.into_iter().filter(|(_, owner)| !lives(owner.client)).collect();
+    }
+
+    /// These have no name; those of them that are open are reclaimed when they are closed.
+    pub fn without_name(&mut self, orphans: &[Ino]) {
+        let open = orphans.iter().filter(|ino| self.by_inode.contains_key(ino));
+        self.orphans.extend(open.copied());
+    }
+
+    /// What the next coordinator has to know of files that nobody serves, because nobody owns them or their owner has not taken
+    /// them up yet: that everything in them is committed, and the slots of their remote users, of which `slots` are those that
+    /// this node had.
+    pub fn bequeath(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
+        let mut slots: BTreeMap<Ino, Vec<u8>> =
+            slots.into_iter().map(|FileSlots { ino, slots }| (ino, slots)).collect();
+        let resting = self.by_inode.iter().filter(|(_, entry)| entry.moving.is_none());
+        let kept = resting.map(|(ino, entry)| {
+            let slots = slots.remove(ino).unwrap_or_else(|| entry.slots.clone());
+            Kept { ino: *ino, since: entry.since, slots }
+        });
+        kept.collect()
+    }
+
+    /// Whether a file is on its way from one server to another.
+    pub fn is_any_moving(&self) -> bool {
+        self.by_inode.values().any(|entry| entry.moving.is_some())
+    }
+
+    /// Whether `client` owns `ino`.
+    pub fn is_owner(&self, ino: Ino, client: ClientId) -> bool {
+        let owner = self.by_inode.get(&ino).and_then(|entry| entry.owner);
+        owner.is_some_and(|owner| owner.client == client)
     }
 
     /// Whether anybody holds `ino` open.
@@ -278,6 +355,10 @@ impl Opens {
             self.orphans.insert(ino);
             return false;
         }
+        // V10: later, when all that is open is known.
+        if self.holds_back {
+            return false;
+        }
         self.dying.insert(ino);
         true
     }
@@ -310,6 +391,7 @@ impl Opens {
     /// What `client` holds open is what it will declare now.
     pub fn let_go(&mut self, client: ClientId) -> Vec<OnRest> {
         let mut told = Vec::new();
+        self.dead_owners.retain(|_, owner| owner.client != client);
         let tenure = &mut self.tenure;
         self.by_inode.retain(|_, entry| {
             entry.holders.retain(|(holder, _)| *holder != client);

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::core::{Core, Parts};
 use super::writer::Writer;
-use super::{Coordinator, StartError, reclaim, take_over, watch};
+use super::{Coordinator, StartError, assembly, reclaim, take_over, watch};
 use crate::refusal::Refusal;
 
 /// How long a step waits for another before it looks again.
@@ -76,6 +76,8 @@ impl Coordinator {
     /// Starts on an opened store, without threads.
     pub(crate) fn simulated(parts: Parts) -> Result<Arc<Self>, StartError> {
         let core = Arc::new(Core::new(parts));
+        let mounts = core.parts.authority.mounts(core.parts.volume).ok_or(StartError::SessionEnded)?;
+        assembly::begin(&core, &mounts);
         take_over(&core)?;
         let writer = Writer::new(Arc::clone(&core))?;
         *core.stepped.writer.lock() = Some(writer);
@@ -89,6 +91,21 @@ impl Coordinator {
         let stepped = self.core.step();
         let goes_on = self.core.stepped.writer.lock().as_ref().is_some_and(Writer::has_work);
         !stepped || goes_on || !self.core.queue.is_empty()
+    }
+
+    /// Where it stands, for who wonders why nothing goes on.
+    pub(crate) fn describe(&self) -> String {
+        let core = &self.core;
+        format!(
+            "work {}, stopped {}, writer {}, round {}, settled {}, retired {}, failure {:?}",
+            !core.queue.is_empty(),
+            core.queue.is_stopped(),
+            core.stepped.writer.lock().is_some(),
+            core.stepped.round.load(Ordering::SeqCst),
+            core.assembly.is_settled(),
+            core.retired.load(Ordering::SeqCst),
+            core.failure(),
+        )
     }
 
     /// A look at the sessions, and a pass of the reclaimer if one is wanted.

@@ -7,6 +7,7 @@ use lockd::authority::Standing;
 use lockd::ids::ClientId;
 use parking_lot::{Condvar, Mutex};
 
+use super::assembly;
 use super::core::Core;
 use super::moving;
 use super::queue::Internal;
@@ -69,6 +70,7 @@ pub fn serve(core: &Arc<Core>) {
 
 /// Sends again what got no answer, and looks how sessions stand.
 pub fn look(core: &Arc<Core>) {
+    assembly::look(core);
     for (client, standing) in core.clients.look() {
         core.end_leases(client.1);
         core.unfenced.lock().push(client);

@@ -12,8 +12,8 @@
 //! again after its claim.
 //!
 //! The members of a cluster beat their own blocks, too ([`super::member`]). Whoever opens the volume for that cluster does
-//! not wait for them: the cluster has given it the role, and has dealt with the one who had it before. To everybody else
-//! their claims are like any other.
+//! not wait for them, nor for the one who had it open before: the cluster has given it the role, and has dealt with that one.
+//! To everybody else their claims are like any other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -182,7 +182,9 @@ impl Contest {
     ) -> Result<Won, ContestError> {
         let mut survey = self.survey_again(first, block)?;
         let mut still = self.foreign(&survey.claims, block);
-        if self.rules.keeps(Rule::V1) && alone.is_none() && (!still.is_empty() || !is_closed(&survey)) {
+        let is_open = !is_closed(&survey) && !self.is_dealt_with(&survey);
+        let waits = is_open || still.iter().any(|(_, claim)| !claim.is_of(self.who.cluster.as_ref()));
+        if self.rules.keeps(Rule::V1) && alone.is_none() && waits {
             still = self.watch(&survey.label, block, claim, still)?;
             survey = self.survey_again(first, block)?;
             self.judge(&still, &self.foreign(&survey.claims, block))?;
@@ -226,10 +228,20 @@ impl Contest {
         open.map(|(block, claim)| (block, claim.clone())).collect()
     }
 
-    /// Refuses when a claim has moved. Says whether an opener that must give way was seen.
+    /// Whether the last writer was of the cluster for which the volume is opened, which has given its role away since.
+    fn is_dealt_with(&self, survey: &Survey) -> bool {
+        let last = &survey.superblock;
+        let cluster = self.who.cluster.as_ref();
+        let of_last = |claim: &&Claim| claim.client == last.client && claim.epoch == last.epoch;
+        survey.claims.iter().flatten().filter(of_last).any(|claim| claim.is_of(cluster))
+    }
+
+    /// Refuses when a claim of another than the own cluster has moved. Says whether an opener that must give way was seen.
     fn judge(&self, before: &[(usize, Claim)], now: &[(usize, Claim)]) -> Result<bool, ContestError> {
         let mut contested = false;
-        for (block, claim) in now.iter().filter(|(block, claim)| !is_still(before, *block, claim)) {
+        let cluster = self.who.cluster.as_ref();
+        let moved = now.iter().filter(|(block, claim)| !is_still(before, *block, claim));
+        for (block, claim) in moved.filter(|(_, claim)| !claim.is_of(cluster)) {
             tracing::debug!(block, %claim, "a claim has moved");
             match claim.state {
                 ClaimState::Writing => return Err(ContestError::Writing(Box::new(claim.clone()))),

@@ -1,4 +1,5 @@
-//! The claim of a mount that writes file data while another mount of its cluster has the store open (V1).
+//! The claim of a mount that writes file data while a mount of its cluster has the store open (V1): another one, or the same,
+//! which has a further claim for that.
 //!
 //! It beats like any writer's, so that a mount without the cluster, another cluster and a repairing fsck see that somebody
 //! writes, also when the mount that has the store open is dead. It waits for nobody: that mount has waited, and has the
@@ -100,10 +101,7 @@ impl MemberClaim {
                 contest.give_up(&survey.label, block, claim);
                 return Err(ContestError::Taken(newer));
             }
-            // L3: what a path holds back is sent while the claim beats.
-            let claims =
-                layout::byte(layout::CLAIMS_AT)..layout::byte(layout::CLAIMS_AT + layout::CLAIMS as u64);
-            lun.under(Arc::clone(lease), claims);
+            govern(lun, lease);
             let heart = Arc::new(Heart::new(Chest {
                 lun: Arc::clone(lun),
                 pool: options.pool.clone(),
@@ -121,6 +119,11 @@ impl MemberClaim {
             return Ok(Self { heart, lease: Arc::clone(lease), beat: None });
         }
         Err(other.unwrap_or(ContestError::Crowded))
+    }
+
+    /// What a path holds back is sent while this claim beats, also after somebody else had it sent under another.
+    pub fn govern(&self, lun: &Arc<dyn Lun>) {
+        govern(lun, &self.lease);
     }
 
     /// Starts to beat.
@@ -166,6 +169,12 @@ impl Drop for MemberClaim {
         self.stop();
         self.lease.end();
     }
+}
+
+/// L3: what a path holds back is sent while the claim beats.
+fn govern(lun: &Arc<dyn Lun>, lease: &Arc<Lease>) {
+    let claims = layout::byte(layout::CLAIMS_AT)..layout::byte(layout::CLAIMS_AT + layout::CLAIMS as u64);
+    lun.under(Arc::clone(lease), claims);
 }
 
 /// The block of an earlier mount on the same node: it is dead, for the two would listen on the same port.

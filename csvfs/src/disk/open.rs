@@ -13,7 +13,7 @@ use redirector::lun::{Lun, Proof};
 
 use super::area::{Area, AreaBackend, AreaError, Surroundings};
 use super::blocks::write_block;
-use super::claim::{Claim, ClaimState};
+use super::claim::{Claim, ClaimState, ClusterMark};
 use super::contest::{Contest, ContestError, Won, is_closed, write_claim};
 use super::copy::{Kept, Move, Reader, copy};
 use super::format::data_region;
@@ -260,7 +260,12 @@ fn write_superblock(around: &Surroundings, superblock: &Superblock) -> Result<()
 
 /// Why every write of earlier incarnations is known to be done; nothing if it is not known. Refuses when one of them is
 /// alive, however still its claim is.
-fn all_done(lun: &dyn Lun, won: &Won, rules: Rules) -> Result<Option<String>, ContestError> {
+fn all_done(
+    lun: &dyn Lun,
+    won: &Won,
+    cluster: Option<&ClusterMark>,
+    rules: Rules,
+) -> Result<Option<String>, ContestError> {
     if let Some(how) = &won.alone {
         return Ok(Some(how.clone()));
     }
@@ -283,9 +288,14 @@ fn all_done(lun: &dyn Lun, won: &Won, rules: Rules) -> Result<Option<String>, Co
     let crowded = won.survey.open_claims().count() >= layout::CLAIMS;
     let mut known = !crowded && (!damaged || is_closed(&won.survey));
     let mut reasons = Vec::new();
+    let of_cluster = |client: ClientId| {
+        won.survey.claims.iter().flatten().any(|claim| claim.client == client && claim.is_of(cluster))
+    };
     for client in writers {
         match lun.prove_ended(client) {
             Proof::Ended(how) => reasons.push(how),
+            // The cluster has given its role away: it starts nothing more, and what it sent may still land.
+            Proof::Alive(_) if of_cluster(client) => known = false,
             Proof::Alive(who) => return Err(ContestError::InUse(who)),
             Proof::Unprovable => known = false,
         }
@@ -323,7 +333,7 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     let asked = options.clock.boot();
     let won = contest.win()?;
     let begun = options.clock.boot();
-    let opening = match all_done(lun.as_ref(), &won, options.rules) {
+    let opening = match all_done(lun.as_ref(), &won, options.who.cluster.as_ref(), options.rules) {
         Ok(reason) => Opening::new(lun, options, &won, [asked, begun], reason),
         Err(error) => {
             contest.give_up(&won.survey.label, won.block, won.claim.clone());

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockd::authority::{Holding, Standing};
+use lockd::ids::ResourceId;
 use lockd::network::{CarrierError, OnReply, Service};
 
 use super::remote::FIRST_BYTE;
@@ -10,7 +12,7 @@ use super::task::run;
 use super::yielding::Demand;
 use super::{Core, Node};
 use crate::proto::codec::{decode, encode};
-use crate::proto::{Call, CallAnswer, Callback, Declared, Key, Operation};
+use crate::proto::{Call, CallAnswer, Callback, Key};
 use crate::refusal::Refusal;
 
 impl Service for Node {
@@ -41,6 +43,13 @@ impl Core {
             // A late copy of an earlier coordinator.
             return CallAnswer::Refused(Refusal::Stale("the call is of another coordinator".to_owned()));
         }
+        // F1: nor is anything done for one that is over, before there is another.
+        let role = ResourceId::Coordinator(self.volume);
+        let holding = self.authority.holder(&role).filter(|holding| holding.epoch == call.coordinator);
+        let is_live = |holding: Holding| self.authority.standing(holding.session) == Standing::Live;
+        if !holding.is_some_and(is_live) {
+            return CallAnswer::Refused(Refusal::Stale("the coordinator is over".to_owned()));
+        }
         match call.what {
             Callback::Invalidate { keys } => {
                 self.channel.cache.invalidate(&keys);
@@ -54,39 +63,8 @@ impl Core {
                 CallAnswer::Done
             }
             Callback::Yield { journey, files, soft, next } => {
-                self.give_up(Demand { journey, files, soft, next }).await
+                self.give_up(Demand { coordinator: call.coordinator, journey, files, soft, next }).await
             }
         }
-    }
-
-    /// Lets the coordinator know that this node is here, and what it has open; from now on it may keep what it is told
-    /// under leases (V9).
-    pub(super) async fn attach(self: &Arc<Self>) -> Result<(), Refusal> {
-        // What was kept before is not covered by leases any more.
-        self.channel.cache.switch(false);
-        self.drop_attributes(None).await;
-        loop {
-            // What is opened or closed between the list and its arrival would be neither as it says nor as it was told.
-            let stop = self.openings.stop();
-            self.openings.drain().await;
-            let mut open = Vec::new();
-            for file in self.files.values() {
-                if file.lent.load(std::sync::atomic::Ordering::SeqCst) {
-                    self.return_layout(file.ino).await;
-                }
-                let write = file.declared.load(std::sync::atomic::Ordering::SeqCst);
-                open.push(Declared { ino: file.ino, write });
-            }
-            match self.channel.call(Operation::Attach { open }).await {
-                Ok(_) => break,
-                // No way to this node is known yet.
-                Err(Refusal::Busy(_)) => {}
-                Err(refusal) => return Err(refusal),
-            }
-            drop(stop);
-            self.media.tick_passed().await;
-        }
-        self.channel.cache.switch(true);
-        Ok(())
     }
 }

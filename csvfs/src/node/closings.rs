@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::Core;
 use super::channel::unexpected;
+use super::gate::Pass;
 use super::task::{Sender, promise, run};
 use crate::proto::{Answer, FileSlots, Operation};
 use crate::refusal::Refusal;
@@ -16,8 +17,8 @@ use crate::types::Ino;
 const FILES_MAX: usize = 1000;
 const SLOTS_MAX: usize = 256 << 10;
 
-/// Who waits for the answer.
-type Told = Sender<Result<(), Refusal>>;
+/// Who waits for the answer, and for the pass under which it has come.
+type Told = Sender<(Result<(), Refusal>, Arc<Pass>)>;
 
 #[derive(Default)]
 struct State {
@@ -50,8 +51,13 @@ impl Closings {
 }
 
 impl Core {
-    /// Tells the coordinator that this client's last handle of `ino` is closed, and hands over the slots of its users.
-    pub(super) async fn tell_closed(self: &Arc<Self>, ino: Ino, slots: Vec<u8>) -> Result<(), Refusal> {
+    /// Tells the coordinator that this client's last handle of `ino` is closed, and hands over the slots of its users. What is
+    /// open is not listed before the pass is dropped.
+    pub(super) async fn tell_closed(
+        self: &Arc<Self>,
+        ino: Ino,
+        slots: Vec<u8>,
+    ) -> (Result<(), Refusal>, Arc<Pass>) {
         let (sender, receiver) = promise();
         let is_first = {
             let mut state = self.closings.state.lock();
@@ -62,17 +68,24 @@ impl Core {
             let core = Arc::clone(self);
             run(async move { core.tell_closings().await });
         }
-        receiver.await.unwrap_or_else(|| Err(Refusal::Io("the closing was dropped".to_owned())))
+        match receiver.await {
+            Some(told) => told,
+            None => {
+                let dropped = Err(Refusal::Io("the closing was dropped".to_owned()));
+                (dropped, Arc::new(self.openings.enter().await))
+            }
+        }
     }
 
     async fn tell_closings(&self) {
         while let Some((files, told)) = self.closings.take() {
-            let result = match self.channel.call(Operation::Close { files }).await {
-                Ok(Answer::Done) => Ok(()),
-                Ok(other) => Err(unexpected(&other)),
-                Err(refusal) => Err(refusal),
+            let (reply, pass, _) = self.channel.call_inside(Operation::Close { files }, &self.openings).await;
+            let (result, pass) = match reply {
+                Ok(Answer::Done) => (Ok(()), Arc::new(pass)),
+                Ok(other) => (Err(unexpected(&other)), Arc::new(pass)),
+                Err(refusal) => (Err(refusal), Arc::new(pass)),
             };
-            told.into_iter().for_each(|sender| sender.send(result.clone()));
+            told.into_iter().for_each(|sender| sender.send((result.clone(), Arc::clone(&pass))));
         }
     }
 }

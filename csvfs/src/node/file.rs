@@ -14,7 +14,7 @@ use super::pages::PageUse;
 use super::slots::Slots;
 use super::task::Sender;
 use super::turn::Turn;
-use crate::proto::{Owned, Term};
+use crate::proto::{Declared, Owned, Served, Term};
 use crate::refusal::Refusal;
 use crate::slots::Cache;
 use crate::types::{Attr, Ino, Kind, Run, Timestamp};
@@ -86,6 +86,8 @@ pub(super) struct File {
     pub(super) unsynced: Mutex<Option<u64>>,
     /// The oldest term from which everything has been handed on to this node, which serves the file (P9).
     pub(super) since: AtomicU64,
+    /// The coordinator knows that the file is open here.
+    pub(super) opened: AtomicBool,
     /// The coordinator knows that the file is open for writing here.
     pub(super) declared: AtomicBool,
     /// Handles of this node that are open for writing.
@@ -148,6 +150,7 @@ impl File {
             slots: OnceLock::new(),
             unsynced: Mutex::default(),
             since: AtomicU64::new(0),
+            opened: AtomicBool::new(false),
             declared: AtomicBool::new(false),
             writers: AtomicU64::new(0),
             pinned: AtomicBool::new(false),
@@ -236,6 +239,33 @@ impl File {
         match *self.service.read() {
             Some(Service::Here { tenure, .. }) => Some(tenure),
             _ => None,
+        }
+    }
+
+    /// As a coordinator is told of it that knows nothing, if it is open towards the coordinator.
+    pub(super) fn declaration(&self) -> Option<Declared> {
+        if !self.opened.load(SeqCst) {
+            return None;
+        }
+        let served = match *self.service.read() {
+            Some(Service::Here { owned, tenure, acquired: true }) => {
+                Some(Served { epoch: owned.epoch, tenure, since: self.since.load(SeqCst) })
+            }
+            _ => None,
+        };
+        Some(Declared { ino: self.ino, write: self.declared.load(SeqCst), served })
+    }
+
+    /// Whether this node serves the file because nobody owns it.
+    pub(super) fn is_served_for_nobody(&self) -> bool {
+        matches!(*self.service.read(), Some(Service::Here { acquired: false, .. }))
+    }
+
+    /// Who served it because nobody owned it does so no more, or in another term.
+    pub(super) fn forget_home(&self) {
+        let mut service = self.service.write();
+        if matches!(*service, Some(Service::There(Some(term))) if term.owned.is_none()) {
+            *service = Some(Service::There(None));
         }
     }
 

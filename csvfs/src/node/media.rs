@@ -103,6 +103,11 @@ impl Media {
         self.lease.admits(self.rules, &*self.clock)
     }
 
+    /// Whether the session is over for good.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lease.has_ended()
+    }
+
     /// L3: the same, and for so long from now on.
     pub(super) fn has_lease_for(&self, span: Duration) -> bool {
         self.has_lease() && self.lease.deadline().since(self.clock.boot()) >= span

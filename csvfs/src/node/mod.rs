@@ -15,6 +15,7 @@
 //! | `gate`, `blocks`, `layout`, `stock`, `marks` | the state of a file and of the reserve, without I/O |
 //! | `cache` | names and attributes under leases (V9) |
 //! | `owner`, `yielding`, `journeys`, `offer` | files that come here, and that go, once; sets that only go where they are meant to |
+//! | `attaching`, `resigning` | a coordinator learns what is open here; another one coordinates |
 //! | `remote`, `callback` | I/O at another node; what others ask of this one |
 //! | `pages` | what the kernel keeps of a file that other nodes use |
 //! | `slots` | reply slots of this node's requests |
@@ -45,6 +46,7 @@
 //! reserve is at most `reserve_max` blocks, and a file's speculation an eighth of what is free of it.
 
 mod asker;
+mod attaching;
 mod background;
 mod blocks;
 mod cache;
@@ -69,6 +71,7 @@ mod pages;
 mod read;
 mod remote;
 mod reserve;
+mod resigning;
 mod resize;
 mod seal;
 mod service;
@@ -103,6 +106,7 @@ use redirector::buffer::Pool;
 use redirector::lun::Lun;
 
 use crate::peers::Peers;
+use crate::proto::{FileSlots, Kept};
 use crate::refusal::Refusal;
 use crate::service::{Done, Pages};
 use crate::types::{Ino, Timestamp};
@@ -126,8 +130,8 @@ const GUESTS_WAIT: usize = 200;
 /// What a node is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// The way to the volume's coordinator.
-    pub carrier: Arc<dyn Carrier>,
+    /// The way to the volume's coordinator; none if it is not known yet: everything waits for [`Node::follow`].
+    pub carrier: Option<Arc<dyn Carrier>>,
     /// The LUN.
     pub lun: Arc<dyn Lun>,
     /// Who grants ownership, and the lease.
@@ -202,6 +206,16 @@ struct Core {
     journeys: Mutex<journeys::Journeys>,
     /// Openings and closings that the coordinator is being told of. Stopped and drained while it is told all that is open.
     openings: gate::Gate,
+    /// Files that change their server at this moment. Stopped and drained likewise.
+    givings: gate::Gate,
+    /// One attachment at a time.
+    attaching: turn::Turn,
+    /// This node is ceasing to be the coordinator's: it serves nothing more that nobody owns.
+    resigns: AtomicBool,
+    /// What it hands on to the next coordinator of what it has served for nobody.
+    kept: Mutex<Vec<Kept>>,
+    /// Requests to other nodes that are under way.
+    sendings: remote::Sendings,
     closings: closings::Closings,
     /// Files that this node offers to others.
     offers: Mutex<offer::Offers>,
@@ -289,21 +303,28 @@ impl Node {
         } = parts;
         let lease = Arc::clone(authority.lease());
         let alarm = Arc::new(Alarm::default());
+        let media = Arc::new(Media::new(
+            lun,
+            pool,
+            [Some(lease), beat],
+            Arc::clone(&clock),
+            rules,
+            options.hold,
+            Arc::clone(&alarm),
+        ));
+        let who = (authority.session(), client);
         let core = Arc::new(Core {
-            channel: Channel::new(carrier, authority.session(), client, coordinator, asker),
-            media: Arc::new(Media::new(
-                lun,
-                pool,
-                [Some(lease), beat],
-                Arc::clone(&clock),
-                rules,
-                options.hold,
-                Arc::clone(&alarm),
-            )),
+            channel: Channel::new(carrier, who, coordinator, asker, Arc::clone(&media), options.cluster),
+            media,
             authority,
             peers,
             journeys: Mutex::default(),
             openings: gate::Gate::default(),
+            givings: gate::Gate::default(),
+            attaching: turn::Turn::default(),
+            resigns: AtomicBool::new(false),
+            kept: Mutex::default(),
+            sendings: remote::Sendings::default(),
             closings: closings::Closings::default(),
             offers: Mutex::default(),
             pins: Mutex::default(),
@@ -363,10 +384,48 @@ impl Node {
     }
 
     /// Lets the coordinator of a cluster's volume know that this node is here; what it is told is kept from then on.
-    /// To be called before the node serves a front end, and again whenever the way to the coordinator is a new one.
+    /// To be called before the node serves a front end.
     pub fn attach(&self, done: Done<()>) {
         let core = Arc::clone(&self.core);
         task::run(async move { done(core.attach().await) });
+    }
+
+    /// Another mount coordinates the volume, in the epoch `coordinator`: what waits for an answer is asked of that one, by
+    /// `carrier`, when it knows this node.
+    pub fn follow(&self, carrier: Arc<dyn Carrier>, coordinator: Epoch, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.follow(carrier, coordinator).await) });
+    }
+
+    /// The epoch of the coordinator that this node asks.
+    #[must_use]
+    pub fn coordinator(&self) -> Epoch {
+        self.core.channel.coordinator()
+    }
+
+    /// Does of [`Node::resign`] what stops nothing yet.
+    pub fn prepare_to_resign(&self, done: Done<()>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.prepare_to_resign().await) });
+    }
+
+    /// This node is to be the coordinator's no more: what it serves for nobody is stopped, drained and committed, and is
+    /// served by the next coordinator's node. Tells the slots of its remote users. If that is refused, all goes on.
+    pub fn resign(&self, done: Done<Vec<FileSlots>>) {
+        let core = Arc::clone(&self.core);
+        task::run(async move { done(core.resign().await) });
+    }
+
+    /// [`Node::resign`] is undone: the coordinator stays.
+    pub fn stay(&self) {
+        self.core.resigns.store(false, SeqCst);
+        self.core.media.tick();
+    }
+
+    /// Nobody is asked any more until [`Node::follow`]. The next coordinator is handed `kept`.
+    pub fn hang_up(&self, kept: Vec<Kept>) {
+        *self.core.kept.lock() = kept;
+        self.core.channel.switch(None, Epoch::NOBODY);
     }
 
     /// Makes this node the owner of files, open or not, until they are released: it yields them to nobody, but for what it

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use lockd::rules::Rule;
+
 use super::Core;
 use super::channel::unexpected;
+use super::gate::Pass;
 use super::open::Made;
 use crate::proto::{Answer, Created, Operation, Reply, SetAttr, Term};
 use crate::refusal::Refusal;
@@ -15,11 +18,35 @@ impl Core {
     /// Asks the coordinator. When the volume is full, this node's reserve is given back first and it is asked again.
     pub(super) async fn call(&self, operation: Operation) -> Reply {
         let again = operation.changes().then(|| operation.clone());
-        match (self.channel.call(operation).await, again) {
+        let is_question = again.is_none();
+        let reply = match (self.channel.call(operation).await, again) {
             (Err(Refusal::NoSpace), Some(again)) if self.give_up_reserve().await => {
                 self.channel.call(again).await
             }
             (reply, _) => reply,
+        };
+        // L3: a coordinator that is cut off, and has a successor, answers its own node as well.
+        let is_answered = matches!(reply, Ok(_) | Err(Refusal::NotFound));
+        if is_question && is_answered && self.options.cluster && self.rules.keeps(Rule::L3) {
+            self.media.lease().await?;
+        }
+        reply
+    }
+
+    /// The same, of what opens an inode as well: the pass under which that has to be noted, and whether more than one
+    /// coordinator was asked, of whom the last may not know that it is open.
+    async fn call_opening(&self, operation: Operation) -> (Reply, Pass, bool) {
+        let again = operation.clone();
+        match self.channel.call_inside(operation, &self.openings).await {
+            (Err(Refusal::NoSpace), pass, _) => {
+                drop(pass);
+                if self.give_up_reserve().await {
+                    self.channel.call_inside(again, &self.openings).await
+                } else {
+                    (Err(Refusal::NoSpace), self.openings.enter().await, false)
+                }
+            }
+            answered => answered,
         }
     }
 
@@ -259,8 +286,12 @@ impl Core {
             open: true,
             now,
         };
-        let pass = self.openings.enter().await;
-        match self.call(operation).await? {
+        let (reply, pass, again) = self.call_opening(operation).await;
+        match reply? {
+            Answer::Opened { attr, .. } if again => {
+                drop(pass);
+                self.open(attr.ino, None, OpenMode { truncate: false, ..open }).await
+            }
             Answer::Opened { attr, term, .. } => {
                 let mode = OpenMode { truncate: false, ..open };
                 self.open(attr.ino, Some(Made { attr, term: Some(term), pass }), mode).await
@@ -282,11 +313,25 @@ impl Core {
         open: OpenMode,
     ) -> Result<Opened, Refusal> {
         let Credentials { uid, gid, umask } = who;
-        let operation = Operation::CreateUnnamed { parent, mode, umask, uid, gid, now: self.now() };
-        let pass = self.openings.enter().await;
-        let attr = self.entry(operation).await?;
-        let mode = OpenMode { truncate: false, ..open };
-        let opened = self.open(attr.ino, Some(Made { attr, term: None, pass }), mode).await?;
+        let flags = OpenMode { truncate: false, ..open };
+        let (attr, opened) = loop {
+            let operation = Operation::CreateUnnamed { parent, mode, umask, uid, gid, now: self.now() };
+            let (reply, pass, again) = self.call_opening(operation).await;
+            let attr = match reply? {
+                Answer::Entry(attr) => attr,
+                other => return Err(unexpected(&other)),
+            };
+            if !again {
+                let made = Made { attr, term: None, pass };
+                break (attr, self.open(attr.ino, Some(made), flags).await?);
+            }
+            drop(pass);
+            match self.open(attr.ino, None, flags).await {
+                // The last coordinator had made it, and nobody had it open for the next one.
+                Err(Refusal::NotFound) => {}
+                opened => break (attr, opened?),
+            }
+        };
         if let Some(file) = self.files.get(attr.ino) {
             file.nameless.store(true, SeqCst);
         }

@@ -69,7 +69,9 @@ impl Core {
     ) -> Result<(Arc<File>, Option<Attr>, bool), Refusal> {
         let (file, attr, is_new) = self.hold_any(ino, made, write).await?;
         if self.options.cluster && write && file.is_regular() && !file.declared.load(SeqCst) {
-            match self.channel.call(Operation::Open { ino, write }).await {
+            let open = Operation::Open { ino, write };
+            let (opened, pass, _) = self.channel.call_inside(open, &self.openings).await;
+            match opened {
                 Ok(Answer::Opened { slots, .. }) => {
                     self.take_slots(&file, &slots);
                     file.declared.store(true, SeqCst);
@@ -84,6 +86,7 @@ impl Core {
                     return Err(error);
                 }
             }
+            drop(pass);
         }
         Ok((file, attr, is_new))
     }
@@ -139,7 +142,8 @@ impl Core {
         write: bool,
     ) -> Result<(Arc<File>, Attr), Refusal> {
         let recalls = file.recalls.load(SeqCst);
-        let begun = self.begin_service(&file, made, write).await;
+        // Under the pass: what is open, and who serves it, is noted before anybody lists it.
+        let (begun, _pass) = self.begin_service(&file, made, write).await;
         self.begun(&file, begun, Some(recalls)).map(|attr| (file, attr))
     }
 
@@ -175,29 +179,38 @@ impl Core {
         file: &File,
         made: Option<Made>,
         write: bool,
-    ) -> Result<(Attr, Option<Service>), Refusal> {
+    ) -> (Result<(Attr, Option<Service>), Refusal>, Pass) {
         // A file that has just been made is known to be nobody's only where nobody else could have acquired it.
-        let (made, pass) = match made {
-            Some(Made { attr, term, pass }) => (Some((attr, term)), pass),
-            None => (None, self.openings.enter().await),
+        let (opened, write, pass) = match made {
+            Some(Made { attr, term, pass }) if !self.options.cluster || !self.is_home() => {
+                (Ok(OpenedFile { attr, term, slots: Vec::new() }), true, pass)
+            }
+            made => {
+                file.opened.store(made.is_some(), SeqCst);
+                drop(made);
+                let open = Operation::Open { ino: file.ino, write };
+                let (reply, pass, _) = self.channel.call_inside(open, &self.openings).await;
+                let opened = reply.and_then(|answer| match answer {
+                    Answer::Opened { attr, term, slots } => Ok(OpenedFile { attr, term: Some(term), slots }),
+                    Answer::Elsewhere(attr, term) => Ok(OpenedFile { attr, term, slots: Vec::new() }),
+                    other => Err(unexpected(&other)),
+                });
+                (opened, write, pass)
+            }
         };
-        let made = made.filter(|_| !self.options.cluster || !self.is_home());
-        let (opened, write) = match made {
-            Some((attr, term)) => (OpenedFile { attr, term, slots: Vec::new() }, true),
-            None => match self.channel.call(Operation::Open { ino: file.ino, write }).await? {
-                Answer::Opened { attr, term, slots } => (OpenedFile { attr, term: Some(term), slots }, write),
-                Answer::Elsewhere(attr, term) => (OpenedFile { attr, term, slots: Vec::new() }, write),
-                other => return Err(unexpected(&other)),
-            },
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => return (Err(refusal), pass),
         };
+        file.opened.store(true, SeqCst);
         file.declared.store(write, SeqCst);
-        drop(pass);
         let attr = opened.attr;
         if attr.kind == Kind::File && !self.options.cluster {
-            let owned = self.acquire_alone(file.ino)?;
-            return Ok((attr, Some(Service::Here { owned, tenure: 0, acquired: true })));
+            let owned = self.acquire_alone(file.ino);
+            let service = owned.map(|owned| Service::Here { owned, tenure: 0, acquired: true });
+            return (service.map(|service| (attr, Some(service))), pass);
         }
-        Ok((attr, self.service_of(file, &opened)))
+        (Ok((attr, self.service_of(file, &opened))), pass)
     }
 
     /// Who serves a file that has just been opened.
@@ -206,8 +219,13 @@ impl Core {
             return None;
         }
         Some(match &opened.term {
+            // It resigns: the next coordinator's node serves it.
+            Some(term) if term.client == self.client && term.owned.is_none() && self.resigns.load(SeqCst) => {
+                Service::There(None)
+            }
             Some(term) if term.client == self.client => {
                 self.take_slots(file, &opened.slots);
+                file.since.store(term.since, SeqCst);
                 self.service_here(file.ino, term)
             }
             term => Service::There(*term),
@@ -220,14 +238,22 @@ impl Core {
         inos: &[Ino],
         write: impl Fn(Ino) -> bool,
     ) -> Vec<Result<OpenedFile, Refusal>> {
-        let _pass = self.openings.enter().await;
         let mut opened = Vec::with_capacity(inos.len());
         while opened.len() < inos.len() {
             let part = &inos[opened.len()..inos.len().min(opened.len() + OPENINGS_MAX)];
-            let files = part.iter().map(|ino| Declared { ino: *ino, write: write(*ino) }).collect();
-            match self.channel.call(Operation::OpenSet { files }).await {
+            let files =
+                part.iter().map(|ino| Declared { ino: *ino, write: write(*ino), served: None }).collect();
+            let (reply, _pass, _) =
+                self.channel.call_inside(Operation::OpenSet { files }, &self.openings).await;
+            match reply {
                 // Those that did not fit are asked for again.
                 Ok(Answer::OpenedSet(replies)) if !replies.is_empty() && replies.len() <= part.len() => {
+                    for (ino, reply) in part.iter().zip(&replies) {
+                        if let (Some(file), Ok(_)) = (self.files.get(*ino), reply) {
+                            file.opened.store(true, SeqCst);
+                            file.declared.fetch_or(write(*ino), SeqCst);
+                        }
+                    }
                     opened.extend(replies);
                 }
                 other => {
@@ -416,6 +442,7 @@ impl Core {
         }
         self.idle.fetch_sub(1, SeqCst);
         let Some(pass) = self.finish(file).await else { return true };
+        file.opened.store(false, SeqCst);
         self.closed.fetch_add(1, SeqCst);
         // Out of the table first: whoever sees `Gone` finds or makes another.
         self.files.remove(file.ino);
@@ -427,7 +454,7 @@ impl Core {
 
     /// The last steps of an owner. The passage under which the file is closed; if its data could not be committed, or it could
     /// not be given back, it stays.
-    async fn finish(self: &Arc<Self>, file: &Arc<File>) -> Option<Pass> {
+    async fn finish(self: &Arc<Self>, file: &Arc<File>) -> Option<Arc<Pass>> {
         // Other nodes' requests end before: they pass the gate, too.
         let _guests = file.guests.stop();
         file.guests.drain().await;
@@ -460,8 +487,8 @@ impl Core {
             return None;
         }
         let slots = if is_here { self.slots_of(file) } else { Vec::new() };
-        let pass = self.openings.enter().await;
-        if let Err(error) = self.tell_closed(file.ino, slots).await {
+        let (told, pass) = self.tell_closed(file.ino, slots).await;
+        if let Err(error) = told {
             tracing::warn!(ino = file.ino.0, %error, "the coordinator could not be told that a file is closed");
         }
         Some(pass)

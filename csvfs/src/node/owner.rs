@@ -126,37 +126,52 @@ impl Core {
     /// passages.
     async fn take_up(self: &Arc<Self>, files: &[Arc<File>]) -> Result<(), SetRefusal> {
         // Those that were served here already have a new right, and are not opened anew.
-        let files: Vec<&Arc<File>> = files.iter().filter(|file| file.is_elsewhere()).collect();
-        let inos: Vec<Ino> = files.iter().map(|file| file.ino).collect();
-        let opened = self.open_set(&inos, |file| self.declared(file)).await;
+        let mut files: Vec<&Arc<File>> = files.iter().filter(|file| file.is_elsewhere()).collect();
         // One that cannot be taken up does not keep the others from being served.
         let mut refused = None;
-        for (file, opened) in files.into_iter().zip(opened) {
-            if let Err(why) = self.take_up_one(file, opened).await {
-                refused = refused.or(Some(SetRefusal { ino: Some(file.ino), why }));
+        while !files.is_empty() {
+            let line = self.channel.number();
+            let inos: Vec<Ino> = files.iter().map(|file| file.ino).collect();
+            let opened = self.open_set(&inos, |file| self.declared(file)).await;
+            for (file, opened) in std::mem::take(&mut files).into_iter().zip(opened) {
+                match self.take_up_one(file, line, opened).await {
+                    Ok(true) => {}
+                    Ok(false) => files.push(file),
+                    Err(why) => refused = refused.or(Some(SetRefusal { ino: Some(file.ino), why })),
+                }
             }
         }
         refused.map_or(Ok(()), Err)
     }
 
-    async fn take_up_one(&self, file: &File, opened: Result<OpenedFile, Refusal>) -> Result<(), Refusal> {
+    /// False if another coordinator has been told meanwhile that this node does not serve it.
+    async fn take_up_one(
+        &self,
+        file: &File,
+        line: u64,
+        opened: Result<OpenedFile, Refusal>,
+    ) -> Result<bool, Refusal> {
         let opened = opened?;
         let Some(term) = opened.term.filter(|term| term.client == self.client) else {
             return Err(Refusal::Busy("it has gone to another node meanwhile".to_owned()));
         };
+        let _turn = file.turn.take().await;
+        let _stop = file.gate.stop();
+        file.gate.drain().await;
+        let _giving = self.givings.enter().await;
+        if self.channel.number() != line {
+            return Ok(false);
+        }
         self.take_slots(file, &opened.slots);
         let here = self.service_here(file.ino, &term);
         if let Some(epoch) = term.owned {
             self.authority.arrived(&[self.resource(file.ino)], self.client, epoch);
         }
-        let _turn = file.turn.take().await;
-        let _stop = file.gate.stop();
-        file.gate.drain().await;
         self.count_lost(file, &term);
         // From now on this node knows better than any answer.
         self.channel.cache.invalidate(&[Key::Attr(file.ino)]);
         file.serve(&opened.attr, Some(here));
-        Ok(())
+        Ok(true)
     }
 
     fn declared(&self, ino: Ino) -> bool {
@@ -316,13 +331,18 @@ impl Core {
         if !file.is_elsewhere() {
             return Ok(());
         }
+        let line = self.channel.number();
         let open = Operation::Open { ino: file.ino, write: file.declared.load(SeqCst) };
         match self.channel.call(open).await? {
             Answer::Opened { attr, term, slots } if term.client == self.client => {
-                self.take_slots(file, &slots);
-                let here = self.service_here(file.ino, &term);
                 let _stop = file.gate.stop();
                 file.gate.drain().await;
+                let _giving = self.givings.enter().await;
+                if self.channel.number() != line || self.resigns.load(SeqCst) {
+                    return Err(Refusal::Stale("another mount coordinates the volume".to_owned()));
+                }
+                self.take_slots(file, &slots);
+                let here = self.service_here(file.ino, &term);
                 self.count_lost(file, &term);
                 file.serve(&attr, Some(here));
                 Ok(())

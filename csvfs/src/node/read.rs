@@ -211,9 +211,15 @@ impl Core {
     /// is known to the coordinator, or nothing.
     pub(super) async fn reload(&self, file: &File, range: std::ops::Range<FileBlock>) -> Result<(), Refusal> {
         let mut from = range.start;
+        let lent_on = file.lent.load(SeqCst).then(|| self.channel.number());
         while from < range.end {
             let ask = Operation::Layout { ino: file.ino, from, limit: PART_EXTENTS };
-            let Answer::Layout(part) = self.channel.call(ask).await? else {
+            // A layout that is lent is one coordinator's to lend.
+            let answer = match lent_on {
+                Some(line) => self.channel.call_on(line, ask).await?,
+                None => self.channel.call(ask).await?,
+            };
+            let Answer::Layout(part) = answer else {
                 return Err(Refusal::Io(format!("the layout of {} is not understood", file.ino)));
             };
             let reached = part.extents.last().map(crate::types::Extent::end);

@@ -102,8 +102,15 @@ impl Core {
         if !attr.sealed || attr.kind != Kind::File || !file.is_elsewhere() || file.lent.load(SeqCst) {
             return;
         }
+        self.borrow_anew(file).await;
+    }
+
+    /// Asks for the layout of a file that is open here, and that another node serves: it is lent if the file is sealed.
+    pub(super) async fn borrow_anew(&self, file: &File) {
         let recalls = file.recalls.load(SeqCst);
-        match self.channel.call(Operation::Open { ino: file.ino, write: false }).await {
+        let open = Operation::Open { ino: file.ino, write: false };
+        let (opened, _pass, _) = self.channel.call_inside(open, &self.openings).await;
+        match opened {
             Ok(Answer::Opened { attr, slots, .. }) => {
                 // It may have come here meanwhile.
                 self.take_slots(file, &slots);

@@ -28,6 +28,8 @@ const SLOTS_BYTES: usize = 512 << 10;
 
 /// What the coordinator asks for.
 pub(super) struct Demand {
+    /// The epoch in which it serves.
+    pub(super) coordinator: Epoch,
     pub(super) journey: u64,
     /// With the terms that are to end.
     pub(super) files: Vec<(Ino, u64)>,
@@ -208,6 +210,14 @@ impl Core {
         let in_place = own_wish || (next.is_none() && self.is_home());
         let slots = if in_place { Vec::new() } else { self.hand_slots(demand.journey, &files).await? };
         failpoint::reached("yield.committed");
+        // What another coordinator is told of this node holds: nothing is given for one that is not any more.
+        let giving = self.givings.enter().await;
+        if demand.coordinator != self.channel.coordinator() {
+            return Err(Refusal::Stale("another mount coordinates the volume now; try again".to_owned()));
+        }
+        if self.resigns.load(SeqCst) {
+            return Err(Refusal::Busy("another mount is to coordinate the volume; try again".to_owned()));
+        }
         let epoch = self.give(set, next, terms.escrow).await?;
         failpoint::reached("yield.given");
         for file in &files {
@@ -220,6 +230,7 @@ impl Core {
                 *file.guest_slots.lock() = Cache::default();
             }
         }
+        drop(giving);
         drop(stills);
         if is_offered {
             // The pins have gone with the files.
@@ -232,7 +243,7 @@ impl Core {
     }
 
     /// V8, P7: nothing of the set is in flight, and nothing will land later. All are stopped before any is waited for.
-    async fn hold_all_still(self: &Arc<Self>, files: &[Arc<File>]) -> (Vec<Stop>, Vec<Still>) {
+    pub(super) async fn hold_all_still(self: &Arc<Self>, files: &[Arc<File>]) -> (Vec<Stop>, Vec<Still>) {
         // Others' requests end first, as they pass the gate, too; new ones are told to ask who serves.
         let guests: Vec<Stop> = files.iter().map(|file| file.guests.stop()).collect();
         for file in files {

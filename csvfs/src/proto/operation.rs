@@ -1,6 +1,7 @@
 //! What a node asks of the coordinator.
 
 use bincode::{Decode, Encode};
+use lockd::ids::Epoch;
 use lockd::machine::Cookie;
 
 use super::Owned;
@@ -88,13 +89,37 @@ pub struct WrittenRun {
     pub len: u64,
 }
 
-/// A file that a client holds open, declared anew when it attaches.
+/// A file that a client opens, or holds open and declares anew when it attaches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Declared {
     /// The inode.
     pub ino: Ino,
     /// Open for writing.
     pub write: bool,
+    /// As its owner the client serves it, for a coordinator that does not know that.
+    pub served: Option<Served>,
+}
+
+/// By which right, and in which term, a client serves a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Served {
+    /// The epoch of its ownership.
+    pub epoch: Epoch,
+    /// The term.
+    pub tenure: u64,
+    /// The first term from which on each has handed over to the next.
+    pub since: u64,
+}
+
+/// What is handed on of a file that nobody owns, from one coordinator's node to the next: all of its data is committed.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Kept {
+    /// The file.
+    pub ino: Ino,
+    /// As in [`Served`].
+    pub since: u64,
+    /// The slots of its remote users.
+    pub slots: Vec<u8>,
 }
 
 /// How a client wants to own files.
@@ -206,9 +231,10 @@ pub enum Operation {
     /// The client's last handles of these are closed. Whoever served a file has committed it, and hands over the `slots`
     /// of its remote users. Answer: `Done`.
     Close { files: Vec<FileSlots> },
-    /// The client is here and can be called back. Leases that it had are over, and what it holds open is this. Answer:
-    /// `Done`.
-    Attach { open: Vec<Declared> },
+    /// The client is here and can be called back. Leases that it had are over, and what it holds open is this, in several
+    /// parts if it is much; `kept` is what the last coordinator's node hands on. The last part is answered when everybody who
+    /// may have been leased something by an earlier coordinator has done the same, or is over (V9). Answer: `Done`.
+    Attach { first: bool, last: bool, open: Vec<Declared>, kept: Vec<Kept> },
     /// Who serves a file that somebody holds open; answered when it is not on its way from one server to another.
     /// Answer: `Opened`.
     Serving { ino: Ino },

@@ -15,8 +15,7 @@ pub fn plan(world: &Arc<World>) {
     world.lockd.be_unlucky(0.15);
     for _ in 0..count {
         let at = world.schedule.between(300_000, 5_500_000);
-        // The first node is the coordinator's: there is no takeover yet, so it keeps its session.
-        let node = world.schedule.draw(|random| random.random_range(1..nodes.max(2)));
+        let node = world.schedule.draw(|random| random.random_range(0..nodes));
         let other = world.schedule.draw(|random| random.random_range(0..nodes));
         let (short, long) =
             (world.schedule.between(50_000, 700_000), world.schedule.between(500_000, 6_000_000));
@@ -27,7 +26,7 @@ pub fn plan(world: &Arc<World>) {
 }
 
 /// How many kinds of trouble there are.
-const KINDS: u32 = 16;
+const KINDS: u32 = 18;
 
 fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Duration, long: Duration) {
     world.schedule.note("fault", &[u64::from(kind), node as u64, other as u64]);
@@ -83,6 +82,13 @@ fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Durat
             world.schedule.after(long.max(LEASE * 2), move || then.lockd.cut(node, false));
         }
         13 | 14 => world.remount(node, (kind == 14).then_some(short)),
+        15 => world.move_role(other),
+        16 => {
+            // Whoever coordinates at that moment.
+            if let Some((home, _)) = world.home() {
+                world.bury(&home);
+            }
+        }
         _ => world.lockd.change_leader(),
     }
 }

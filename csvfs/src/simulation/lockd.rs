@@ -311,7 +311,7 @@ impl Lockd {
     fn bad_luck(self: &Arc<Self>, node: &NodeName) {
         let unlucky = self.cluster.lock().unlucky;
         let number = node.as_str().trim_start_matches('n').parse().unwrap_or(0);
-        if number == 0 || !self.schedule.happens(unlucky) {
+        if !self.schedule.happens(unlucky) {
             return;
         }
         let (from, span) = (self.schedule.between(0, 30_000), self.schedule.between(2_200_000, 4_000_000));

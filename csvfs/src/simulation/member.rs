@@ -1,14 +1,15 @@
-//! One incarnation of a node: the production node, plane and (on the first node) coordinator in one process.
+//! One incarnation of a node: the production node, plane and, where that is its role, coordinator in one process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use lockd::authority::Authority;
-use lockd::ids::{ClientId, Epoch, SessionId};
+use lockd::authority::{Authority, Handover};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::network::{Carrier, InProcess, OnReply, Service};
 use parking_lot::Mutex;
+use redb::Database;
 use redirector::buffer::Pool;
 
 use super::VOLUME;
@@ -16,7 +17,7 @@ use super::agent::Agent;
 use super::lun::Port;
 use super::schedule::{Answer, Party, Schedule, VirtualClock};
 use super::world::World;
-use crate::cluster::Plane;
+use crate::cluster::{Control, Plane};
 use crate::coordinator::Coordinator;
 use crate::node::{Node, Options, Parts};
 use crate::refusal::Refusal;
@@ -26,11 +27,19 @@ use crate::service::{Done, HandleId};
 const TICK: Duration = Duration::from_millis(10);
 /// See [`TICK`].
 const ROUND: Duration = Duration::from_millis(500);
+/// Between two looks at who coordinates.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often files that are changing hands are looked at before the role is handed over all the same.
+const REST_TRIES: usize = 100;
 
 /// The coordinator, with its writer's steps taken a while after something has come.
 #[derive(Debug)]
 pub struct Door {
     pub coordinator: Arc<Coordinator>,
+    /// In which it serves.
+    pub epoch: Epoch,
+    pub database: Arc<Database>,
+    is_closed: AtomicBool,
     schedule: Arc<Schedule>,
     party: Arc<Party>,
     is_due: AtomicBool,
@@ -38,11 +47,23 @@ pub struct Door {
 
 impl Door {
     /// A coordinator in the process `party`.
-    pub fn new(coordinator: Arc<Coordinator>, schedule: &Arc<Schedule>, party: &Arc<Party>) -> Arc<Self> {
+    pub fn new(
+        (coordinator, epoch, database): (Arc<Coordinator>, Epoch, Arc<Database>),
+        schedule: &Arc<Schedule>,
+        party: &Arc<Party>,
+    ) -> Arc<Self> {
         let (schedule, party) = (Arc::clone(schedule), Arc::clone(party));
-        let door = Arc::new(Self { coordinator, schedule, party, is_due: AtomicBool::new(false) });
+        let (is_due, is_closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let door = Arc::new(Self { coordinator, epoch, database, is_closed, schedule, party, is_due });
         door.round_later();
         door
+    }
+
+    /// The coordinator serves nobody any more.
+    pub fn close(&self) {
+        self.coordinator.retire();
+        self.coordinator.stop();
+        self.is_closed.store(true, SeqCst);
     }
 
     fn step_later(self: &Arc<Self>) {
@@ -52,7 +73,7 @@ impl Door {
         let door = Arc::clone(self);
         self.schedule.after_in(&self.party, self.schedule.between(30, 500), move || {
             door.is_due.store(false, SeqCst);
-            if door.coordinator.step() {
+            if !door.is_closed.load(SeqCst) && door.coordinator.step() {
                 door.step_later();
             }
         });
@@ -61,6 +82,9 @@ impl Door {
     fn round_later(self: &Arc<Self>) {
         let door = Arc::clone(self);
         self.schedule.after_in(&self.party, TICK, move || {
+            if door.is_closed.load(SeqCst) {
+                return;
+            }
             door.round_later();
             door.step_later();
             door.coordinator.round();
@@ -87,12 +111,33 @@ pub struct Member {
     pub agent: Arc<Agent>,
     pub plane: Arc<Plane>,
     pub node: Arc<Node>,
+    pub port: Arc<Port>,
+    /// The coordinator, if it is here.
+    pub door: Mutex<Option<Arc<Door>>>,
+    /// Where it stands with a coordinator.
+    way: Mutex<Way>,
+    /// It looks who coordinates.
+    looks: AtomicBool,
+    /// The epoch in which it last had the role.
+    had: AtomicU64,
+    /// It takes no role any more; it is handing over the one that it has.
+    pub leaves: AtomicBool,
+    /// See `leaves`.
+    hands_over: AtomicBool,
     /// Open handles, by file and user.
     pub handles: Mutex<BTreeMap<(u16, usize), HandleId>>,
     /// Steps that its users have left, and those that the users of the node's next mount will have.
     pub left: AtomicU64,
     /// See `left`.
     pub put_aside: AtomicU64,
+}
+
+/// Where a mount stands with a coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Nobody,
+    Attaching(Epoch),
+    Attached(Epoch),
 }
 
 /// Questions that may wait, one after the other.
@@ -119,18 +164,10 @@ impl Member {
         }
         let (client, lease) = (agent.client(), Arc::clone(plane.lease()));
         let port = Port::new(&world.disk, party, client, lease);
-        let is_home = party.node == 0;
-        let role = if is_home { world.open_store(party, &plane, &port) } else { world.role() };
-        let entrance = Arc::new(Entrance(world.door()));
-        let carrier: Arc<dyn Carrier> = if is_home {
-            Arc::new(InProcess(entrance))
-        } else {
-            world.network.carrier(party, &world.door().party, entrance as _)
-        };
         let node = Node::simulated(
             Parts {
-                carrier,
-                lun: port,
+                carrier: None,
+                lun: Arc::clone(&port) as _,
                 authority: Arc::clone(&plane) as _,
                 beat: None,
                 peers: world.network.ways(party),
@@ -139,7 +176,7 @@ impl Member {
                 pool: Pool::default(),
                 volume: VOLUME,
                 client,
-                coordinator: role,
+                coordinator: Epoch::NOBODY,
                 options: options(),
             },
             questions(schedule, party),
@@ -152,14 +189,162 @@ impl Member {
             agent,
             plane,
             node,
+            port,
+            door: Mutex::default(),
+            way: Mutex::new(Way::Nobody),
+            looks: AtomicBool::new(false),
+            had: AtomicU64::new(0),
+            leaves: AtomicBool::new(false),
+            hands_over: AtomicBool::new(false),
             handles: Mutex::default(),
             left: AtomicU64::new(0),
             put_aside: AtomicU64::new(0),
         });
         member.tick_later(schedule);
         member.round_later(schedule);
-        member.wait(world, |node, done| node.attach(done))?;
+        let (told, of) = (Arc::downgrade(&member), Arc::downgrade(world));
+        member.plane.on_role(move || {
+            if let (Some(member), Some(world)) = (told.upgrade(), of.upgrade()) {
+                member.look_later(&world, world.schedule.between(100, 3_000));
+            }
+        });
+        member.look_again_and_again(world);
+        while !matches!(*member.way.lock(), Way::Attached(_)) {
+            if member.agent.has_ended() {
+                return Err(Refusal::Stale("the session has ended".to_owned()));
+            }
+            member.rest(world, Duration::from_millis(10));
+        }
         Ok(member)
+    }
+
+    fn look_again_and_again(self: &Arc<Self>, world: &Arc<World>) {
+        self.look_later(world, Duration::ZERO);
+        let (member, again) = (Arc::clone(self), Arc::clone(world));
+        world.schedule.after_in(&self.party, LOOK, move || member.look_again_and_again(&again));
+    }
+
+    fn look_later(self: &Arc<Self>, world: &Arc<World>, delay: Duration) {
+        let (member, of) = (Arc::clone(self), Arc::clone(world));
+        world.schedule.after_in(&self.party, delay, move || {
+            if !member.looks.swap(true, SeqCst) {
+                member.look(&of);
+                member.looks.store(false, SeqCst);
+            }
+        });
+    }
+
+    /// What the thread of a mount that follows the role does.
+    fn look(self: &Arc<Self>, world: &Arc<World>) {
+        if self.hands_over.load(SeqCst) || self.agent.has_ended() {
+            return;
+        }
+        let role = ResourceId::Coordinator(VOLUME);
+        match self.plane.holder(&role) {
+            Some(holding) if holding.client == self.client() => self.serve(world, holding.epoch),
+            Some(holding) => {
+                let way = *self.way.lock();
+                let is_known = [Way::Attaching(holding.epoch), Way::Attached(holding.epoch)].contains(&way);
+                if is_known || self.door.lock().is_some() {
+                    return;
+                }
+                if let Some(node) = world.network.node_of(holding.client) {
+                    let carrier = world.network.way_to_coordinator(&self.party, node);
+                    self.follow(world, carrier, holding.epoch);
+                }
+            }
+            None if self.leaves.load(SeqCst) || !self.agent.has_lease() => {}
+            None => match self.plane.acquire(&role, self.client()) {
+                Ok(holding) => self.serve(world, holding.epoch),
+                Err(_) => self.look_later(world, Duration::from_millis(5)),
+            },
+        }
+    }
+
+    fn follow(self: &Arc<Self>, world: &Arc<World>, carrier: Arc<dyn Carrier>, epoch: Epoch) {
+        *self.way.lock() = Way::Attaching(epoch);
+        let (told, of) = (Arc::downgrade(self), Arc::downgrade(world));
+        let attached = move |result: Result<(), Refusal>| {
+            let (Some(member), Some(world)) = (told.upgrade(), of.upgrade()) else { return };
+            let mut way = member.way.lock();
+            if *way != Way::Attaching(epoch) {
+                return;
+            }
+            *way = if result.is_ok() { Way::Attached(epoch) } else { Way::Nobody };
+            drop(way);
+            world.schedule.note("attached", &[member.number as u64, epoch.0, u64::from(result.is_ok())]);
+        };
+        self.node.follow(carrier, epoch, Box::new(attached));
+    }
+
+    /// It coordinates from now on, unless it does so already.
+    fn serve(self: &Arc<Self>, world: &Arc<World>, epoch: Epoch) {
+        if self.door.lock().is_some() {
+            return;
+        }
+        if epoch.0 <= self.had.fetch_max(epoch.0, SeqCst) {
+            // Known late, or it could not be given back.
+            let _ = self.plane.release(&ResourceId::Coordinator(VOLUME), self.client(), epoch);
+            return;
+        }
+        self.plane.arrived(&[ResourceId::Coordinator(VOLUME)], self.client(), epoch);
+        // Opening takes a while.
+        self.rest(world, world.schedule.between(1_000, 200_000));
+        let door = match world.open_store(self, epoch) {
+            Ok(door) => door,
+            Err(why) => {
+                world.schedule.note("not opened", &[self.number as u64]);
+                tracing::debug!(why, "the store is not opened");
+                return;
+            }
+        };
+        *self.door.lock() = Some(Arc::clone(&door));
+        let entrance = Arc::new(Entrance(door));
+        world.network.serve_coordinator(&self.party, Arc::clone(&entrance) as _);
+        self.follow(world, Arc::new(InProcess(entrance)), epoch);
+    }
+
+    /// Hands the role to another mount, as [`crate::volume`] does it. Whether this one has it no more.
+    pub fn hand_over(self: &Arc<Self>, world: &Arc<World>, to: &Self) -> bool {
+        let Some(door) = self.door.lock().clone() else { return true };
+        if self.hands_over.swap(true, SeqCst) {
+            return false;
+        }
+        let is_done = self.hand_over_now(world, &door, to);
+        self.hands_over.store(false, SeqCst);
+        self.look_later(world, Duration::ZERO);
+        is_done
+    }
+
+    fn hand_over_now(self: &Arc<Self>, world: &Arc<World>, door: &Arc<Door>, to: &Self) -> bool {
+        world.schedule.note("hands over", &[self.number as u64, to.number as u64]);
+        if self.wait(world, |node, done| node.prepare_to_resign(done)).is_err() {
+            return false;
+        }
+        for _ in 0..REST_TRIES {
+            if door.coordinator.quieten() {
+                break;
+            }
+            self.rest(world, Duration::from_millis(10));
+        }
+        let Ok(slots) = self.wait(world, |node, done| node.resign(done)) else {
+            door.coordinator.stay();
+            return false;
+        };
+        *self.door.lock() = None;
+        *self.way.lock() = Way::Nobody;
+        door.close();
+        self.node.hang_up(door.coordinator.bequeath(slots));
+        world.network.serve_no_coordinator(self.number);
+        let role = ResourceId::Coordinator(VOLUME);
+        let holdings = vec![(role.clone(), door.epoch)];
+        let next = (to.session(), to.client());
+        let handover = Handover { holdings, from: self.client(), to: next, pinned: false, escrow: None };
+        if self.plane.transfer(&handover).is_err() {
+            // Whoever comes first has it.
+            let _ = self.plane.release(&role, self.client(), door.epoch);
+        }
+        true
     }
 
     /// Asks the node and waits.
@@ -259,6 +444,3 @@ fn questions(
         }
     }
 }
-
-/// The epoch of a role that is not known yet.
-pub const NO_ROLE: Epoch = Epoch(0);

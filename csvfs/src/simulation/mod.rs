@@ -6,7 +6,7 @@
 //! | `schedule`, `trace` | virtual time, who runs next, what has happened |
 //! | `network`, `lun` | what loses, repeats, delays and reorders |
 //! | `lockd`, `agent` | the production state machine under a replicated log; a node's side of it |
-//! | `member` | the production node, plane and coordinator as one process |
+//! | `member`, `plate` | the production node, plane and coordinator as one process; the store of whoever has that role |
 //! | `words`, `model`, `holdings`, `users` | what is written and what must be read; what is held |
 //! | `faults`, `world` | what goes wrong, and the run as a whole |
 
@@ -18,6 +18,7 @@ mod lun;
 mod member;
 mod model;
 mod network;
+mod plate;
 mod schedule;
 mod tests;
 mod trace;

@@ -15,8 +15,8 @@ use super::lockd::Lockd;
 use super::schedule::{Act, Party, Schedule};
 use crate::node::is_refusal;
 use crate::peers::Peers;
-use crate::proto::Answered;
 use crate::proto::codec::decode;
+use crate::proto::{Answered, CallAnswer};
 
 /// How long an asker waits before it sends again.
 const PATIENCE: Duration = Duration::from_millis(60);
@@ -26,6 +26,8 @@ type HeldUp = Vec<(Arc<Party>, Act)>;
 
 #[derive(Default)]
 struct State {
+    /// The coordinator's door, on the node that has it, or had it last.
+    doors: BTreeMap<usize, (Arc<Party>, Arc<dyn Service>)>,
     /// What answers on each node.
     services: BTreeMap<usize, (Arc<Party>, Arc<dyn Service>)>,
     /// On which node a client is, or was.
@@ -68,6 +70,28 @@ impl Network {
         let earlier = state.services.insert(party.node, (Arc::clone(party), service));
         drop(state);
         drop(earlier);
+    }
+
+    /// Who asks for the coordinator on the node of `party` comes to `door` from now on.
+    pub fn serve_coordinator(&self, party: &Arc<Party>, door: Arc<dyn Service>) {
+        let earlier = self.state.lock().doors.insert(party.node, (Arc::clone(party), door));
+        drop(earlier);
+    }
+
+    /// There is no coordinator on this node any more.
+    pub fn serve_no_coordinator(&self, node: usize) {
+        let earlier = self.state.lock().doors.remove(&node);
+        drop(earlier);
+    }
+
+    /// On which node a client is, or was.
+    pub fn node_of(&self, client: ClientId) -> Option<usize> {
+        self.state.lock().nodes.get(&client).copied()
+    }
+
+    /// The way from `from` to the coordinator on a node.
+    pub fn way_to_coordinator(self: &Arc<Self>, from: &Arc<Party>, node: usize) -> Arc<dyn Carrier> {
+        Arc::new(Way { network: Arc::clone(self), from: Arc::clone(from), node, is_to_coordinator: true })
     }
 
     /// Nothing passes between two nodes, in the direction from `one` to `other`.
@@ -119,8 +143,9 @@ impl Network {
     pub fn end(&self) {
         let mut state = self.state.lock();
         let (services, held) = (std::mem::take(&mut state.services), std::mem::take(&mut state.held));
+        let doors = std::mem::take(&mut state.doors);
         drop(state);
-        drop((services, held));
+        drop((services, doors, held));
     }
 
     /// Holds `act` up, if that is so of its link. Gives it back otherwise.
@@ -179,7 +204,8 @@ struct Ways {
 impl Peers for Ways {
     fn way(&self, _session: SessionId, client: ClientId) -> Option<Arc<dyn Carrier>> {
         let node = *self.network.state.lock().nodes.get(&client)?;
-        Some(Arc::new(Way { network: Arc::clone(&self.network), from: Arc::clone(&self.party), node }))
+        let (network, from) = (Arc::clone(&self.network), Arc::clone(&self.party));
+        Some(Arc::new(Way { network, from, node, is_to_coordinator: false }))
     }
 }
 
@@ -189,11 +215,16 @@ struct Way {
     network: Arc<Network>,
     from: Arc<Party>,
     node: usize,
+    is_to_coordinator: bool,
 }
 
 impl Carrier for Way {
     fn request(&self, frame: Vec<u8>, on_reply: OnReply) {
-        let there = self.network.state.lock().services.get(&self.node).cloned();
+        let there = {
+            let state = self.network.state.lock();
+            let all = if self.is_to_coordinator { &state.doors } else { &state.services };
+            all.get(&self.node).cloned()
+        };
         match there {
             Some((to, service)) => {
                 self.network.carrier(&self.from, &to, service).request(frame, on_reply);
@@ -213,7 +244,9 @@ struct Wire {
 
 /// Whether a reply, of the coordinator or of a node, is a refusal.
 fn refuses(reply: &[u8]) -> bool {
-    is_refusal(reply) || decode::<Answered>(reply).is_ok_and(|answered| answered.reply.is_err())
+    is_refusal(reply)
+        || decode::<Answered>(reply).is_ok_and(|answered| answered.reply.is_err())
+        || matches!(decode::<CallAnswer>(reply), Ok(CallAnswer::Refused(_)))
 }
 
 type Tell = Arc<dyn Fn(Result<Vec<u8>, CarrierError>) + Send + Sync>;

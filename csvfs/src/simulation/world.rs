@@ -10,19 +10,19 @@ use lockd::ids::{Epoch, ResourceId, SessionId};
 use lockd::rules::Rules;
 use parking_lot::Mutex;
 use redb::Database;
-use redb::backends::InMemoryBackend;
 
 use super::VOLUME;
 use super::agent::Agent;
 use super::faults;
 use super::lockd::Lockd;
-use super::lun::{Disk, Port};
-use super::member::{Door, Member, NO_ROLE};
+use super::lun::Disk;
+use super::member::{Door, Member};
 use super::network::Network;
+use super::plate::Plates;
 use super::schedule::{Party, Schedule, VirtualClock};
 use super::trace::Trace;
 use super::users::Users;
-use crate::cluster::{Control, Plane};
+use crate::cluster::Control;
 use crate::coordinator::{self, Coordinator};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::store::check::check;
@@ -76,10 +76,9 @@ pub struct World {
     pub lockd: Arc<Lockd>,
     pub disk: Arc<Disk>,
     pub users: Arc<Users>,
-    database: Arc<Database>,
+    plates: Plates,
     nodes: Mutex<Nodes>,
-    door: Mutex<Option<Arc<Door>>>,
-    role: Mutex<Epoch>,
+    has_begun: AtomicBool,
     is_healed: AtomicBool,
 }
 
@@ -121,8 +120,10 @@ pub fn run(plan: Plan) -> Result<u64, String> {
         if server == Some(client) { Ok(()) } else { Err(format!("it is served by {server:?}")) }
     });
     let disk = Disk::new(&schedule, SIZE, judge);
-    let database = Database::builder().create_with_backend(InMemoryBackend::new()).expect("memory");
+    let plates = Plates::default();
+    let database = Database::builder().create_with_backend(plates.copy()).expect("memory");
     initialise(&database, &[region()], Timestamp(1)).expect("an empty store");
+    drop(database);
     let world = Arc::new(World {
         plan,
         rules: plan.rules,
@@ -131,10 +132,9 @@ pub fn run(plan: Plan) -> Result<u64, String> {
         lockd,
         disk,
         users,
-        database: Arc::new(database),
+        plates,
         nodes: Mutex::default(),
-        door: Mutex::default(),
-        role: Mutex::new(NO_ROLE),
+        has_begun: AtomicBool::new(false),
         is_healed: AtomicBool::new(false),
     });
     let told = Arc::downgrade(&world);
@@ -150,12 +150,14 @@ pub fn run(plan: Plan) -> Result<u64, String> {
     world.network.end();
     world.lockd.end();
     let nodes = std::mem::take(&mut *world.nodes.lock());
-    let door = world.door.lock().take();
-    if let Some(door) = &door {
-        door.coordinator.stop();
+    for member in nodes.running.values() {
+        let door = member.door.lock().take();
+        if let Some(door) = door {
+            door.close();
+        }
     }
     world.users.end();
-    drop((nodes, door));
+    drop(nodes);
     result.map_err(|why| format!("seed {}: {why}\n{plan:?}", plan.seed))
 }
 
@@ -164,14 +166,12 @@ fn region() -> Run {
 }
 
 impl World {
-    /// The coordinator's door; there once the first node has started.
-    pub fn door(&self) -> Arc<Door> {
-        Arc::clone(self.door.lock().as_ref().expect("the first node starts first"))
-    }
-
-    /// The epoch of the coordinator.
-    pub fn role(&self) -> Epoch {
-        *self.role.lock()
+    /// The mount that coordinates, if one does.
+    pub fn home(&self) -> Option<(Arc<Member>, Arc<Door>)> {
+        let home = self.lockd.holder(&ResourceId::Coordinator(VOLUME))?;
+        let member = self.members().into_iter().find(|member| member.client() == home)?;
+        let door = member.door.lock().clone()?;
+        Some((member, door))
     }
 
     /// The nodes that are up.
@@ -190,19 +190,21 @@ impl World {
         self.nodes.lock().running.get(&number).cloned()
     }
 
-    /// The first node becomes the coordinator.
-    pub fn open_store(&self, party: &Arc<Party>, plane: &Arc<Plane>, port: &Arc<Port>) -> Epoch {
-        let role = ResourceId::Coordinator(VOLUME);
-        let client = plane.add_client().expect("registered");
-        let epoch = plane.acquire(&role, client).expect("nobody else is there").epoch;
-        let clock = VirtualClock { schedule: Arc::clone(&self.schedule), party: Arc::clone(party) };
+    /// `member` opens the store, and coordinates in `epoch`.
+    pub fn open_store(&self, member: &Member, epoch: Epoch) -> Result<Arc<Door>, String> {
+        let clock = VirtualClock { schedule: Arc::clone(&self.schedule), party: Arc::clone(&member.party) };
+        if member.agent.has_ended() {
+            return Err("the session has ended".to_owned());
+        }
+        let database = Database::builder().create_with_backend(self.plates.copy());
+        let database = Arc::new(database.map_err(|error| error.to_string())?);
         let coordinator = Coordinator::simulated(coordinator::Parts {
-            database: Arc::clone(&self.database),
+            database: Arc::clone(&database),
             journal: None,
             space: Arc::new(NoSpaceNeeded),
-            lun: Arc::clone(port) as _,
-            authority: Arc::clone(plane) as _,
-            peers: self.network.ways(party),
+            lun: Arc::clone(&member.port) as _,
+            authority: Arc::clone(&member.plane) as _,
+            peers: self.network.ways(&member.party),
             clock: Arc::new(clock),
             rules: self.rules,
             key: KEY,
@@ -214,11 +216,10 @@ impl World {
             beside: None,
             scrub: false,
         });
-        let coordinator = coordinator.expect("an empty store");
-        plane.tell(&coordinator);
-        *self.role.lock() = epoch;
-        *self.door.lock() = Some(Door::new(coordinator, &self.schedule, party));
-        epoch
+        let coordinator = coordinator.map_err(|error| error.to_string())?;
+        member.plane.tell(&coordinator);
+        self.schedule.note("coordinates", &[member.number as u64, epoch.0]);
+        Ok(Door::new((coordinator, epoch, database), &self.schedule, &member.party))
     }
 
     /// A node comes up, in a new process.
@@ -236,11 +237,10 @@ impl World {
             match Member::start(&world, &inside, earlier.as_deref()) {
                 Ok(member) => world.started(&member),
                 // Its session has ended meanwhile.
-                Err(_) if number > 0 => {
+                Err(_) => {
                     inside.kill();
                     world.start(number);
                 }
-                Err(refusal) => world.schedule.fail(format!("the first node does not start: {refusal}")),
             }
         });
     }
@@ -251,7 +251,8 @@ impl World {
         let is_first = {
             let mut nodes = self.nodes.lock();
             nodes.starting.remove(&number);
-            nodes.running.insert(number, Arc::clone(member)).is_none() && number == 0
+            nodes.running.insert(number, Arc::clone(member));
+            number == 0 && !self.has_begun.swap(true, SeqCst)
         };
         if is_first {
             self.users.make_files(self, member);
@@ -299,6 +300,14 @@ impl World {
                 return world.unmount_later(member);
             }
             world.users.close_all(&member);
+            member.leaves.store(true, SeqCst);
+            let next = world.mounted().into_iter().find(|other| other.number != member.number);
+            if let Some(next) = next
+                && !member.hand_over(&world, &next)
+                && !member.agent.has_ended()
+            {
+                return world.bury(&member);
+            }
             let was_healed = world.is_healed.load(SeqCst);
             let ended = member.wait(&world, |node, done| node.shut_down(done));
             if !member.agent.has_ended() {
@@ -312,6 +321,13 @@ impl World {
                         let wrong = format!("node {} is not unmounted: {refusal}", member.number);
                         return world.schedule.fail(wrong);
                     }
+                }
+                let door = member.door.lock().take();
+                if let Some(door) = door {
+                    // There is no other mount: the role is free.
+                    let _ = door.coordinator.end_client(member.client());
+                    door.close();
+                    world.network.serve_no_coordinator(member.number);
                 }
                 member.plane.end_client(member.client());
             }
@@ -360,10 +376,6 @@ impl World {
     fn session_over(self: &Arc<Self>, session: SessionId, fenced: bool) {
         self.schedule.note(if fenced { "fenced" } else { "ended" }, &[session.0]);
         self.users.lost(session, fenced);
-        let first = self.member(0);
-        if !fenced && first.is_some_and(|member| member.session() == session) {
-            self.schedule.fail("the coordinator's session has ended: this plan has no takeover".to_owned());
-        }
     }
 
     /// Buries those whose sessions have ended, and finds out whether everything is done.
@@ -381,7 +393,7 @@ impl World {
                 let nodes = world.nodes.lock();
                 nodes.running.len() == world.plan.nodes && nodes.leaving.is_empty() && nodes.again.is_empty()
             };
-            let attached = || world.door().coordinator.attached().len();
+            let attached = || world.home().map_or(0, |(_, door)| door.coordinator.attached().len());
             let nodes = world.plan.nodes;
             let settled = world.lockd.sessions() == (nodes, nodes) && attached() == nodes;
             if world.is_healed.load(SeqCst) && are_up && settled && world.users.are_done() {
@@ -391,11 +403,26 @@ impl World {
                 let waits = world.users.under_way();
                 let up = world.nodes.lock().running.keys().copied().collect::<Vec<_>>();
                 let (sessions, attached) = (world.lockd.sessions(), attached());
+                let home = world.home().map(|(member, door)| (member.number, door.coordinator.describe()));
                 return world.schedule.fail(format!(
-                    "no progress; nodes up: {up:?}, sessions: {sessions:?}, mounts: {attached}; under way: {waits}"
+                    "no progress; nodes up: {up:?}, sessions: {sessions:?}, mounts: {attached}, coordinator: {home:?}; under \
+                     way: {waits}"
                 ));
             }
             world.watch_later();
+        });
+    }
+
+    /// The role goes to another node, as planned.
+    pub fn move_role(self: &Arc<Self>, to: usize) {
+        let (Some((home, _)), Some(to)) = (self.home(), self.member(to)) else { return };
+        let is_mounted = |number: usize| self.mounted().iter().any(|member| member.number == number);
+        if home.number == to.number || !is_mounted(home.number) || !is_mounted(to.number) {
+            return;
+        }
+        let world = Arc::clone(self);
+        self.schedule.after_in(&home.party.clone(), Duration::ZERO, move || {
+            home.hand_over(&world, &to);
         });
     }
 
@@ -414,32 +441,33 @@ impl World {
 
     /// Looks at everything from every node, ends all of them cleanly, and checks the store.
     fn finish(self: &Arc<Self>) {
-        let Some(first) = self.member(0) else { return };
+        let Some((home, door)) = self.home() else { return self.watch_later() };
         let world = Arc::clone(self);
-        self.schedule.after_in(&first.party.clone(), Duration::ZERO, move || {
-            match world.end_cleanly(&first) {
+        self.schedule.after_in(&home.party.clone(), Duration::ZERO, move || {
+            match world.end_cleanly(&home, &door) {
                 Ok(()) => world.schedule.end(),
                 Err(why) => world.schedule.fail(why),
             }
         });
     }
 
-    fn end_cleanly(self: &Arc<Self>, first: &Arc<Member>) -> Result<(), String> {
+    fn end_cleanly(self: &Arc<Self>, first: &Arc<Member>, door: &Door) -> Result<(), String> {
         for member in self.members() {
             self.users.look_at_all(self, &member)?;
             self.users.unlock_all(&member)?;
             let ended = member.agent.end_host();
             ended.map_err(|error| format!("the host of node {} does not end: {error}", member.number))?;
         }
-        let others = self.members().into_iter().filter(|member| member.number > 0);
+        let others = self.members().into_iter().filter(|member| member.number != first.number);
         for member in others {
+            member.leaves.store(true, SeqCst);
             let ended = member.wait(self, |node, done| node.shut_down(done));
             ended.map_err(|refusal| format!("node {} does not end cleanly: {refusal}", member.number))?;
             member.plane.end_client(member.client());
         }
         let ended = first.wait(self, |node, done| node.shut_down(done));
-        ended.map_err(|refusal| format!("the first node does not end cleanly: {refusal}"))?;
-        let coordinator = Arc::clone(&self.door().coordinator);
+        ended.map_err(|refusal| format!("the coordinator's node does not end cleanly: {refusal}"))?;
+        let coordinator = Arc::clone(&door.coordinator);
         // The others' ends have been told by events, which may be late.
         for member in self.members() {
             let ended = coordinator.end_client(member.client());
@@ -449,7 +477,7 @@ impl World {
         for _ in 0..FINISHING {
             coordinator.round();
             first.rest(self, Duration::from_millis(20));
-            if self.check_space().is_ok() {
+            if Self::check_space(door).is_ok() {
                 break;
             }
         }
@@ -462,17 +490,17 @@ impl World {
         if let Some(failure) = coordinator.failure() {
             return Err(failure);
         }
-        let findings = check(&self.database, &KEY, &[region()], &mut |_, _, _| {});
+        let findings = check(&door.database, &KEY, &[region()], &mut |_, _, _| {});
         let findings = findings.map_err(|error| error.to_string())?;
         if !findings.is_clean() {
             return Err(format!("the store: {findings}"));
         }
-        self.check_space()
+        Self::check_space(door)
     }
 
     /// Every block is free or a file's.
-    fn check_space(&self) -> Result<(), String> {
-        let snapshot = crate::store::Snapshot::take(&self.database).map_err(|error| error.to_string())?;
+    fn check_space(door: &Door) -> Result<(), String> {
+        let snapshot = crate::store::Snapshot::take(&door.database).map_err(|error| error.to_string())?;
         let counters = snapshot.counters;
         if counters.pending.get() > 0 || counters.orphans.get() > 0 {
             return Err(format!("blocks leak: {counters:?}"));

@@ -51,6 +51,9 @@ pub struct VolumeStatus {
     pub fence: String,
     /// How the volume was opened.
     pub opening: Opening,
+    /// How this mount has last taken the coordinator's role over from another one; none if it never did.
+    #[serde(default)]
+    pub takeover: Option<Takeover>,
     /// What the mount has done since it started.
     pub counters: Counters,
     /// Blocks of 4 KiB: all, and free.
@@ -79,6 +82,21 @@ pub struct Opening {
     pub copied_bytes: f64,
     /// What was found damaged and could be tolerated.
     pub warnings: Vec<String>,
+}
+
+/// How a mount has taken the coordinator's role over.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Takeover {
+    /// When it began to serve, in nanoseconds since 1970.
+    pub at_ns: i64,
+    /// Seconds from when it had the role, or was handed it, until all nodes were served.
+    pub took_s: f64,
+    /// The node that had the role before.
+    pub from: String,
+    /// How the store was opened (rule V2).
+    pub how: String,
+    /// It was handed over; else the last coordinator was gone.
+    pub planned: bool,
 }
 
 /// Requests since the mount started.

@@ -134,6 +134,7 @@ mod tests {
             metadata: String::new(),
             fence: "none".to_owned(),
             opening: Opening::default(),
+            takeover: None,
             counters: Counters::default(),
             blocks: 10,
             blocks_free: 5,

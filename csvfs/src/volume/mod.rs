@@ -8,8 +8,10 @@ mod error;
 mod format;
 mod inquiry;
 mod join;
+mod office;
 mod reporter;
 mod settings;
+mod succession;
 mod watch;
 
 #[cfg(test)]
@@ -33,12 +35,14 @@ pub use reporter::Reporter;
 pub use settings::Settings;
 pub(crate) use watch::{refuse_beside_writer, refuse_moved};
 
-use crate::cluster::{ClusterLocks, Member};
-use crate::coordinator::{self, Beside, Coordinator};
+use self::office::Office;
+use self::succession::{Left, Succession};
+
+use crate::cluster::ClusterLocks;
+use crate::coordinator::{self, Beside};
 use crate::disk::area::{Area, AreaError};
 use crate::disk::journal::Journal;
 use crate::disk::label::Label;
-use crate::disk::member::MemberClaim;
 use crate::disk::open::{self, Hold, OpenError, OpenVolume, Opened};
 use crate::disk::survey::Survey;
 use crate::disk::view::{View, ViewOptions, open_beside, open_read_only};
@@ -47,15 +51,11 @@ use crate::fsck::{Rescued, rescue};
 use crate::lock_service::LockService;
 use crate::node::{self, Node};
 use crate::peers::Alone;
+use crate::refusal::Refusal;
 use crate::service::FileService;
 use crate::status::Opening;
-use crate::store::cookie::HashKey;
 use crate::store::redo::replayer;
 use crate::types::Run;
-
-/// How often, and after which pauses, a store is looked at that somebody still reads, before it is given up.
-const CLOSE_TRIES: u32 = 100;
-const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open volume and everything that serves it.
 #[derive(Debug)]
@@ -64,12 +64,8 @@ pub struct Volume {
     lun: Arc<dyn Lun>,
     control: Control,
     client: ClientId,
-    /// What a mount has that coordinates the volume.
+    /// The coordinator's part of a mount without a cluster.
     office: Option<Office>,
-    /// The claim of a mount that does not.
-    claim: Option<MemberClaim>,
-    /// The node that does, where it is another one.
-    coordinator: Option<String>,
     node: Arc<Node>,
     opening: Opening,
     settings: Settings,
@@ -81,25 +77,16 @@ enum Control {
     /// This mount alone.
     Alone(Arc<Standalone>),
     /// Its cluster.
-    Cluster(Member),
+    Cluster(Succession),
 }
 
 impl Control {
     fn authority(&self) -> Arc<dyn Authority> {
         match self {
             Self::Alone(standalone) => Arc::clone(standalone) as _,
-            Self::Cluster(member) => Arc::clone(&member.plane) as _,
+            Self::Cluster(succession) => Arc::clone(&succession.member().plane) as _,
         }
     }
-}
-
-/// The coordinator's part of a mount.
-#[derive(Debug)]
-struct Office {
-    coordinator: Arc<Coordinator>,
-    database: Arc<redb::Database>,
-    /// The claim; none on a volume that is only read.
-    hold: Option<Hold>,
 }
 
 /// What opening gave, for reading or for writing.
@@ -160,52 +147,21 @@ impl Volume {
     pub fn open(lun: Arc<dyn Lun>, settings: Settings) -> Result<Self, VolumeError> {
         let ground =
             if settings.read_only { Self::look(&lun, &settings)? } else { Self::take(&lun, &settings)? };
-        let Ground {
-            label,
-            epoch,
-            session,
-            lease,
-            database,
-            space,
-            hold,
-            settle,
-            opening,
-            label_at,
-            checked,
-            journal,
-            beside,
-        } = ground;
+        let (label, label_at) = (ground.label.clone(), ground.label_at);
         // From now on only this volume is accepted when the LUN is reached anew (P3).
         lun.expect(Identity { offset: label_at, bytes: label.encode().to_vec() });
         // Epochs of files start far above those of earlier sessions: each session has a range of its own.
-        let first_epoch = Epoch(epoch.0 << 32);
-        let authority = Arc::new(Standalone::new(session, lease, settings.client, first_epoch));
+        let first_epoch = Epoch(ground.epoch.0 << 32);
+        let lease = Arc::clone(&ground.lease);
+        let alone = Arc::new(Standalone::new(ground.session, lease, settings.client, first_epoch));
+        let authority: Arc<dyn Authority> = Arc::clone(&alone) as _;
         let client = authority.add_client()?;
         let role = authority.acquire(&ResourceId::Coordinator(label.uuid), client)?.epoch;
-        let database = Arc::new(database);
-        let coordinator = Coordinator::start(coordinator::Parts {
-            database: Arc::clone(&database),
-            space,
-            lun: Arc::clone(&lun),
-            authority: Arc::clone(&authority) as Arc<dyn Authority>,
-            peers: Arc::new(Alone),
-            clock: Arc::clone(&settings.clock),
-            rules: settings.rules,
-            key: HashKey(label.hash_key),
-            epoch: role,
-            volume: label.uuid,
-            read_only: settings.read_only,
-            discard: settings.discard,
-            settle,
-            journal,
-            beside: Some(beside),
-            scrub: !checked,
-        })?;
-        let office = Office { coordinator: Arc::clone(&coordinator), database, hold };
+        let office = Office::open(ground, &lun, &authority, Arc::new(Alone), role, &settings)?;
         let node = Node::start(node::Parts {
-            carrier: Arc::new(InProcess(coordinator)),
+            carrier: Some(Arc::new(InProcess(Arc::clone(&office.coordinator)))),
             lun: Arc::clone(&lun),
-            authority: Arc::clone(&authority) as Arc<dyn Authority>,
+            authority,
             beat: None,
             peers: Arc::new(Alone),
             clock: Arc::clone(&settings.clock),
@@ -218,9 +174,8 @@ impl Volume {
         })
         .map_err(VolumeError::Thread)?;
         let node = Arc::new(node);
-        let (control, office) = (Control::Alone(authority), Some(office));
-        let (claim, coordinator) = (None, None);
-        Ok(Self { label, lun, control, client, office, claim, coordinator, node, opening, settings })
+        let (control, opening) = (Control::Alone(alone), office.opening.clone());
+        Ok(Self { label, lun, control, client, office: Some(office), node, opening, settings })
     }
 
     /// Opens for writing: claims the volume (V1) and opens its store (V2).
@@ -317,7 +272,9 @@ impl Volume {
     pub fn locks(&self) -> Arc<dyn LockService> {
         match &self.control {
             Control::Alone(standalone) => Arc::clone(standalone.locks()) as _,
-            Control::Cluster(member) => Arc::new(ClusterLocks::new(member.plane.client(), self.label.uuid)),
+            Control::Cluster(succession) => {
+                Arc::new(ClusterLocks::new(succession.member().plane.client(), self.label.uuid))
+            }
         }
     }
 
@@ -337,75 +294,64 @@ impl Volume {
     #[must_use]
     pub fn reporter(&self, lun: String, mountpoint: String) -> Arc<Reporter> {
         let reporter = Arc::new(Reporter::new(self, lun, mountpoint));
-        if let Control::Cluster(member) = &self.control {
-            member.tell_status(&reporter);
+        if let Control::Cluster(succession) = &self.control {
+            succession.member().tell_status(&reporter);
         }
         reporter
     }
 
     /// Closes the volume: everything is committed, the reserve returns, the claim is released. The next opening needs no
-    /// wait and no copy.
+    /// wait and no copy. The coordinator's mount hands its role to another one before that, if there is one.
     pub fn close(self) -> Result<(), VolumeError> {
-        if let Control::Cluster(member) = &self.control {
-            member.let_go();
+        if let Control::Cluster(succession) = &self.control {
+            succession.member().let_go();
+            succession.leave();
         }
         let (sender, receiver) = mpsc::sync_channel(1);
         self.node.shut_down(Box::new(move |result| {
             let _ = sender.send(result);
         }));
         let drained = receiver.recv().unwrap_or(Ok(()));
-        let Self { control, client, office, claim, node, lun, .. } = self;
-        let Some(Office { coordinator, database, hold }) = office else {
-            let flushed = redirector::blocking::flush(lun.as_ref());
-            drop(node);
-            // A claim is closed when all that was sent is done; otherwise it is left as a crash would leave it.
-            if let Some(claim) = claim
-                && drained.is_ok()
-                && flushed.is_ok()
-                && let Err(errno) = claim.close()
-            {
-                tracing::warn!(errno, "the claim could not be closed; the next mount here closes it");
-            }
-            if let Control::Cluster(member) = control {
-                member.leave();
-            }
-            drained.map_err(VolumeError::Commit)?;
-            return flushed.map_err(VolumeError::Flush);
-        };
-        let Some(hold) = hold else { return Ok(()) };
-        // What could not be committed leaves a volume that was not closed: the next opening cleans up after it.
-        drained.map_err(VolumeError::Commit)?;
-        coordinator.end_client(client).map_err(VolumeError::Commit)?;
-        coordinator.stop();
-        drop(coordinator);
-        redirector::blocking::flush(lun.as_ref()).map_err(VolumeError::Flush)?;
-        // The role is given back when the volume is closed: whoever gets it opens it without a wait.
-        drop(node);
-        let mut database = database;
-        let mut tries = 0;
-        let closed = loop {
-            match Arc::try_unwrap(database) {
-                Ok(database) => break hold.close(database),
-                // A question of another node is still being answered.
-                Err(shared) if tries < CLOSE_TRIES => {
-                    database = shared;
-                    tries += 1;
-                    std::thread::sleep(CLOSE_PAUSE);
-                }
-                Err(_) => return Err(VolumeError::StillUsed),
+        let Self { control, client, office, node, lun, .. } = self;
+        let (alone, member, Left { office, claim }) = match control {
+            Control::Alone(standalone) => (Some(standalone), None, Left { office, claim: None }),
+            Control::Cluster(succession) => {
+                let member = Arc::clone(succession.member());
+                (None, Some(member), succession.end())
             }
         };
-        match control {
-            Control::Alone(standalone) => standalone.end_client(client),
-            Control::Cluster(member) => member.leave(),
+        let closed = match office {
+            None => {
+                let flushed = redirector::blocking::flush(lun.as_ref());
+                drop(node);
+                drained.map_err(VolumeError::Commit).and(flushed.map_err(VolumeError::Flush))
+            }
+            Some(office) => close_office(office, node, &lun, client, drained),
+        };
+        // A claim is closed when all that was sent is done; otherwise it is left as a crash would leave it.
+        if let Some(claim) = claim
+            && closed.is_ok()
+            && let Err(errno) = claim.close()
+        {
+            tracing::warn!(errno, "the claim could not be closed; the next mount here closes it");
         }
-        Ok(closed?)
+        // The role is given back when the volume is closed: whoever gets it opens it without a wait.
+        if let Some(standalone) = alone {
+            standalone.end_client(client);
+        }
+        if let Some(member) = member {
+            member.leave();
+        }
+        closed
     }
 
     /// How far the check of all metadata is; nothing on a mount that does not coordinate the volume.
     #[must_use]
     pub fn scrub(&self) -> Option<coordinator::Scrub> {
-        self.office.as_ref().map(|office| office.coordinator.scrub())
+        match &self.control {
+            Control::Alone(_) => self.office.as_ref().map(|office| office.coordinator.scrub()),
+            Control::Cluster(succession) => succession.board().coordinator.upgrade().map(|it| it.scrub()),
+        }
     }
 
     /// Leaves the volume as a crash of this process would.
@@ -417,4 +363,24 @@ impl Volume {
             office.coordinator.stop();
         }
     }
+}
+
+/// Closes the store of a mount that coordinates the volume and of which `drained` is what became of its node's data.
+fn close_office(
+    office: Office,
+    node: Arc<Node>,
+    lun: &Arc<dyn Lun>,
+    client: ClientId,
+    drained: Result<(), Refusal>,
+) -> Result<(), VolumeError> {
+    if office.is_read_only() {
+        return Ok(());
+    }
+    // What could not be committed leaves a volume that was not closed: the next opening cleans up after it.
+    drained.map_err(VolumeError::Commit)?;
+    office.coordinator.end_client(client).map_err(VolumeError::Commit)?;
+    office.stop(Vec::new());
+    node.hang_up(Vec::new());
+    drop(node);
+    office.close(lun)
 }

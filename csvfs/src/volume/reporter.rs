@@ -10,6 +10,7 @@ use redirector::metrics::Exposition;
 
 use super::condition::{LeaseSeen, LunSeen, MemberSeen, Seen, judge};
 use super::inquiry::Inquiry;
+use super::succession::Board;
 use super::{Control, Volume};
 use crate::cluster::{Plane, guarantee};
 use crate::coordinator::{Coordinator, Scrub};
@@ -17,11 +18,12 @@ use crate::node::Node;
 use crate::status::{Counters, VolumeStatus};
 
 /// Tells the state of a volume. Keeps neither the volume nor its layers alive.
-#[derive(Debug)]
 pub struct Reporter {
     fixed: VolumeStatus,
     lun: Weak<dyn Lun>,
     node: Weak<Node>,
+    /// Who coordinates; none if that is always this mount.
+    board: Option<Box<dyn Fn() -> Option<Board> + Send + Sync>>,
     coordinator: Weak<Coordinator>,
     lease: Arc<Lease>,
     clock: Arc<dyn Clock>,
@@ -30,6 +32,12 @@ pub struct Reporter {
     inquiry: Inquiry,
     /// How long I/O waits for a LUN that is gone.
     hold: Duration,
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").field("volume", &self.fixed.volume).finish_non_exhaustive()
+    }
 }
 
 impl Reporter {
@@ -42,11 +50,13 @@ impl Reporter {
             mountpoint,
             cluster: match &volume.control {
                 Control::Alone(_) => None,
-                Control::Cluster(member) => Some(member.plane.client().cluster().to_owned()),
+                Control::Cluster(succession) => {
+                    Some(succession.member().plane.client().cluster().to_owned())
+                }
             },
             node: settings.node.clone(),
             pid: std::process::id(),
-            coordinator: volume.coordinator.clone().unwrap_or_else(|| settings.node.clone()),
+            coordinator: settings.node.clone(),
             session: volume.control.authority().session().0,
             read_only: settings.read_only,
             state: String::new(),
@@ -62,6 +72,7 @@ impl Reporter {
             }
             .to_owned(),
             opening: volume.opening.clone(),
+            takeover: None,
             counters: Counters::default(),
             blocks: 0,
             blocks_free: 0,
@@ -76,14 +87,26 @@ impl Reporter {
                 .office
                 .as_ref()
                 .map_or_else(Weak::new, |office| Arc::downgrade(&office.coordinator)),
+            board: match &volume.control {
+                Control::Alone(_) => None,
+                Control::Cluster(succession) => Some(Box::new(succession.watch())),
+            },
             lease: Arc::clone(volume.control.authority().lease()),
             clock: Arc::clone(&settings.clock),
             plane: match &volume.control {
                 Control::Alone(_) => Weak::new(),
-                Control::Cluster(member) => Arc::downgrade(&member.plane),
+                Control::Cluster(succession) => Arc::downgrade(&succession.member().plane),
             },
             inquiry: Inquiry::default(),
             hold: settings.hold,
+        }
+    }
+
+    /// The coordinator, if it is here.
+    fn coordinator(&self) -> Option<Arc<Coordinator>> {
+        match &self.board {
+            None => self.coordinator.upgrade(),
+            Some(board) => board()?.coordinator.upgrade(),
         }
     }
 
@@ -116,7 +139,7 @@ impl Reporter {
         ] {
             out.single(name, "gauge", help, &volume, value);
         }
-        if let Some(coordinator) = self.coordinator.upgrade() {
+        if let Some(coordinator) = self.coordinator() {
             let (commits, changes) = coordinator.commits();
             out.single("csvfs_commits_total", "counter", "Commits of metadata.", &volume, commits);
             out.single("csvfs_changes_total", "counter", "Changes in these commits.", &volume, changes);
@@ -166,7 +189,11 @@ impl Reporter {
         if let Some(lun) = &lun {
             status.path = lun.describe();
         }
-        let coordinator = self.coordinator.upgrade();
+        if let Some(board) = self.board.as_ref().and_then(|board| board()) {
+            status.coordinator = board.node;
+            status.takeover = board.takeover;
+        }
+        let coordinator = self.coordinator();
         if let Some(coordinator) = &coordinator {
             status.metadata = match coordinator.scrub() {
                 Scrub::NotNeeded if self.fixed.read_only => "each page is checked when it is read".to_owned(),
@@ -191,7 +218,7 @@ impl Reporter {
             silent = found.silent;
         }
         let member = self.fixed.cluster.is_some().then(|| MemberSeen {
-            coordinator: coordinator.is_none().then(|| self.fixed.coordinator.clone()),
+            coordinator: coordinator.is_none().then(|| status.coordinator.clone()),
             silent,
             owned_files: self.plane.upgrade().map_or(0, |plane| plane.owned_files()),
         });

@@ -40,12 +40,15 @@ enum Action {
     Grow,
     /// Node 3 is mounted.
     Mount,
+    /// Whoever coordinates is killed: another node does.
+    Takeover,
 }
 
 impl Action {
     fn to(point: &str) -> Self {
         match point.split('.').next() {
             Some("mount") => Self::Mount,
+            Some("takeover") => Self::Takeover,
             Some("reserve" | "commit") => Self::Grow,
             _ => Self::Transfer,
         }
@@ -73,8 +76,19 @@ impl Action {
                 cluster.launch("n3", spec)?;
                 Ok(None)
             }
+            Self::Takeover => {
+                cluster.kill("n1", "csvfs")?;
+                Ok(None)
+            }
         }
     }
+}
+
+/// Node 1 coordinates.
+fn home(cluster: &Cluster) -> Result<()> {
+    until("node 1 to coordinate", PATIENCE, || {
+        cluster.lockctl("n1", &["coordinator", "vms", "--to", "n1"]).ok().map(drop)
+    })
 }
 
 fn daemon_of(point: &str) -> &'static str {
@@ -137,10 +151,17 @@ fn end(mut child: Child) -> Result<()> {
 
 /// One fault at one point; how long it took until all that should go on went on.
 fn one_fault(cluster: &Cluster, point: &str, fault: Fault, round: usize) -> Result<Duration> {
-    make_ready(cluster)?;
     let action = Action::to(point);
-    // A node that is mounted anew has nobody at work.
-    let nodes: &[u8] = if action == Action::Mount { &[1, 2] } else { &[1, 2, 3] };
+    if action == Action::Takeover {
+        home(cluster)?;
+    }
+    make_ready(cluster)?;
+    // A node that is mounted anew, or whose mount dies, has nobody at work.
+    let nodes: &[u8] = match action {
+        Action::Mount => &[1, 2],
+        Action::Takeover => &[2, 3],
+        Action::Transfer | Action::Grow => &[1, 2, 3],
+    };
     let scissors = cluster.ready_to_cut()?;
     let registers = cluster.registers(nodes, FILE)?;
     let pause = Duration::from_millis(2);
@@ -157,6 +178,9 @@ fn one_fault(cluster: &Cluster, point: &str, fault: Fault, round: usize) -> Resu
             recover(cluster, point, fault, number)?;
             if let Some(child) = child {
                 end(child)?;
+            }
+            if action == Action::Takeover {
+                cluster.restart("n1", "csvfs")?;
             }
             if action == Action::Mount {
                 let mount = cluster.daemon("n3", "csvfs")?;

@@ -18,6 +18,7 @@ mod source_tree;
 mod status;
 mod suites;
 mod sweep;
+mod takeover;
 mod touched;
 mod traces;
 mod transfer;

@@ -150,9 +150,13 @@ impl Core {
                 Box::pin(self.serve_remote(&frame)).await
             } else {
                 let carrier = self.peers.way(term.session, term.client)?;
-                let (sender, receiver) = promise();
-                carrier.request(frame.clone(), Box::new(move |reply| sender.send(reply)));
-                receiver.await?
+                if term.owned.is_none() {
+                    self.sendings.send(&*carrier, frame.clone()).await?
+                } else {
+                    let (sender, receiver) = promise();
+                    carrier.request(frame.clone(), Box::new(move |reply| sender.send(reply)));
+                    receiver.await?
+                }
             };
             match reply {
                 Ok(reply) => match Told::parse(&reply) {

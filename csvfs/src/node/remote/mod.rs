@@ -4,6 +4,7 @@
 //! executes it under the file's gate, in its term only. The frames are in [`wire`].
 
 mod client;
+mod sendings;
 mod server;
 mod wire;
 
@@ -13,4 +14,5 @@ pub(crate) fn is_refusal(reply: &[u8]) -> bool {
     wire::Told::parse(reply).is_ok_and(|told| told.status != wire::Status::Done)
 }
 
+pub(super) use sendings::Sendings;
 pub(super) use wire::FIRST_BYTE;

@@ -152,7 +152,7 @@ impl World {
             has_threads: options.background,
         });
         let node = Node::start(Parts {
-            carrier,
+            carrier: Some(carrier),
             lun: Arc::clone(&platter) as _,
             authority,
             beat: None,

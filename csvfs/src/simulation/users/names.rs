@@ -1,6 +1,7 @@
 //! What is done to names and modes, and what every node must say of them as soon as it has been done.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 
@@ -95,7 +96,11 @@ impl Users {
             users.judge_name(&told, asked.number, &expected, place, &found);
         };
         world.schedule.note("looks up", &[number, member.number as u64]);
-        member.node.lookup(directories[place], &named.name, Box::new(done));
+        // In that node's process: whoever has the answer goes on, whatever becomes of it.
+        let node = Arc::clone(&member.node);
+        world.schedule.after_in(&member.party, Duration::ZERO, move || {
+            node.lookup(directories[place], &named.name, Box::new(done));
+        });
     }
 
     pub(super) fn judge_name(

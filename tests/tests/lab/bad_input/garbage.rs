@@ -335,9 +335,14 @@ fn for_mounts() -> Result<Vec<(Channel, Vec<u8>)>> {
     let operations = [
         Operation::GetAttr { ino: Ino::ROOT },
         Operation::Open { ino: Ino(2), write: true },
-        Operation::OpenSet { files: vec![Declared { ino: Ino(2), write: true }; 3] },
+        Operation::OpenSet { files: vec![Declared { ino: Ino(2), write: true, served: None }; 3] },
         Operation::Acquire { files: vec![Ino(2), Ino(3)], claim },
-        Operation::Attach { open: vec![Declared { ino: Ino(2), write: true }; 3] },
+        Operation::Attach {
+            first: true,
+            last: true,
+            open: vec![Declared { ino: Ino(2), write: true, served: None }; 3],
+            kept: Vec::new(),
+        },
     ];
     let mut whole = Vec::new();
     for operation in operations {

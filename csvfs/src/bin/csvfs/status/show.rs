@@ -108,6 +108,20 @@ pub(super) fn volume(volume: &VolumeStatus) {
         opening.open_s,
         opening.wait_s
     );
+    if let Some(takeover) = &volume.takeover {
+        let ago = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |now| {
+            now.as_secs_f64()
+                - std::time::Duration::from_nanos(u64::try_from(takeover.at_ns).unwrap_or(0)).as_secs_f64()
+        });
+        say!(
+            "  takeover     {} ago, {} node {}, in {:.3} s; opened {}",
+            span(ago.max(0.0)),
+            if takeover.planned { "handed over by" } else { "from" },
+            if takeover.from.is_empty() { "?" } else { &takeover.from },
+            takeover.took_s,
+            takeover.how
+        );
+    }
     for warning in &opening.warnings {
         say!("  warning      {warning}");
     }

@@ -11,3 +11,4 @@ mod sets;
 mod simulation;
 mod stage;
 mod take_up;
+mod takeover;

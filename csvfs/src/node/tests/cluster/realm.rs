@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use lockd::authority::{Authority, AuthorityError, Handover, Holding, Standing};
-use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
+use lockd::authority::{Authority, AuthorityError, Handover, Holding, Mount, Standing};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId, VolumeId};
 use lockd::lease::Lease;
 use parking_lot::Mutex;
 
@@ -80,6 +80,11 @@ impl Realm {
         self.0.lock().entries
     }
 
+    /// Where a session stands.
+    pub fn standing(&self, session: SessionId) -> Standing {
+        self.0.lock().sessions.get(&session).copied().unwrap_or(Standing::Fenced)
+    }
+
     /// The session stands so from now on; what a fenced one held is free.
     pub fn set(&self, session: SessionId, standing: Standing) {
         let mut state = self.0.lock();
@@ -105,7 +110,9 @@ impl Authority for Seat {
         Ok(client)
     }
     fn end_client(&self, client: ClientId) {
-        self.realm.0.lock().holdings.retain(|_, holding| holding.client != client);
+        let mut state = self.realm.0.lock();
+        state.holdings.retain(|_, holding| holding.client != client);
+        state.clients.remove(&client);
     }
     fn acquire(&self, resource: &ResourceId, client: ClientId) -> Result<Holding, AuthorityError> {
         let mut state = self.realm.0.lock();
@@ -166,6 +173,25 @@ impl Authority for Seat {
     }
     fn holder(&self, resource: &ResourceId) -> Option<Holding> {
         self.realm.0.lock().holdings.get(resource).copied()
+    }
+    fn mounts(&self, _volume: VolumeId) -> Option<Vec<Mount>> {
+        let state = self.realm.0.lock();
+        let standing = |session: &SessionId| state.sessions.get(session).copied();
+        let mount = |(client, session): (&ClientId, &SessionId)| {
+            let standing = standing(session).filter(|standing| *standing != Standing::Fenced)?;
+            Some(Mount { session: *session, client: *client, is_live: standing == Standing::Live })
+        };
+        let mut mounts: Vec<Mount> = state.clients.iter().filter_map(mount).collect();
+        mounts.sort_unstable_by_key(|mount| mount.client);
+        Some(mounts)
+    }
+    fn owned(&self, _volume: VolumeId) -> Option<Vec<(u64, Holding)>> {
+        let state = self.realm.0.lock();
+        let owned = state.holdings.iter().filter_map(|(resource, holding)| match resource {
+            ResourceId::File(_, ino) => Some((*ino, *holding)),
+            _ => None,
+        });
+        Some(owned.collect())
     }
     fn standing(&self, session: SessionId) -> Standing {
         self.realm.0.lock().sessions.get(&session).copied().unwrap_or(Standing::Fenced)

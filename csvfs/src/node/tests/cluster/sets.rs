@@ -486,7 +486,7 @@ fn who_has_acquired_a_file_is_told_its_term_though_another_acquires_it_already()
     let silent = Silent::of(&stage, 1);
     ask(2, 1, acquire);
     silent.yields();
-    let open = || Operation::OpenSet { files: vec![Declared { ino, write: true }] };
+    let open = || Operation::OpenSet { files: vec![Declared { ino, write: true, served: None }] };
     let term = |reply| match reply {
         Ok(Answer::OpenedSet(opened)) => opened.into_iter().next().unwrap().unwrap().term,
         other => panic!("{other:?}"),

@@ -16,7 +16,7 @@ use redirector::buffer::Pool;
 use redirector::lun::Lun;
 
 use super::super::platter::Platter;
-use super::super::world::{FIRST, NoSpaceNeeded, VOLUME, WHO, bytes, slice, wait};
+use super::super::world::{FIRST, NoSpaceNeeded, VOLUME, WHO, bytes, slice, start, until, wait};
 use super::network::Network;
 use super::realm::{Realm, Seat};
 use crate::coordinator::{self, Coordinator};
@@ -45,7 +45,37 @@ pub struct Stage {
     pub platter: Arc<Platter>,
     pub coordinator: Arc<Coordinator>,
     pub members: Vec<Member>,
+    /// Whose node is the coordinator's.
+    pub home: usize,
     database: Arc<Database>,
+}
+
+fn open_coordinator(
+    database: &Arc<Database>,
+    platter: &Arc<Platter>,
+    seat: &Arc<Seat>,
+    network: &Arc<Network>,
+    epoch: Epoch,
+) -> Arc<Coordinator> {
+    let parts = coordinator::Parts {
+        database: Arc::clone(database),
+        journal: None,
+        space: Arc::new(NoSpaceNeeded),
+        lun: Arc::clone(platter) as _,
+        authority: Arc::clone(seat) as _,
+        peers: Arc::new(Arc::clone(network)),
+        clock: Arc::new(SystemClock),
+        rules: Rules::from_test_environment(),
+        key: KEY,
+        epoch,
+        volume: VOLUME,
+        read_only: false,
+        discard: false,
+        settle: Duration::ZERO,
+        beside: None,
+        scrub: false,
+    };
+    Coordinator::start(parts).unwrap()
 }
 
 pub const READ_WRITE: OpenMode = OpenMode {
@@ -70,25 +100,7 @@ impl Stage {
         let home = realm.sit();
         let first = home.add_client().unwrap();
         let role = home.acquire(&ResourceId::Coordinator(VOLUME), first).unwrap().epoch;
-        let coordinator = Coordinator::start(coordinator::Parts {
-            database: Arc::clone(&database),
-            journal: None,
-            space: Arc::new(NoSpaceNeeded),
-            lun: Arc::clone(&platter) as _,
-            authority: Arc::clone(&home) as _,
-            peers: Arc::new(Arc::clone(&network)),
-            clock: Arc::new(SystemClock),
-            rules,
-            key: KEY,
-            epoch: role,
-            volume: VOLUME,
-            read_only: false,
-            discard: false,
-            settle: Duration::ZERO,
-            beside: None,
-            scrub: false,
-        })
-        .unwrap();
+        let coordinator = open_coordinator(&database, &platter, &home, &network, role);
         let options = Options {
             cluster: true,
             reserve_min: 64,
@@ -111,7 +123,7 @@ impl Stage {
                 network.carrier(client, Arc::clone(&coordinator) as _)
             };
             let node = Node::start(Parts {
-                carrier,
+                carrier: Some(carrier),
                 lun: Arc::clone(&platter) as _,
                 authority: Arc::clone(&seat) as _,
                 beat: None,
@@ -129,7 +141,55 @@ impl Stage {
             wait(|done| node.attach(done)).unwrap();
             members.push(Member { seat, client, node });
         }
-        Self { realm, network, platter, coordinator, members, database }
+        let home = 0;
+        Self { realm, network, platter, coordinator, members, home, database }
+    }
+
+    /// The coordinator's node dies: it hears and says nothing more, and what it has not answered it never does.
+    pub fn kill_coordinator(&mut self) {
+        self.network.cut(self.members[self.home].client);
+        self.coordinator.stop();
+    }
+
+    /// Node `number` coordinates from now on. Those of `followers` are told so.
+    pub fn take_over(&mut self, number: usize, followers: &[usize]) {
+        let member = &self.members[number];
+        let role = ResourceId::Coordinator(VOLUME);
+        let epoch = member.seat.acquire(&role, member.client).unwrap().epoch;
+        let (platter, network) = (&self.platter, &self.network);
+        self.coordinator = open_coordinator(&self.database, platter, &member.seat, network, epoch);
+        self.home = number;
+        for follower in followers {
+            self.follow(*follower);
+        }
+    }
+
+    /// A node asks the coordinator of now; it is told when that one serves it.
+    pub fn follow(&self, number: usize) -> std::sync::mpsc::Receiver<Result<(), Refusal>> {
+        let member = &self.members[number];
+        let home = self.members[self.home].seat.holder(&ResourceId::Coordinator(VOLUME)).unwrap();
+        let carrier: Arc<dyn lockd::network::Carrier> = if number == self.home {
+            Arc::new(InProcess(Arc::clone(&self.coordinator)))
+        } else {
+            self.network.carrier(member.client, Arc::clone(&self.coordinator) as _)
+        };
+        start(|done| member.node.follow(carrier, home.epoch, done))
+    }
+
+    /// The role goes to node `number` while everything goes on, as a planned move has it.
+    pub fn move_to(&mut self, number: usize) {
+        let from = &self.members[self.home];
+        wait(|done| from.node.prepare_to_resign(done)).unwrap();
+        until("files to rest", || self.coordinator.quieten());
+        let slots = wait(|done| from.node.resign(done)).unwrap();
+        self.coordinator.retire();
+        self.coordinator.stop();
+        from.node.hang_up(self.coordinator.bequeath(slots));
+        let role = ResourceId::Coordinator(VOLUME);
+        let epoch = from.seat.holder(&role).unwrap().epoch;
+        from.seat.release(&role, from.client, epoch).unwrap();
+        let all: Vec<usize> = (0..self.members.len()).collect();
+        self.take_over(number, &all);
     }
 
     pub fn node(&self, number: usize) -> &Node {
@@ -243,16 +303,19 @@ impl Stage {
 
     /// Who owns a file, and in which epoch.
     pub fn owner(&self, ino: Ino) -> Option<(ClientId, Epoch)> {
-        let holding = self.members[0].seat.holder(&ResourceId::File(VOLUME, ino.0));
+        let holding = self.members[self.home].seat.holder(&ResourceId::File(VOLUME, ino.0));
         holding.map(|holding| (holding.client, holding.epoch))
     }
 
     /// Ends all nodes cleanly, the coordinator's last, and checks the store.
     pub fn finish(self) {
-        for member in self.members.iter().rev() {
+        let is_live = |member: &&Member| self.realm.standing(member.seat.session()) == Standing::Live;
+        let guests = self.members.iter().enumerate().filter(|(number, _)| *number != self.home);
+        let guests = guests.map(|(_, member)| member).filter(is_live);
+        for member in guests.chain([&self.members[self.home]]) {
             wait(|done| member.node.shut_down(done)).unwrap();
         }
-        for member in &self.members {
+        for member in self.members.iter().filter(is_live) {
             self.coordinator.end_client(member.client).unwrap();
         }
         self.coordinator.reclaim().unwrap();
