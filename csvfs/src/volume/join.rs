@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lockd::authority::Authority;
 use lockd::failpoint;
+use lockd::ids::Epoch;
 use lockd::lease::Lease;
 
 use super::entry::Entry;

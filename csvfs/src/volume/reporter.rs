@@ -50,9 +50,7 @@ impl Reporter {
             mountpoint,
             cluster: match &volume.control {
                 Control::Alone(_) => None,
-                Control::Cluster(succession) => {
-                    Some(succession.member().plane.client().cluster().to_owned())
-                }
+                Control::Cluster(succession) => Some(succession.member().plane.client().cluster().to_owned()),
             },
             node: settings.node.clone(),
             pid: std::process::id(),
@@ -68,7 +66,7 @@ impl Reporter {
                 Control::Alone(_) => {
                     "none: a mount without a cluster; its claim keeps other mounts away (V1)"
                 }
-                Control::Cluster(member) => guarantee(member.fence),
+                Control::Cluster(succession) => guarantee(succession.member().fence),
             }
             .to_owned(),
             opening: volume.opening.clone(),
