@@ -217,8 +217,10 @@ fn a_node_that_hangs_past_its_lease_writes_nothing_when_it_wakes_up() -> Result<
             matches!(errno, Err(Some(libc::EIO | libc::ESTALE))),
             "an application on it is told {errno:?}"
         );
-        // As a new session, when it is mounted anew.
-        cluster.daemon(&host, "csvfs")?.kill()?;
+        // As a new session, when it is mounted anew. What it had can no more be closed in order.
+        let ending = Instant::now();
+        cluster.daemon(&host, "csvfs")?.stop(LIMIT)?;
+        eprintln!("the old mount has ended {:.2?} after it was asked to", ending.elapsed());
         cluster.restart(&host, "csvfs")?;
         holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.acquire(victim, &[FILE])?;
