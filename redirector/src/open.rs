@@ -139,6 +139,13 @@ pub enum OpenError {
     File(#[from] FileLunError),
 }
 
+impl OpenError {
+    /// Whether the target refuses this client for good: it has been fenced, or another has its number.
+    pub(crate) fn is_for_good(&self) -> bool {
+        matches!(self, Self::Handshake { source: HandshakeError::NotAdmitted(_), .. })
+    }
+}
+
 /// Opens `uri`. Blocks until the LUN answers, or the reason why not is known.
 pub fn open(uri: &LunUri, options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenError> {
     match uri {

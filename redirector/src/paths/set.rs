@@ -104,6 +104,7 @@ impl PathSet {
             flush_fails: AtomicBool::new(false),
             flush_wanted: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             tenure: Mutex::new(None),
             trouble: Mutex::new(Trouble {
                 state,

@@ -38,11 +38,12 @@ pub fn run(traffic: &Arc<Traffic>) {
         if traffic.flush_wanted.swap(false, Ordering::AcqRel) {
             traffic.flush_kept();
         }
+        let refused = traffic.refused.load(Ordering::Acquire);
         let due = {
             let trouble = traffic.trouble.lock();
             trouble.state.next_probe().is_some_and(|due| due <= now)
         };
-        if due {
+        if due && !refused {
             traffic.probe();
         } else {
             traffic.resend();
@@ -55,7 +56,8 @@ impl Traffic {
     fn rest(&self) {
         let mut trouble = self.trouble.lock();
         let now = self.clock.boot();
-        let soon = trouble.state.next_probe().into_iter().chain(trouble.ghosts.next_death()).min();
+        let probe = trouble.state.next_probe().filter(|_| !self.refused.load(Ordering::Acquire));
+        let soon = probe.into_iter().chain(trouble.ghosts.next_death()).min();
         let hold = trouble.held.front().map(|request| given_up_at(request, self.hold));
         let due = soon.into_iter().chain(hold).min().map_or(REST_MAX, |due| due.since(now));
         let work = self.flush_wanted.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire);
@@ -142,8 +144,27 @@ impl Traffic {
         }
     }
 
+    /// The target refuses this client for good: what is held is in vain, and what comes will be.
+    fn give_up_all(&self, why: &OpenError) {
+        tracing::error!(lun = self.way.name(), %why, "the LUN is lost to this process: all I/O fails from now on");
+        let held: Vec<Request> = {
+            let mut trouble = self.trouble.lock();
+            // Under the lock, so that nothing is held after this.
+            self.refused.store(true, Ordering::Release);
+            let held = std::mem::take(&mut trouble.held);
+            held.into_iter().chain(std::mem::take(&mut trouble.waiting)).collect()
+        };
+        self.room.notify_all();
+        held.into_iter().for_each(Request::give_up);
+    }
+
     /// Tells the path's state about an answer or an error; a LUN that is not the same is logged once.
     fn judge(&self, result: Result<(), OpenError>) -> bool {
+        if let Err(why) = &result
+            && why.is_for_good()
+        {
+            self.give_up_all(why);
+        }
         let now = self.clock.boot();
         let mut trouble = self.trouble.lock();
         if trouble.state.condition() != Condition::Down {

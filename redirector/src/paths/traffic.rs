@@ -76,6 +76,8 @@ pub struct Traffic {
     pub(super) flush_fails: AtomicBool,
     pub(super) flush_wanted: AtomicBool,
     pub(super) stopped: AtomicBool,
+    /// The target refuses this client for good: no path comes back, and nothing is held.
+    pub(super) refused: AtomicBool,
     /// The lease under which the LUN is changed, once there is one.
     pub(super) tenure: Mutex<Option<Tenure>>,
     pub(super) trouble: Mutex<Trouble>,
@@ -180,8 +182,8 @@ impl Traffic {
                 self.room.wait(&mut trouble);
                 continue;
             }
-            // P2: while no path works, I/O is held.
-            if !self.rules.keeps(Rule::P2) {
+            // P2: while no path works, I/O is held; but not where none ever will.
+            if !self.rules.keeps(Rule::P2) || self.refused.load(Ordering::Acquire) {
                 return Route::Refused(request);
             }
             if trouble.held.len() < HELD_MAX || way::completing() {

@@ -1,10 +1,13 @@
 //! Who is let in: hello, drain, end, fence; and that the list of ended clients outlives the target.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockd::ids::ClientId;
+use redirector::blocking;
+use redirector::buffer::Pool;
 use redirector::nbd::wire::{drained, end_state, opt, rep};
+use redirector::open::{OpenOptions, open};
 use redirector::target::{Action, FaultSpec, HELLO_LIST_IN_MEMORY, Kind};
 
 use crate::lab::{Lab, cookie, eventually};
@@ -200,4 +203,22 @@ fn many_incarnations_are_bounded() {
     let clients = lab.server.status().clients;
     assert!(clients.len() <= 1025, "{}", clients.len());
     assert!(clients.iter().any(|status| status.client == Some(1)), "one that is connected is not forgotten");
+}
+
+#[test]
+fn a_mount_that_is_refused_for_good_fails_at_once_and_holds_nothing() {
+    let lab = Lab::new();
+    let options = OpenOptions { hold: Duration::from_secs(300), ..OpenOptions::new(ClientId(7), cookie(7)) };
+    let lun = open(&lab.uri().parse().unwrap(), &options).unwrap();
+    let write = || blocking::write(lun.as_ref(), 0, Pool::default().take_zeroed(4096).share(), false);
+    assert_eq!(write(), Ok(()));
+    lab.server.fence(ClientId(7)).unwrap();
+    let began = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(write(), Err(libc::EIO));
+    }
+    assert_eq!(blocking::flush(lun.as_ref()), Err(libc::EIO));
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(lun.figures().held, 0);
+    assert!(lun.describe().contains("has been ended"), "{}", lun.describe());
 }

@@ -37,15 +37,26 @@ fn fenced_by_target(nodes: u8) -> Plan {
     Plan { fence: "nbd-target".to_owned(), ..Plan::new(nodes) }
 }
 
+/// The number of the node that leads lockd, as node 2 sees it.
+fn leader(cluster: &Cluster) -> Option<u8> {
+    let status: Value = serde_json::from_str(&cluster.lockctl("n2", &["--json", "status"]).ok()?).ok()?;
+    status["leader"].as_str()?.strip_prefix('n')?.parse().ok()
+}
+
+/// Makes the node the owner of the file, which it has written.
+fn own(cluster: &Cluster, number: u8) -> Result<()> {
+    fs::write(cluster.path(1, FILE), vec![0xaa; BYTES])?;
+    cluster.acquire(number, &[FILE])?;
+    let file = fs::File::options().write(true).open(cluster.path(number, FILE))?;
+    file.write_all_at(&vec![0xbb; BYTES], 0)?;
+    Ok(file.sync_all()?)
+}
+
 /// A node that neither coordinates the volume nor leads lockd, and owns the file.
 fn victim(cluster: &Cluster) -> Result<u8> {
-    let status: Value = serde_json::from_str(&cluster.lockctl("n1", &["--json", "status"])?)?;
-    let victim = if status["leader"] == "n3" { 2 } else { 3 };
-    fs::write(cluster.path(1, FILE), vec![0xaa; BYTES])?;
-    cluster.acquire(victim, &[FILE])?;
-    let file = fs::File::options().write(true).open(cluster.path(victim, FILE))?;
-    file.write_all_at(&vec![0xbb; BYTES], 0)?;
-    file.sync_all()?;
+    let leader = until("somebody leads", LIMIT, || leader(cluster))?;
+    let victim = if leader == 3 { 2 } else { 3 };
+    own(cluster, victim)?;
     Ok(victim)
 }
 
@@ -108,6 +119,31 @@ fn what_a_dead_node_had_is_free_a_second_after_its_lease() -> Result<()> {
         power_on(cluster, victim)?;
         holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.acquire(victim, &[FILE])?;
+        cluster.end_clean()
+    })
+}
+
+#[test]
+fn what_the_leader_of_the_voters_had_is_free_an_election_and_a_lease_later() -> Result<()> {
+    with(fenced_by_target(3), |cluster| {
+        cluster.mount_all()?;
+        // Not the node that coordinates the volume.
+        while until("somebody leads", LIMIT, || leader(cluster))? == 1 {
+            cluster.kill("n1", "lockd")?;
+            until("another one leads", LIMIT, || leader(cluster).filter(|leader| *leader != 1))?;
+            cluster.restart("n1", "lockd")?;
+        }
+        let victim = until("somebody leads", LIMIT, || leader(cluster))?;
+        own(cluster, victim)?;
+        let began = Instant::now();
+        power_off(cluster, victim)?;
+        let took = overwrite(cluster, 0xcc, began)?;
+        eprintln!("free {took:.2?} after the leader's power was off, with a lease of {LEASE:?}");
+        // An election takes less than a second.
+        ensure!(took <= LEASE * 2 + Duration::from_secs(2), "free only after {took:?}");
+        holds(&cluster.path(5 - victim, FILE), 0xcc)?;
+        power_on(cluster, victim)?;
+        holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.end_clean()
     })
 }
@@ -181,8 +217,10 @@ fn a_node_that_hangs_past_its_lease_writes_nothing_when_it_wakes_up() -> Result<
             matches!(errno, Err(Some(libc::EIO | libc::ESTALE))),
             "an application on it is told {errno:?}"
         );
-        // As a new session, when it is mounted anew.
-        cluster.daemon(&host, "csvfs")?.kill()?;
+        // As a new session, when it is mounted anew. What it had can no more be closed in order.
+        let ending = Instant::now();
+        cluster.daemon(&host, "csvfs")?.stop(LIMIT)?;
+        eprintln!("the old mount has ended {:.2?} after it was asked to", ending.elapsed());
         cluster.restart(&host, "csvfs")?;
         holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.acquire(victim, &[FILE])?;

@@ -134,7 +134,7 @@ fn who_is_being_fenced_is_said_with_what_is_waited_for() {
     let [first, second] = &status.volumes[0].fences[..] else { panic!("{status:#?}") };
     assert_eq!((first.victim.as_str(), first.since_s), ("node n4", 3.0));
     assert!(first.waits_for.contains("fence lease has not succeeded yet"), "{first:?}");
-    assert!(second.waits_for.starts_with("session 1 to report"), "{second:?}");
+    assert!(second.waits_for.starts_with("session s1 to report"), "{second:?}");
 }
 
 #[test]
