@@ -21,8 +21,8 @@ use crate::types::Ino;
 enum What {
     /// Pages of this inode.
     Pages(Ino, Range<u64>),
-    /// Attributes of this inode, or of all, that may be kept until then.
-    Attributes(Option<Ino>, Instant),
+    /// Attributes of these inodes, each of which may be kept until then.
+    Attributes(Vec<(Ino, Instant)>),
 }
 
 struct Job {
@@ -64,10 +64,8 @@ impl Pages for KernelPages {
     }
 
     fn drop_attributes(&self, ino: Option<Ino>, then: Box<dyn FnOnce() + Send>) {
-        match self.told.kept_until(ino) {
-            None => then(),
-            Some(until) => self.send(What::Attributes(ino, until), then),
-        }
+        let kept = self.told.kept(ino);
+        if kept.is_empty() { then() } else { self.send(What::Attributes(kept), then) }
     }
 }
 
@@ -75,9 +73,8 @@ fn run(device: &Device, jobs: &Receiver<Job>) {
     for Job { what, then } in jobs {
         match what {
             What::Pages(ino, bytes) => drop_pages(device, ino, &bytes),
-            What::Attributes(Some(ino), until) => drop_attributes(device, ino, until),
-            What::Attributes(None, until) => {
-                std::thread::sleep(until.saturating_duration_since(Instant::now()))
+            What::Attributes(kept) => {
+                kept.into_iter().for_each(|(ino, until)| drop_attributes(device, ino, until));
             }
         }
         then();

@@ -41,14 +41,17 @@ impl Told {
         until.insert(ino, now + OVER);
     }
 
-    /// Until when the kernel may keep what it was told of `ino`, or of any inode; `None`: it keeps nothing.
-    pub(super) fn kept_until(&self, ino: Option<Ino>) -> Option<Instant> {
+    /// Until when the kernel may keep what it was told of `ino`, or of each inode of which it keeps something.
+    pub(super) fn kept(&self, ino: Option<Ino>) -> Vec<(Ino, Instant)> {
+        let now = Instant::now();
         let until = self.until.lock();
-        let last = match ino {
-            Some(ino) => until.get(&ino).copied(),
-            None => until.values().max().copied(),
+        let mut kept: Vec<(Ino, Instant)> = match ino {
+            Some(ino) => until.get(&ino).map(|until| (ino, *until)).into_iter().collect(),
+            None => until.iter().map(|(ino, until)| (*ino, *until)).collect(),
         };
-        last.filter(|last| *last > Instant::now())
+        kept.retain(|(_, until)| *until > now);
+        kept.sort_unstable_by_key(|(_, until)| *until);
+        kept
     }
 }
 
@@ -59,15 +62,15 @@ mod tests {
     #[test]
     fn what_was_told_is_known_until_it_is_over() {
         let told = Told::default();
-        assert_eq!((told.kept_until(Some(Ino(1))), told.kept_until(None)), (None, None));
+        let inos = |ino| told.kept(ino).into_iter().map(|(ino, _)| ino).collect::<Vec<_>>();
+        assert_eq!((inos(Some(Ino(1))), inos(None)), (vec![], vec![]));
         told.note(Ino(1));
-        let one = told.kept_until(Some(Ino(1)));
-        assert!(one.is_some_and(|until| until > Instant::now() + KEPT));
+        assert!(told.kept(Some(Ino(1)))[0].1 > Instant::now() + KEPT);
         told.note(Ino(2));
-        assert_eq!(told.kept_until(Some(Ino(3))), None);
-        assert!(told.kept_until(None) >= one && told.kept_until(Some(Ino(2))).is_some());
+        assert_eq!(inos(Some(Ino(3))), []);
+        assert_eq!((inos(None), inos(Some(Ino(2)))), (vec![Ino(1), Ino(2)], vec![Ino(2)]));
         std::thread::sleep(OVER);
-        assert_eq!((told.kept_until(Some(Ino(1))), told.kept_until(None)), (None, None));
+        assert_eq!((inos(Some(Ino(1))), inos(None)), (vec![], vec![]));
         for ino in 0..2 * TIDY_AT as u64 {
             told.note(Ino(ino));
         }

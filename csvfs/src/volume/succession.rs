@@ -343,6 +343,7 @@ impl Shared {
             return;
         };
         *warned = false;
+        tracing::debug!(%node, epoch = %holding.epoch, "another mount coordinates");
         let since = self.settings.clock.boot();
         {
             let mut state = self.state.lock();
@@ -376,6 +377,7 @@ impl Shared {
             }
             match result {
                 Ok(()) => {
+                    tracing::debug!(%epoch, "the coordinator serves this mount");
                     state.way = Way::Attached(epoch);
                     done(&shared, &mut state);
                 }
@@ -479,17 +481,20 @@ impl Shared {
 
     fn open(&self, epoch: Epoch, is_handed_over: bool, is_joining: bool) -> Result<Office, VolumeError> {
         // A store that was closed for this mount a moment ago is checked in the background.
+        let since = Instant::now();
         let check_max = if is_handed_over { 0 } else { self.settings.check_max };
         let settings = Settings { check_max, ..self.settings.clone() };
         let ground = Volume::take(&self.lun, &settings)?;
         if let Some(claim) = &self.state.lock().claim {
             claim.govern(&self.lun);
         }
+        tracing::debug!(took = ?since.elapsed(), "the store is open");
         if !is_joining {
             failpoint::reached("takeover.opened");
         }
         let peers = Arc::clone(&self.member.ways) as _;
         let office = Office::open(ground, &self.lun, &self.authority, peers, epoch, &settings)?;
+        tracing::debug!(took = ?since.elapsed(), "the coordinator has begun");
         Ok(office)
     }
 
@@ -562,6 +567,7 @@ impl Shared {
         };
         let (slots, stopped) = slots;
         // From here on this mount does not coordinate any more, whatever becomes of the other one.
+        tracing::debug!(after = ?stopped.elapsed(), "what nobody owns is served no more");
         coordinator.retire();
         drop(coordinator);
         let office = {
@@ -582,6 +588,7 @@ impl Shared {
         if let Some(claim) = &self.state.lock().claim {
             claim.govern(&self.lun);
         }
+        tracing::debug!(after = ?stopped.elapsed(), "the store is closed");
         let client = self.member.client;
         let handover = Handover {
             holdings: vec![(self.role(), epoch)],
@@ -591,7 +598,13 @@ impl Shared {
             escrow: None,
         };
         match self.authority.transfer(&handover) {
-            Ok(epoch) => Ok((epoch, stopped)),
+            Ok(epoch) => {
+                tracing::debug!(after = ?stopped.elapsed(), "the role is handed over");
+                // Without waiting for lockd's event.
+                let holding = Holding { session: next.0, client: next.1, epoch };
+                self.authority.learn(&[self.role()], holding);
+                Ok((epoch, stopped))
+            }
             Err(error) => {
                 // Whoever comes first has it, this mount perhaps.
                 if let Err(error) = self.authority.release(&self.role(), client, epoch) {

@@ -46,6 +46,8 @@ struct Load {
     stop: AtomicBool,
     /// Files that n2 has made, each with what is in it durable.
     made: AtomicU64,
+    /// Syncs that told that what was written was lost with the node that served the file (P9).
+    lost: AtomicU64,
     /// The longest time one of these steps took, and one write of n3 to its own file, in microseconds.
     longest_step: AtomicU64,
     longest_write: AtomicU64,
@@ -71,7 +73,13 @@ impl Load {
             let file = OpenOptions::new().write(true).create_new(true).open(&made);
             let file = file.with_context(|| format!("making new{number}"))?;
             file.write_all_at(&number.to_le_bytes(), 0)?;
-            file.sync_all().with_context(|| format!("syncing new{number}"))?;
+            if let Err(error) = file.sync_all() {
+                ensure!(error.raw_os_error() == Some(libc::EIO), "syncing new{number}: {error}");
+                self.lost.fetch_add(1, Ordering::SeqCst);
+                // As a program does that has kept its data.
+                file.write_all_at(&number.to_le_bytes(), 0)?;
+                file.sync_all().with_context(|| format!("syncing new{number} again"))?;
+            }
             drop(file);
             fs::rename(&made, &kept).with_context(|| format!("renaming new{number}"))?;
             if number % 4 == 3 {
@@ -164,7 +172,8 @@ fn under_load(cluster: &Cluster, happens: impl FnOnce(&Load) -> Result<()>) -> R
     unsafe { libc::kill(i32::try_from(fio.id())?, libc::SIGINT) };
     let status = fio.wait()?;
     done?;
-    ensure!(status.code().is_some_and(|code| code == 0 || code == 128), "fio: {status}");
+    // By the signal, or as it ends when it has got one.
+    ensure!(status.code().is_none_or(|code| code == 0 || code == 128), "fio: {status}");
     eprintln!(
         "{} files made; the longest step {:.2?}, the longest write of the owner {:.2?}",
         load.made.load(Ordering::SeqCst),
@@ -172,6 +181,13 @@ fn under_load(cluster: &Cluster, happens: impl FnOnce(&Load) -> Result<()>) -> R
         Load::micros(&load.longest_write)
     );
     Ok(load)
+}
+
+/// Nothing was lost: every node that stopped to serve a file had handed it over.
+fn without_loss(load: &Load) -> Result<()> {
+    let lost = load.lost.load(Ordering::SeqCst);
+    ensure!(lost == 0, "{lost} syncs were refused");
+    Ok(())
 }
 
 /// The role has gone to another node than n1, which the status tells how.
@@ -226,6 +242,7 @@ fn a_coordinators_mount_ends_under_load() -> Result<()> {
             cluster.stop("n1", "csvfs")?;
             taken_over(cluster, true)
         })?;
+        without_loss(&load)?;
         cluster.restart("n1", "csvfs")?;
         check_everywhere(cluster, &load)
     })
@@ -251,6 +268,7 @@ fn the_role_moves_back_and_forth_under_load() -> Result<()> {
             }
             Ok(())
         })?;
+        without_loss(&load)?;
         pauses.sort_by(f64::total_cmp);
         eprintln!("pauses in s: {pauses:.3?}");
         ensure!(pauses[pauses.len() / 2] < 1.0, "the role moves too slowly: {pauses:?}");
