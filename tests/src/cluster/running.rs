@@ -145,7 +145,7 @@ impl Cluster {
             _ => 0,
         };
         let mut daemons = self.daemons();
-        // The mount that was started first coordinates the volume: the others need it to end well.
+        // The last first: the mount that was started first coordinates the volume, as a rule, and need not hand that on.
         daemons.reverse();
         daemons.sort_by_key(rank);
         let mut done = Ok(());

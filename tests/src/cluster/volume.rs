@@ -34,7 +34,7 @@ impl Cluster {
 
     /// Unmounts all nodes and ends the target in order, and demands that fsck finds nothing wrong.
     pub fn end_clean(&self) -> Result<()> {
-        // The first coordinates the volume: the others leave before it.
+        // The last first: as a rule no role is handed over for it.
         for node in self.nodes.iter().rev() {
             self.stop(&node.name(), "csvfs")?;
         }
