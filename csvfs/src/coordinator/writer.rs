@@ -194,6 +194,7 @@ impl Writer {
         outcome.gone.append(&mut change.dying);
         applied?;
         let dirty = change.finish(core.parts.journal.as_ref().map(Journal::epoch))?;
+        let settles = std::mem::take(&mut self.gauge.settles) && !dirty;
         let (counters, hints, log) = (change.counters, change.hints, change.tables.take_log());
         outcome.reclaim = counters.pending.get() > 0 || counters.orphans.get() > self.counters.orphans.get();
         drop(change);
@@ -201,7 +202,7 @@ impl Writer {
             // The mutant: acknowledged before it is durable.
             outcome.answers.drain(..).for_each(|answer| answer.give(&core));
         }
-        if dirty {
+        if dirty || settles {
             failpoint::reached("commit.applied");
             let written = match journal {
                 Some(journal) => {
@@ -220,7 +221,10 @@ impl Writer {
                 None => self.make_durable(transaction)?,
             }
             failpoint::reached("commit.durable");
-            core.commits.fetch_add(1, Ordering::Relaxed);
+            let commits = core.commits.fetch_add(1, Ordering::Relaxed) + 1;
+            if settles {
+                self.gauge.settled = commits;
+            }
             core.outdate();
         } else {
             transaction.abort()?;
@@ -345,10 +349,11 @@ impl Writer {
     fn finds_room(&mut self, change: &Change<'_, '_>, outcome: &Outcome) -> bool {
         let commits = self.core.commits.load(Ordering::Relaxed);
         let measure = self.gauge.wanted || self.gauge.may_find(commits, self.core.parts.clock.boot());
+        let settle = self.gauge.settles || self.gauge.may_settle(commits);
         if change.scene.scarce && outcome.chunks.is_empty() {
-            self.gauge.wanted = measure;
+            (self.gauge.wanted, self.gauge.settles) = (measure, settle);
         }
-        change.scene.scarce && (measure || !outcome.chunks.is_empty())
+        change.scene.scarce && (measure || settle || !outcome.chunks.is_empty())
     }
 
     /// Checks who asks and whether it was executed already; executes.
