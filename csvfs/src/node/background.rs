@@ -102,6 +102,10 @@ impl Core {
     pub(super) fn round(self: &Arc<Self>) {
         let round = self.ticks.fetch_add(1, SeqCst) + 1;
         self.reserve.tick();
+        if self.options.cluster && self.media.has_ended() {
+            self.channel.end();
+            self.sendings.cut();
+        }
         if round.is_multiple_of(self.options.commit_rounds.max(1)) {
             self.commit_dirty();
         }

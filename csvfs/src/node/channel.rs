@@ -208,6 +208,16 @@ impl Channel {
         true
     }
 
+    /// The session has ended: whoever waits for an answer, or for another coordinator, waits no longer.
+    pub(super) fn end(&self) {
+        let (pending, waiting) = {
+            let mut line = self.line.lock();
+            (std::mem::take(&mut line.pending), std::mem::take(&mut line.waiting))
+        };
+        pending.into_values().for_each(|attempt| tell(&attempt, Told::Cut));
+        waiting.into_iter().for_each(|waiter| waiter.send(()));
+    }
+
     /// Asks, again as long as no answer comes: a change in its slot, so that it is executed once.
     pub(super) async fn call(&self, operation: Operation) -> Reply {
         self.exchange(operation, Terms::default()).await.reply

@@ -22,14 +22,15 @@ const CLOSE_PAUSE: Duration = Duration::from_millis(1);
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Office {
+    /// The claim; none on a volume that is only read. Dropped first: a store that is not closed is left as it is, and nothing
+    /// waits for a lease that does not come.
+    hold: Option<Hold>,
     pub(super) coordinator: Arc<Coordinator>,
     /// In which the coordinator serves.
     pub(super) epoch: Epoch,
     /// How the store was opened.
     pub(super) opening: Opening,
     pub(super) database: Arc<redb::Database>,
-    /// The claim; none on a volume that is only read.
-    hold: Option<Hold>,
 }
 
 impl Office {
@@ -61,7 +62,7 @@ impl Office {
             beside: Some(ground.beside),
             scrub: !ground.checked,
         })?;
-        Ok(Self { coordinator, epoch, opening: ground.opening, database, hold: ground.hold })
+        Ok(Self { hold: ground.hold, coordinator, epoch, opening: ground.opening, database })
     }
 
     /// Whether nothing is written.

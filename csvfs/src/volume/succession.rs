@@ -5,7 +5,7 @@
 //! serves the others. A coordinator that is to move, or whose mount ends, hands the role to a mount that has agreed: it
 //! stops, closes the store, and has lockd transfer the role; the next one opens the store where it is.
 
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -226,7 +226,8 @@ impl Succession {
             {}
             state.agreed = None;
         }
-        if shared.state.lock().office.is_none() {
+        // What an ended session held is not its to hand on: it is fenced, and then free.
+        if shared.state.lock().office.is_none() || shared.authority.lease().has_ended() {
             return;
         }
         for (node, session, client) in shared.others() {
@@ -263,16 +264,27 @@ impl Drop for Succession {
     }
 }
 
-fn wait<T: Send + 'static>(within: Duration, start: impl FnOnce(Done<T>)) -> Result<T, String> {
-    let (sender, receiver) = sync_channel(1);
-    start(Box::new(move |result: Result<T, Refusal>| drop(sender.send(result))));
-    match receiver.recv_timeout(within) {
-        Ok(result) => result.map_err(|refusal| refusal.to_string()),
-        Err(_) => Err(format!("not done within {} s", within.as_secs())),
-    }
-}
-
 impl Shared {
+    /// Waits for what `start` begins, as long as this mount may still hand the role on.
+    fn wait<T: Send + 'static>(&self, within: Duration, start: impl FnOnce(Done<T>)) -> Result<T, String> {
+        let (sender, receiver) = sync_channel(1);
+        start(Box::new(move |result: Result<T, Refusal>| drop(sender.send(result))));
+        let since = Instant::now();
+        loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(result) => return result.map_err(|refusal| refusal.to_string()),
+                Err(RecvTimeoutError::Disconnected) => return Err("the mount's node has ended".to_owned()),
+                Err(RecvTimeoutError::Timeout) if self.authority.lease().has_ended() => {
+                    return Err("the session of this node has ended".to_owned());
+                }
+                Err(RecvTimeoutError::Timeout) if since.elapsed() >= within => {
+                    return Err(format!("not done within {} s", within.as_secs()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
     fn role(&self) -> ResourceId {
         ResourceId::Coordinator(self.label.uuid)
     }
@@ -630,7 +642,7 @@ impl Shared {
 
     /// Brings to rest what depends on this mount's being the coordinator's.
     fn prepare(&self, coordinator: &Coordinator) -> Result<(Vec<crate::proto::FileSlots>, Instant), String> {
-        wait(RESIGNS_WITHIN, |done| self.node.prepare_to_resign(done))?;
+        self.wait(RESIGNS_WITHIN, |done| self.node.prepare_to_resign(done))?;
         let since = Instant::now();
         while !coordinator.quieten() {
             if since.elapsed() > FILES_REST_WITHIN {
@@ -639,7 +651,7 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(1));
         }
         let stopped = Instant::now();
-        Ok((wait(RESIGNS_WITHIN, |done| self.node.resign(done))?, stopped))
+        Ok((self.wait(RESIGNS_WITHIN, |done| self.node.resign(done))?, stopped))
     }
 }
 

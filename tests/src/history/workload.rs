@@ -25,13 +25,22 @@ pub struct Workload {
     pub operations_max: u64,
     /// How long a thread waits after each operation: a history of a long fault stays short.
     pub pause: Duration,
+    /// Each block is written by the threads of one node, and read by all.
+    pub one_writer: bool,
     /// What the choice of blocks and operations is drawn from.
     pub seed: u64,
 }
 
 impl Default for Workload {
     fn default() -> Self {
-        Self { blocks: 8, threads: 2, operations_max: 20_000, pause: Duration::ZERO, seed: 1 }
+        Self {
+            blocks: 8,
+            threads: 2,
+            operations_max: 20_000,
+            pause: Duration::ZERO,
+            one_writer: false,
+            seed: 1,
+        }
     }
 }
 
@@ -78,7 +87,10 @@ impl Workload {
                 for thread in 0..self.threads {
                     let (recorder, done) = (&recorder, &done);
                     let seed = self.seed ^ ((node as u64) << 32 | (thread as u64) << 48);
-                    scope.spawn(move || self.work(node, register.as_ref(), seed, recorder, done));
+                    let may_write =
+                        move |block: Block| !self.one_writer || block.0 % nodes.len() as u64 == node as u64;
+                    scope
+                        .spawn(move || self.work(node, register.as_ref(), seed, recorder, (done, may_write)));
                 }
             }
             // A panic of `meanwhile` must not leave the threads at work for ever.
@@ -90,14 +102,21 @@ impl Workload {
         (result, recorder.finish())
     }
 
-    fn work(&self, node: usize, register: &dyn Register, seed: u64, recorder: &Recorder, done: &Done) {
+    fn work(
+        &self,
+        node: usize,
+        register: &dyn Register,
+        seed: u64,
+        recorder: &Recorder,
+        (done, may_write): (&Done, impl Fn(Block) -> bool),
+    ) {
         let mut random = SmallRng::seed_from_u64(seed);
         for _ in 0..self.operations_max {
             if done.stop.load(Ordering::Acquire) {
                 return;
             }
             let block = Block(random.random_range(0..self.blocks));
-            let result = if random.random_bool(0.5) {
+            let result = if random.random_bool(0.5) && may_write(block) {
                 recorder.write(node, block, |value| register.write(block, value))
             } else {
                 recorder.read(node, block, || register.read(block))

@@ -167,7 +167,8 @@ fn one_fault(cluster: &Cluster, point: &str, fault: Fault, round: usize) -> Resu
     let pause = Duration::from_millis(2);
     // It goes on until it is stopped.
     let (seed, operations_max) = (round as u64, u64::MAX);
-    let workload = Workload { blocks: BLOCKS, threads: 1, pause, seed, operations_max };
+    let workload =
+        Workload { blocks: BLOCKS, threads: 1, pause, seed, operations_max, ..Workload::default() };
     let (done, history) = workload.run(&registers, |done| {
         let happened = (|| -> Result<Duration> {
             cluster.arm(point)?;

@@ -79,6 +79,9 @@ impl Core {
                 let hold = self.options.hold.as_secs();
                 return Err(Refusal::Io(format!("no node has served {} for {hold} s", file.ino)));
             }
+            if self.media.has_ended() {
+                self.media.lease().await?;
+            }
             let here = file.tenure();
             if here.is_some() && sent.is_none() {
                 slots.free(slot, SlotUse::unused);
