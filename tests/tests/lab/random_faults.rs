@@ -145,7 +145,7 @@ fn ghosts(cluster: &Cluster, number: u8) -> Option<u64> {
     };
     let text = cluster.node(number).namespace().within(ask).ok()?.ok()?;
     let line = text.lines().find(|line| line.starts_with("csvfs_lun_ghosts"))?;
-    line.split_whitespace().last()?.parse::<f64>().ok().map(|count| count as u64)
+    line.split_whitespace().last()?.parse().ok()
 }
 
 /// The most ghosts that each mount knew of at a time, until `stop`.
