@@ -1,6 +1,7 @@
 //! `bench run` measures the figures of `docs/PERFORMANCE.md` and prints them as a table.
 
 mod cluster;
+mod faults;
 mod figure;
 mod fio;
 mod io;
@@ -31,7 +32,8 @@ enum Command {
         /// Also the volumes of a million files.
         #[arg(long)]
         full: bool,
-        /// Only figures whose group has this in its name: nbd, file, thin, creation, listing, million, cluster.
+        /// Only figures whose group has this in its name: nbd, file, thin, creation, listing, million, cluster,
+        /// faults.
         #[arg(long)]
         only: Option<String>,
         /// Interleaved rounds of each figure.
@@ -45,7 +47,7 @@ enum Command {
 
 type Group = fn(&Path, Effort, bool) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 7] = [
+const GROUPS: [(&str, Group); 8] = [
     ("nbd", |folder, effort, _| io::on_nbd(folder, effort)),
     ("file", |folder, effort, _| io::on_file(folder, effort)),
     ("thin", |folder, effort, _| io::thin(folder, effort)),
@@ -53,6 +55,7 @@ const GROUPS: [(&str, Group); 7] = [
     ("listing", |folder, _, _| names::listing(folder)),
     ("million", |folder, _, full| names::million(folder, if full { 1_000_000 } else { 20_000 })),
     ("cluster", |folder, effort, _| cluster::figures(folder, effort)),
+    ("faults", |_, effort, full| faults::figures(effort, if full { 1_000_000 } else { 20_000 })),
 ];
 
 fn main() -> Result<()> {

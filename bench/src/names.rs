@@ -153,7 +153,7 @@ const FILLING: usize = 48;
 const DIRECTORY: u64 = 10_000;
 
 /// Puts `files` files on the volume at `url`, which nobody has mounted, past the kernel.
-fn load(url: &str, files: u64) -> Result<()> {
+pub fn load(url: &str, files: u64) -> Result<()> {
     use csvfs::proto::Created;
     use csvfs::refusal::Refusal;
     use csvfs::service::Credentials;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lab::Cluster;
 use lab::wait::until;
 use serde_json::Value;
@@ -23,8 +23,9 @@ fn status(lab: &Cluster, node: u8) -> Result<Value> {
 pub fn killed(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
     let mut seconds = Vec::new();
     for _ in 0..effort.rounds {
-        let leader = status(lab, 1)?["leader"].as_str().context("there is a leader")?.to_owned();
-        let asked = if leader == "n2" { 3 } else { 2 };
+        let leader = lab.leader(1)?;
+        let asked = if leader == 2 { 3 } else { 2 };
+        let leader = lab.node(leader).name();
         let file = File::create(lab.path(asked, "after"))?;
         file.lock()?;
         file.unlock()?;

@@ -42,10 +42,16 @@ impl Logs {
     }
 }
 
+/// A folder in memory.
+pub fn folder_in_memory() -> Result<TempDir> {
+    TempDir::new_in(MEMORY).context("a folder in memory")
+}
+
 /// A lab and the folder of its LUN.
 #[derive(Debug)]
-struct Stage {
-    lab: Cluster,
+pub struct Stage {
+    /// The lab.
+    pub lab: Cluster,
     /// After the lab, so that it goes later.
     _memory: TempDir,
 }
@@ -53,14 +59,17 @@ struct Stage {
 impl Stage {
     /// So many nodes, nothing mounted.
     fn new(nodes: u8, logs: Logs) -> Result<Self> {
-        let memory = TempDir::new_in(MEMORY).context("a folder in memory")?;
         let base = match logs {
             Logs::Disk => base_folder(),
             Logs::Memory => PathBuf::from(MEMORY).join("csv-lab"),
         };
+        Self::on(folder_in_memory()?, Plan { base, window_ms: 500, ..Plan::new(nodes).lun(LUN) })
+    }
+
+    /// What `plan` says, nothing mounted, with its LUN in `memory`: the one that is there, or a fresh one.
+    pub fn on(memory: TempDir, plan: Plan) -> Result<Self> {
         let lun_folder = Some(memory.path().to_owned());
-        let plan = Plan { base, lun_folder, window_ms: 500, ..Plan::new(nodes).lun(LUN) };
-        Ok(Self { lab: Cluster::up(plan)?, _memory: memory })
+        Ok(Self { lab: Cluster::up(Plan { lun_folder, ..plan })?, _memory: memory })
     }
 
     /// So many nodes that have the volume mounted.
@@ -71,7 +80,7 @@ impl Stage {
     }
 
     /// Ends it in order; what does not end well is said, and is no reason to lose the figures that are taken.
-    fn end(self) {
+    pub fn end(self) {
         if let Err(error) = self.lab.down() {
             eprintln!("  the lab did not end well: {error:#}");
         }
@@ -79,7 +88,7 @@ impl Stage {
 }
 
 /// A row whose figure is `figure`.
-fn row(what: impl Into<String>, measured: impl Into<String>, figure: Spread, bar: Bar) -> Row {
+pub fn row(what: impl Into<String>, measured: impl Into<String>, figure: Spread, bar: Bar) -> Row {
     Row {
         what: what.into(),
         measured: measured.into(),
@@ -95,7 +104,7 @@ fn noted(what: impl Into<String>, measured: impl Into<String>, figure: Spread) -
 }
 
 /// The rows of `measure`; a figure that could not be taken is a row that says why, so that the others are taken.
-fn rows_of(what: &str, measure: impl FnOnce() -> Result<Vec<Row>>) -> Vec<Row> {
+pub fn rows_of(what: &str, measure: impl FnOnce() -> Result<Vec<Row>>) -> Vec<Row> {
     eprintln!("  {what}");
     let rows = measure().unwrap_or_else(|error| {
         let measured = format!("not measured: {error:#}").replace(['\n', '|'], " ");

@@ -161,7 +161,8 @@ impl Coordinator {
         self.core.is_quiet.store(false, SeqCst);
     }
 
-    /// What the next coordinator is to be told: see [`Opens::bequeath`](self::opens::Opens::bequeath).
+    /// What the next coordinator is to be told of files that nobody serves: that all in them is committed, and the slots of
+    /// their remote users, of which `slots` are those that this node had.
     #[must_use]
     pub fn bequeath(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
         self.core.opens.lock().bequeath(slots)

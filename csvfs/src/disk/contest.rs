@@ -132,21 +132,25 @@ pub(super) fn write_claim(
 }
 
 impl Contest {
-    /// Wins the right to write, or says who has it.
-    pub(super) fn win(&self) -> Result<Won, ContestError> {
-        let alone = match self.lun.prove_alone() {
-            Proof::Alive(who) => return Err(self.named(who)),
-            Proof::Ended(how) => Some(how),
-            Proof::Unprovable => None,
-        };
-        let survey = Survey::read(self.lun.as_ref())?;
+    /// Why nobody else can have the volume, if the LUN proves that; refuses when it knows of somebody.
+    pub(super) fn prove_alone(&self) -> Result<Option<String>, ContestError> {
+        match self.lun.prove_alone() {
+            Proof::Alive(who) => Err(self.named(who)),
+            Proof::Ended(how) => Ok(Some(how)),
+            Proof::Unprovable => Ok(None),
+        }
+    }
+
+    /// Wins the right to write, or says who has it. `survey` is younger than what proved that nobody else can have it, if that
+    /// is proved.
+    pub(super) fn win(&self, survey: &Survey, alone: Option<String>) -> Result<Won, ContestError> {
         let block = match self.free_block(&survey.claims) {
             Some(block) => block,
-            None => self.dead_block(&survey, alone.is_some())?,
+            None => self.dead_block(survey, alone.is_some())?,
         };
         let mut claim = Claim {
             client: self.who.client,
-            epoch: next_epoch(&survey),
+            epoch: next_epoch(survey),
             counter: 0,
             state: ClaimState::Claiming,
             pid: self.who.pid,
@@ -158,7 +162,7 @@ impl Contest {
             is_member: false,
         };
         self.beat(&survey.label, block, &mut claim)?;
-        let won = self.look(&survey, block, &mut claim, alone);
+        let won = self.look(survey, block, &mut claim, alone);
         if won.is_err() {
             self.give_up(&survey.label, block, claim);
         }

@@ -318,6 +318,8 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
         who: options.who.clone(),
         window: options.window,
     };
+    let asked = options.clock.boot();
+    let alone = contest.prove_alone()?;
     let survey = Survey::read(lun.as_ref()).map_err(ContestError::from)?;
     let unwritable = survey.features().unwritable();
     if unwritable != 0 {
@@ -330,8 +332,7 @@ pub fn open(lun: Arc<dyn Lun>, options: OpenOptions) -> Result<OpenVolume, OpenE
     if let Some(damage) = survey.label_damage().filter(|_| !options.label_from_copy) {
         return Err(OpenError::LabelDamaged(damage.clone()));
     }
-    let asked = options.clock.boot();
-    let won = contest.win()?;
+    let won = contest.win(&survey, alone)?;
     let begun = options.clock.boot();
     let opening = match all_done(lun.as_ref(), &won, options.who.cluster.as_ref(), options.rules) {
         Ok(reason) => Opening::new(lun, options, &won, [asked, begun], reason),

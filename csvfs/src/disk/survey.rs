@@ -237,7 +237,37 @@ impl Survey {
         if lun_size < layout::HEAD {
             return Err(SurveyError::TooSmall(lun_size));
         }
-        let head = read_bytes(lun, &Pool::default(), 0, layout::HEAD).map_err(SurveyError::Read)?;
+        // A map is as long as the LUN is large, as a rule; one that is not whole by that is read to its end.
+        let chunks = lun_size.div_ceil(layout::CHUNK_MIN).min(layout::CHUNKS_MAX);
+        let blocks =
+            usize::try_from(chunks).map(ChunkMap::encoded_len).map(|len| len.div_ceil(BLOCK_LEN) as u64);
+        match blocks.map(|blocks| Self::read_with(lun, blocks)) {
+            Ok(Ok(survey)) if survey.maps.iter().all(Result::is_ok) => Ok(survey),
+            _ => Self::read_with(lun, layout::MAP_BLOCKS),
+        }
+    }
+
+    /// The head of the LUN, with so many blocks of each chunk map.
+    fn head(lun: &dyn Lun, map_blocks: u64) -> Result<Vec<u8>, i32> {
+        let (pool, [first, second]) = (Pool::default(), layout::MAPS_AT);
+        let mut head = vec![0; usize::try_from(layout::HEAD).map_err(|_| libc::ENOMEM)?];
+        // In this order: a superblock is written after the chunk map of its epoch, so it is read before.
+        let parts = [
+            0..first + map_blocks,
+            second..second + map_blocks,
+            layout::LABEL_COPY_AT..layout::LABEL_COPY_AT + 1,
+        ];
+        for part in parts {
+            let bytes = read_bytes(lun, &pool, byte(part.start), byte(part.end - part.start))?;
+            let at = usize::try_from(byte(part.start)).map_err(|_| libc::ENOMEM)?;
+            head[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(head)
+    }
+
+    fn read_with(lun: &dyn Lun, map_blocks: u64) -> Result<Self, SurveyError> {
+        let lun_size = lun.geometry().size;
+        let head = Self::head(lun, map_blocks).map_err(SurveyError::Read)?;
         let (label, finding) = Self::label(lun, &head)?;
         let slots: Vec<_> = (0..layout::SLOTS as u64)
             .map(|slot| Superblock::decode(block(&head, layout::SLOTS_AT + slot), label.uuid))

@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::Cluster;
-use lab::cluster::{Cut, Network, Plan, TargetKind};
+use lab::cluster::{Plan, TargetKind};
 use lab::wait::until;
-use serde_json::Value;
 use tempfile::TempDir;
 
 const FILE: &str = "disk";
@@ -37,12 +36,6 @@ fn fenced_by_target(nodes: u8) -> Plan {
     Plan { fence: "nbd-target".to_owned(), ..Plan::new(nodes) }
 }
 
-/// The number of the node that leads lockd, as node 2 sees it.
-fn leader(cluster: &Cluster) -> Option<u8> {
-    let status: Value = serde_json::from_str(&cluster.lockctl("n2", &["--json", "status"]).ok()?).ok()?;
-    status["leader"].as_str()?.strip_prefix('n')?.parse().ok()
-}
-
 /// Makes the node the owner of the file, which it has written.
 fn own(cluster: &Cluster, number: u8) -> Result<()> {
     fs::write(cluster.path(1, FILE), vec![0xaa; BYTES])?;
@@ -54,7 +47,7 @@ fn own(cluster: &Cluster, number: u8) -> Result<()> {
 
 /// A node that neither coordinates the volume nor leads lockd, and owns the file.
 fn victim(cluster: &Cluster) -> Result<u8> {
-    let leader = until("somebody leads", LIMIT, || leader(cluster))?;
+    let leader = until("somebody leads", LIMIT, || cluster.leader(2).ok())?;
     let victim = if leader == 3 { 2 } else { 3 };
     own(cluster, victim)?;
     Ok(victim)
@@ -85,30 +78,13 @@ fn holds(path: &Path, byte: u8) -> Result<()> {
     Ok(())
 }
 
-/// Cuts a node off and kills all that runs on it.
-fn power_off(cluster: &Cluster, number: u8) -> Result<()> {
-    for network in [Network::Lan, Network::San] {
-        cluster.cut(number, network, Cut::Silent)?;
-    }
-    cluster.crash(&cluster.node(number).name())
-}
-
-fn power_on(cluster: &Cluster, number: u8) -> Result<()> {
-    let host = cluster.node(number).name();
-    for network in [Network::Lan, Network::San] {
-        cluster.heal(number, network)?;
-    }
-    cluster.restart(&host, "lockd")?;
-    cluster.restart(&host, "csvfs")
-}
-
 #[test]
 fn what_a_dead_node_had_is_free_a_second_after_its_lease() -> Result<()> {
     with(fenced_by_target(3), |cluster| {
         cluster.mount_all()?;
         let victim = victim(cluster)?;
         let began = Instant::now();
-        power_off(cluster, victim)?;
+        cluster.power_off(victim)?;
         let took = overwrite(cluster, 0xcc, began)?;
         eprintln!("free {took:.2?} after the power was off, with a lease of {LEASE:?}");
         ensure!(took <= LEASE + Duration::from_secs(1), "free only after {took:?}");
@@ -116,7 +92,7 @@ fn what_a_dead_node_had_is_free_a_second_after_its_lease() -> Result<()> {
         let other = 5 - victim;
         holds(&cluster.path(other, FILE), 0xcc)?;
         // It comes back as somebody else.
-        power_on(cluster, victim)?;
+        cluster.power_on(victim)?;
         holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.acquire(victim, &[FILE])?;
         cluster.end_clean()
@@ -128,21 +104,21 @@ fn what_the_leader_of_the_voters_had_is_free_an_election_and_a_lease_later() -> 
     with(fenced_by_target(3), |cluster| {
         cluster.mount_all()?;
         // Not the node that coordinates the volume.
-        while until("somebody leads", LIMIT, || leader(cluster))? == 1 {
+        while until("somebody leads", LIMIT, || cluster.leader(2).ok())? == 1 {
             cluster.kill("n1", "lockd")?;
-            until("another one leads", LIMIT, || leader(cluster).filter(|leader| *leader != 1))?;
+            until("another one leads", LIMIT, || cluster.leader(2).ok().filter(|leader| *leader != 1))?;
             cluster.restart("n1", "lockd")?;
         }
-        let victim = until("somebody leads", LIMIT, || leader(cluster))?;
+        let victim = until("somebody leads", LIMIT, || cluster.leader(2).ok())?;
         own(cluster, victim)?;
         let began = Instant::now();
-        power_off(cluster, victim)?;
+        cluster.power_off(victim)?;
         let took = overwrite(cluster, 0xcc, began)?;
         eprintln!("free {took:.2?} after the leader's power was off, with a lease of {LEASE:?}");
         // An election takes less than a second.
         ensure!(took <= LEASE * 2 + Duration::from_secs(2), "free only after {took:?}");
         holds(&cluster.path(5 - victim, FILE), 0xcc)?;
-        power_on(cluster, victim)?;
+        cluster.power_on(victim)?;
         holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.end_clean()
     })
@@ -360,7 +336,7 @@ fn an_agent_that_fails_hangs_or_lies_gives_nothing_away() -> Result<()> {
     with(plan, |cluster| {
         cluster.mount_all()?;
         let victim = victim(cluster)?;
-        power_off(cluster, victim)?;
+        cluster.power_off(victim)?;
         for (how, words) in [
             ("fails", "no route to the BMC"),
             ("hangs", "did not end within 1s"),
@@ -381,7 +357,7 @@ fn an_agent_that_fails_hangs_or_lies_gives_nothing_away() -> Result<()> {
         let told = fs::read_to_string(folder.path().join("told"))?;
         let lines = format!("action=off\nnodename=n{victim}\nplug=n{victim}\nip=10.1.0.9\n");
         ensure!(told.contains(&lines), "{told}");
-        power_on(cluster, victim)?;
+        cluster.power_on(victim)?;
         holds(&cluster.path(victim, FILE), 0xcc)?;
         cluster.end_clean()
     })
@@ -420,7 +396,7 @@ fn a_target_that_cannot_be_asked_is_named_with_what_to_do() -> Result<()> {
     with(Plan { lease_ms: Some(2000), ..fenced_by_target(3) }, |cluster| {
         cluster.mount_all()?;
         let victim = victim(cluster)?;
-        power_off(cluster, victim)?;
+        cluster.power_off(victim)?;
         cluster.pause("san", "target")?;
         let said = until("the trouble is told", LIMIT, || {
             let said = cluster.lockctl("n1", &["fences"]).ok()?;
@@ -432,7 +408,7 @@ fn a_target_that_cannot_be_asked_is_named_with_what_to_do() -> Result<()> {
         if cluster.daemon(&cluster.node(victim).name(), "csvfs")?.is_alive() {
             bail!("the victim lives");
         }
-        power_on(cluster, victim)?;
+        cluster.power_on(victim)?;
         cluster.end_clean()
     })
 }
