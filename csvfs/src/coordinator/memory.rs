@@ -134,7 +134,8 @@ fn begin(core: &Core, head: &Head, attaches: bool) -> Result<Begun, Refusal> {
     let Some((slot, sequence)) = head.slot else {
         return Err(Refusal::Invalid("a change needs a reply slot".to_owned()));
     };
-    if if attaches { slot != ATTACH_SLOT } else { slot.0 >= SLOTS_PER_CLIENT } {
+    let is_there = if attaches { slot == ATTACH_SLOT } else { slot.0 < SLOTS_PER_CLIENT };
+    if !is_there {
         return Err(Refusal::Invalid(SlotRefusal::NoSuchSlot(slot).to_string()));
     }
     let is_known = core.slots.lock().get(head.client, slot).is_some();
