@@ -24,6 +24,23 @@ pub(crate) enum Polled {
     Ended,
 }
 
+/// What is to be received.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Outlook {
+    /// Requests that have been sent and whose replies have not been received.
+    pub in_flight: usize,
+    /// About how many of them have been answered: their replies can be received.
+    pub answered: usize,
+}
+
+impl Outlook {
+    /// How many the other side has still to do.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.in_flight - self.answered
+    }
+}
+
 /// A connection that can be attended.
 pub(crate) trait Source: Send + Sync {
     /// Readable when there is something to receive.
@@ -31,6 +48,8 @@ pub(crate) trait Source: Send + Sync {
     /// Receives what is there, without waiting for more, and completes its requests. Without `anyway`, only where
     /// something is expected.
     fn poll(&self, anyway: bool) -> Polled;
+    /// What is to be received.
+    fn outlook(&self) -> Outlook;
     /// Whether the connection has ended: [`Polled::Ended`], else [`Polled::Nothing`].
     fn peek(&self) -> Polled;
     /// Takes the place of the connection's own thread; false if somebody else has it.
@@ -115,6 +134,18 @@ pub fn poll(anyway: bool) -> bool {
         }
     }
     some
+}
+
+/// What is to be received on the connections that this thread attends. One system call for each.
+#[must_use]
+pub fn outlook() -> Outlook {
+    ROUND.with_borrow(|round| {
+        let here = round.sources.iter().filter(|attended| attended.here);
+        here.map(|attended| attended.source.outlook()).fold(Outlook::default(), |all, one| Outlook {
+            in_flight: all.in_flight + one.in_flight,
+            answered: all.answered + one.answered,
+        })
+    })
 }
 
 /// Lets the connections' own threads receive until the next [`poll`]: this thread is going to wait for something.

@@ -2,8 +2,9 @@
 //! calls a plug.
 //!
 //! A thread that takes many requests from somewhere without waiting between them says so by [`allow`]. From then on a
-//! busy link may keep back what this thread submits, until the thread calls [`flush`] or finds by [`flush_if_due`] that
-//! the link is not busy any more; it does the former before it waits for anything. A request that is kept back has not been sent: if its link breaks meanwhile, it goes another way.
+//! busy link may keep back what this thread submits, until the thread calls [`flush`]: when there is nothing more to take,
+//! and before it waits for anything. A request that is kept back has not been sent: if its link breaks meanwhile, it goes
+//! another way.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -11,16 +12,12 @@ use std::sync::Arc;
 use crate::paths::request::Request;
 
 /// Requests that a thread keeps back at most.
-const HELD_MAX: usize = 16;
-/// The same, of those that belong together.
-const TOGETHER_MAX: usize = 32;
+const HELD_MAX: usize = 32;
 
 /// Sends what was held back for it.
 pub(crate) trait Outlet: Send + Sync {
     /// Sends `requests` in their order; reports those that it cannot send.
     fn send_held(&self, requests: Vec<Request>);
-    /// Requests that have been sent and not answered.
-    fn in_flight(&self) -> usize;
 }
 
 #[derive(Default)]
@@ -67,16 +64,6 @@ pub fn is_empty() -> bool {
     PLUG.with_borrow(|plug| plug.held.is_empty())
 }
 
-/// Sends what this thread holds back, unless the other side has more to do than that: then more may be sent with it. The
-/// thread calls this again soon, or [`flush`].
-pub fn flush_if_due() {
-    let due = PLUG
-        .with_borrow(|plug| plug.outlet.as_ref().is_some_and(|outlet| outlet.in_flight() <= plug.held.len()));
-    if due {
-        flush();
-    }
-}
-
 /// Sends what this thread holds back.
 pub fn flush() {
     // Nothing is borrowed while requests are sent: they may end at once, and their ends may start others.
@@ -106,7 +93,7 @@ pub(crate) fn hold(outlet: &Arc<impl Outlet + 'static>, request: Request) -> Opt
             plug.outlet = Some(outlet);
         }
         plug.held.push(request);
-        (plug.held.len() >= if plug.together { TOGETHER_MAX } else { HELD_MAX }, None)
+        (plug.held.len() >= HELD_MAX, None)
     });
     if full {
         flush();

@@ -23,6 +23,7 @@ use super::attributes::{kernel_attributes, statx, timestamp};
 use super::bridge::Bridge;
 use super::connection::{Connection, open_mode};
 use super::device::Device;
+use super::gathering::Gathering;
 use super::inbox::{Inbox, WRITE_MAX};
 use super::reply::Reply;
 use super::vigil::Vigil;
@@ -45,6 +46,7 @@ pub(super) struct Dispatcher {
     /// Whether the LUN has answered here since the last sleep. Otherwise others do what is asked for, and need the
     /// processors more than who looks for more.
     replied: bool,
+    gathering: Gathering,
     vigil: Vigil,
 }
 
@@ -63,7 +65,8 @@ impl Dispatcher {
             streak: 0,
             work: 0,
             replied: false,
-            vigil: Vigil::new(device)?,
+            gathering: Gathering::default(),
+            vigil: Vigil::new(device),
         })
     }
 

@@ -15,6 +15,7 @@ mod device;
 mod directory;
 mod dispatcher;
 mod filesystem;
+mod gathering;
 mod inbox;
 mod locks;
 mod mount;

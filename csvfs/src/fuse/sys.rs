@@ -87,24 +87,13 @@ pub(super) fn shut_down(socket: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// An empty set of descriptors to wait for (epoll).
-pub(super) fn event_set() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed; the descriptor is new and nobody else's.
-    unsafe { Ok(OwnedFd::from_raw_fd(checked(libc::epoll_create1(libc::EPOLL_CLOEXEC))?)) }
-}
-
-/// Adds `descriptor` to `set`; with `alone`, an event wakes only one of those who wait for it.
-pub(super) fn add_to_events(set: &OwnedFd, descriptor: RawFd, alone: bool) -> io::Result<()> {
-    let events = libc::EPOLLIN | if alone { libc::EPOLLEXCLUSIVE } else { 0 };
-    let mut event = libc::epoll_event { events: events.cast_unsigned(), u64: 0 };
-    // SAFETY: `event` lives through the call. A descriptor that is not open is an error.
-    checked(unsafe { libc::epoll_ctl(set.as_raw_fd(), libc::EPOLL_CTL_ADD, descriptor, &raw mut event) })?;
-    Ok(())
+/// One of the descriptors that [`wait_for_any`] waits for.
+pub(super) fn readable(descriptor: RawFd) -> libc::pollfd {
+    libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 }
 }
 
 /// Waits until something of `set` is readable or has ended.
-pub(super) fn wait_for_any(set: &OwnedFd) {
-    let mut event = libc::epoll_event { events: 0, u64: 0 };
-    // SAFETY: room for one event is passed. Whatever the result, the caller looks itself.
-    unsafe { libc::epoll_wait(set.as_raw_fd(), &raw mut event, 1, -1) };
+pub(super) fn wait_for_any(set: &mut [libc::pollfd]) {
+    // SAFETY: the room that is passed lives through the call. Whatever the result, the caller looks itself.
+    unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, -1) };
 }

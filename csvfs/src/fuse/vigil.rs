@@ -5,8 +5,6 @@
 //! something came soon after it had fallen asleep, it looks twice as long the next time; when nothing came for long, not
 //! at all. An idle mount sleeps.
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,9 +23,11 @@ const LOOK_MIN: Duration = Duration::from_micros(5);
 #[derive(Debug)]
 pub(super) struct Vigil {
     device: Arc<Device>,
-    descriptors: OwnedFd,
+    /// What a sleep ends by: the device, and what is attended. They are waited for by poll(2): who is registered
+    /// for good (epoll) costs those who send something at every request, also while this thread is awake.
+    descriptors: Vec<libc::pollfd>,
     /// The version of what is attended that `descriptors` belongs to.
-    version: u64,
+    version: Option<u64>,
     look: Look,
     /// When the look began.
     since: Instant,
@@ -35,10 +35,9 @@ pub(super) struct Vigil {
 
 impl Vigil {
     /// One for a thread that attends nothing yet.
-    pub(super) fn new(device: &Arc<Device>) -> io::Result<Self> {
-        let descriptors = gather(device)?;
+    pub(super) fn new(device: &Arc<Device>) -> Self {
         let device = Arc::clone(device);
-        Ok(Self { device, descriptors, version: 0, look: Look::new(), since: Instant::now() })
+        Self { device, descriptors: Vec::new(), version: None, look: Look::new(), since: Instant::now() }
     }
 
     /// Begins a look for work, which is to go on as long as [`Vigil::goes_on`].
@@ -57,25 +56,16 @@ impl Vigil {
 
     /// Sleeps until there may be work.
     pub(super) fn sleep(&mut self) {
-        if self.version != attend::version() {
-            match gather(&self.device) {
-                Ok(descriptors) => (self.version, self.descriptors) = (attend::version(), descriptors),
-                // The connections' own threads receive.
-                Err(error) => tracing::warn!("the LUN's connections cannot be waited for: {error}"),
-            }
+        let version = Some(attend::version());
+        if self.version != version {
+            self.version = version;
+            self.descriptors.clear();
+            self.descriptors.push(sys::readable(self.device.descriptor()));
+            self.descriptors.extend(attend::descriptors().into_iter().map(sys::readable));
         }
-        sys::wait_for_any(&self.descriptors);
+        sys::wait_for_any(&mut self.descriptors);
         self.look.slept(self.since.elapsed());
     }
-}
-
-fn gather(device: &Device) -> io::Result<OwnedFd> {
-    let set = sys::event_set()?;
-    sys::add_to_events(&set, device.descriptor(), true)?;
-    for descriptor in attend::descriptors() {
-        sys::add_to_events(&set, descriptor, false)?;
-    }
-    Ok(set)
 }
 
 /// How long it is worth to look.

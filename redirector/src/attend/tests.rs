@@ -40,6 +40,10 @@ impl Source for Scripted {
         polled
     }
 
+    fn outlook(&self) -> Outlook {
+        Outlook { in_flight: 5, answered: 2 }
+    }
+
     fn peek(&self) -> Polled {
         Polled::Nothing
     }
@@ -76,8 +80,10 @@ fn each_volunteer_attends_a_connection_of_its_own_and_nobody_else_any() {
     assert!(sources[0].is_taken() && !sources[1].is_taken(), "a thread that ends gives its place back");
     assert!(poll(false) && !poll(false));
     assert_eq!(descriptors(), [7]);
+    assert_eq!((outlook(), outlook().unanswered()), (Outlook { in_flight: 5, answered: 2 }, 3));
     resign();
     assert!(!sources[0].is_taken() && descriptors().is_empty());
+    assert_eq!(outlook(), Outlook::default());
     assert_eq!(choose(1, &sources), None);
 }
 

@@ -6,6 +6,8 @@ use crate::buffer::Loan;
 use crate::nbd::reply::ProtocolError;
 use crate::paths::request::Request;
 
+/// The length of a simple reply without its data.
+const SIMPLE_HEAD: usize = 16;
 /// Requests in flight at most, on one connection.
 pub const WINDOW: usize = 128;
 /// Bits of a cookie that name the place; the others tell its users apart.
@@ -38,6 +40,8 @@ pub struct Flight {
     places: Vec<Place>,
     free: Vec<usize>,
     closed: bool,
+    /// Bytes of all simple replies that are to come.
+    expected: usize,
     /// How many submitters wait for room.
     pub waiting: usize,
 }
@@ -47,6 +51,12 @@ impl Flight {
     #[must_use]
     pub fn len(&self) -> usize {
         self.places.len() - self.free.len()
+    }
+
+    /// About how many of the requests in flight have been answered when `waiting` bytes can be received.
+    #[must_use]
+    pub fn answered(&self, waiting: usize) -> usize {
+        (self.len() * waiting).checked_div(self.expected).map_or(0, |answered| answered.min(self.len()))
     }
 
     /// Whether nothing is in flight.
@@ -73,6 +83,7 @@ impl Flight {
             self.places.push(Place::default());
             self.places.len() - 1
         });
+        self.expected += reply_len(&request);
         let place = &mut self.places[index];
         place.generation += 1;
         place.entry = Some(Entry { request, sent, received: 0, error: None, loan });
@@ -86,6 +97,7 @@ impl Flight {
         let place = self.places.get_mut(index).filter(|place| place.generation == cookie >> INDEX_BITS);
         let entry = place.and_then(|place| place.entry.take()).ok_or(ProtocolError::Cookie(cookie))?;
         if last {
+            self.expected -= reply_len(&entry.request);
             self.free.push(index);
         }
         Ok(entry)
@@ -119,12 +131,57 @@ impl Flight {
     /// Takes nothing in any more, and returns all that is in flight, oldest first. What was on loan is given up.
     pub fn close(&mut self) -> Vec<Request> {
         self.closed = true;
+        self.expected = 0;
         let mut entries: Vec<_> = self.places.iter_mut().filter_map(|place| place.entry.take()).collect();
         entries.sort_by_key(|entry| entry.sent);
         entries.into_iter().map(|entry| entry.request).collect()
     }
 }
 
+/// The length of a request's simple reply, in bytes.
+fn reply_len(request: &Request) -> usize {
+    SIMPLE_HEAD + request.read_len()
+}
+
 fn index_of(cookie: u64) -> usize {
     usize::try_from(cookie & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Pool;
+    use crate::paths::request::Command;
+
+    fn read(len: usize) -> Request {
+        Request::new(Command::Read(0, Pool::default().take(len), Box::new(|_, _| ())), BootTime(0))
+    }
+
+    fn trim() -> Request {
+        Request::new(Command::Trim(0..1, Box::new(|_| ())), BootTime(0))
+    }
+
+    #[test]
+    fn what_waits_tells_how_much_has_been_answered() {
+        let mut flight = Flight::default();
+        assert_eq!(flight.answered(100), 0, "nothing is in flight");
+        let reads: Vec<u64> = (0..4).map(|_| flight.insert(read(4096), BootTime(0), None)).collect();
+        let whole = SIMPLE_HEAD + 4096;
+        assert_eq!([0, whole - 1, whole, 3 * whole].map(|waiting| flight.answered(waiting)), [0, 0, 1, 3]);
+        assert_eq!(flight.answered(10 * whole), 4, "no more than there are");
+
+        // A reply in several parts is one until its last.
+        let entry = flight.take(reads[0], false).unwrap();
+        assert_eq!(flight.answered(4 * whole), 4);
+        flight.put_back(reads[0], entry).unwrap();
+        for cookie in reads {
+            flight.take(cookie, true).unwrap();
+        }
+        let trims: Vec<u64> = (0..2).map(|_| flight.insert(trim(), BootTime(0), None)).collect();
+        assert_eq!(flight.answered(SIMPLE_HEAD), 1);
+        flight.take(trims[0], true).unwrap();
+        assert_eq!(flight.answered(SIMPLE_HEAD), 1);
+        flight.close();
+        assert_eq!(flight.answered(SIMPLE_HEAD), 0);
+    }
 }

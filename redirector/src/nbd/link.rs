@@ -225,10 +225,6 @@ impl Outlet for NbdLink {
             self.events.lost("the connection is closed", Vec::new(), unsent);
         }
     }
-
-    fn in_flight(&self) -> usize {
-        self.connections.iter().map(|connection| connection.flight().len()).sum()
-    }
 }
 
 impl Link for NbdLink {

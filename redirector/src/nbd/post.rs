@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::attend::{Polled, Source};
+use crate::attend::{Outlook, Polled, Source};
 use crate::nbd::connection::Connection;
 use crate::nbd::link::NbdLink;
 use crate::nbd::receiver::{Ready, Receiver};
@@ -164,6 +164,12 @@ impl Source for Post {
             }
             polled => polled,
         }
+    }
+
+    fn outlook(&self) -> Outlook {
+        let waiting = self.connection.channel.socket().readable();
+        let flight = self.connection.flight();
+        Outlook { in_flight: flight.len(), answered: flight.answered(waiting) }
     }
 
     fn peek(&self) -> Polled {

@@ -201,6 +201,14 @@ impl Socket {
         }
     }
 
+    /// How many bytes can be received; none if that cannot be told.
+    pub fn readable(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: FIONREAD fills in an int, which lives through the call.
+        let told = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) } == 0;
+        if told { usize::try_from(bytes).unwrap_or_default() } else { 0 }
+    }
+
     /// Waits until something can be received, or the stream has ended.
     pub fn wait_readable(&self) {
         self.wait_for(libc::POLLIN, -1);

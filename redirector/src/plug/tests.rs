@@ -1,4 +1,3 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -10,7 +9,7 @@ use crate::paths::request::Command;
 
 /// Remembers what was sent together.
 #[derive(Default)]
-struct Sent(Mutex<Vec<Vec<u64>>>, AtomicUsize);
+struct Sent(Mutex<Vec<Vec<u64>>>);
 
 fn trim(at: u64) -> Request {
     Request::new(Command::Trim(at..at + 1, Box::new(|_| ())), BootTime(0))
@@ -23,10 +22,6 @@ fn place(request: &Request) -> u64 {
 impl Outlet for Sent {
     fn send_held(&self, requests: Vec<Request>) {
         self.0.lock().push(requests.iter().map(place).collect());
-    }
-
-    fn in_flight(&self) -> usize {
-        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -94,20 +89,4 @@ fn a_thread_that_ends_leaves_nothing_behind() {
     assert_eq!(receiver.recv(), Ok(0), "held");
     thread.join().unwrap();
     assert_eq!(outlet.groups(), [[7]]);
-}
-
-#[test]
-fn what_is_held_waits_for_a_busy_link_and_for_no_other() {
-    allow();
-    let outlet = Arc::new(Sent::default());
-    outlet.1.store(3, Ordering::Relaxed);
-    assert!(hold(&outlet, trim(1)).is_none());
-    assert!(hold(&outlet, trim(2)).is_none());
-    flush_if_due();
-    assert!(outlet.groups().is_empty(), "the other side has three requests to do");
-    outlet.1.store(2, Ordering::Relaxed);
-    flush_if_due();
-    assert_eq!(outlet.groups(), [[1, 2]]);
-    flush_if_due();
-    assert_eq!(outlet.groups().len(), 1, "nothing was held");
 }

@@ -17,8 +17,8 @@ const MANY: u32 = 256;
 const METADATA: u32 = 64;
 /// A request of so many bytes keeps a thread long enough to call another one.
 const LARGE: usize = 64 << 10;
-/// Requests without a pause after which the LUN's replies are received.
-const BATCH: u32 = 16;
+/// Requests without a pause after which they are sent, and the LUN's replies are received.
+const BATCH: u32 = 32;
 
 /// What a look at the kernel's requests, and the LUN's replies, has brought.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +43,7 @@ impl Dispatcher {
                         self.work = 0;
                         rota.call();
                     }
+                    Turn::Work if self.streak == 0 && self.replied => self.gathering.wait(),
                     Turn::Work => {}
                     Turn::Nothing if self.replied && self.finds_work() => {}
                     Turn::Nothing if rota.ends_duty() => break,
@@ -102,14 +103,15 @@ impl Dispatcher {
                 self.streak += 1;
                 self.dispatch();
                 if self.streak.is_multiple_of(BATCH) {
-                    plug::flush_if_due();
+                    plug::flush();
                     self.replied |= attend::poll(false);
                 }
                 Turn::Work
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 (self.streak, self.work) = (0, 0);
-                plug::flush_if_due();
+                // Before the replies are received: a server that has something to do is not woken by that.
+                plug::flush();
                 let replied = attend::poll(anyway);
                 self.replied |= replied;
                 if replied { Turn::Work } else { Turn::Nothing }
