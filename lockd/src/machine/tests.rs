@@ -11,3 +11,4 @@ mod model;
 mod once;
 mod property;
 mod sessions;
+mod takeover;
