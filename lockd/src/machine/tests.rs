@@ -12,3 +12,4 @@ mod once;
 mod property;
 mod sessions;
 mod takeover;
+mod terms;

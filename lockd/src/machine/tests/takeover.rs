@@ -27,7 +27,7 @@ use crate::ids::{ClientId, Epoch, SessionId};
 use crate::rules::{Rule, Rules};
 
 use lun::Lun;
-use scene::{A, B, MOUNTS, Mount, Office, Scene, Stage};
+use scene::{A, B, Life, MOUNTS, Mount, Office, Scene, Stage};
 
 /// How a mount ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +64,12 @@ struct Scenario {
     orphan: bool,
     /// Another cluster opens the volume while the LUN holds up A's beats.
     stranger: bool,
+    /// A has left, the store closed: B and C begin.
+    vacant: bool,
+    /// How many changes the program makes.
+    changes: u8,
+    /// How often a command comes that its sender repeats.
+    copies: u8,
 }
 
 const KILLED: Scenario = Scenario {
@@ -73,13 +79,17 @@ const KILLED: Scenario = Scenario {
     moves: false,
     orphan: false,
     stranger: false,
+    vacant: false,
+    changes: 2,
+    copies: 2,
 };
 const CUT_OFF: Scenario = Scenario { fault: Fault::CutOff, ..KILLED };
 const TWO_CUT_OFF: Scenario = Scenario { faults: 2, orphan: true, ..CUT_OFF };
 const PAUSED: Scenario = Scenario { fault: Fault::Paused, fence: Fence::Lease, ..KILLED };
-const TWO_PAUSED: Scenario = Scenario { faults: 2, ..PAUSED };
+const VACANT: Scenario = Scenario { vacant: true, ..PAUSED };
+const TWO_PAUSED: Scenario = Scenario { faults: 2, changes: 1, copies: 1, ..PAUSED };
 const MOVED: Scenario = Scenario { fault: Fault::None, faults: 0, moves: true, ..KILLED };
-const MOVED_AND_CUT_OFF: Scenario = Scenario { moves: true, ..CUT_OFF };
+const MOVED_AND_CUT_OFF: Scenario = Scenario { moves: true, changes: 1, copies: 1, ..CUT_OFF };
 const STRANGER: Scenario = Scenario { fault: Fault::None, fence: Fence::Lease, stranger: true, ..KILLED };
 
 /// A step of a protocol that has no rule's name, for a model that leaves it out.
@@ -161,16 +171,21 @@ impl Takeover {
         }
         let mounted = ["n1", "n2", "n3"].map(|name| cluster.mounted(name));
         let clients = mounted.map(|(_, client)| client);
-        let role = cluster.acquire(clients[A], &COORDINATOR).0;
+        let lun = Lun::opened(A, !scenario.vacant);
+        let mut mounts: [Mount; 4] = Default::default();
+        if scenario.vacant {
+            cluster.ask_done(clients[A], Operation::Leave);
+            mounts[A].life = Life::Over;
+        } else {
+            let role = cluster.acquire(clients[A], &COORDINATOR).0;
+            MOUNTS.into_iter().for_each(|mount| mounts[mount].line = role);
+            mounts[B].caches = !scenario.stranger;
+            let memory = lun.read(guards);
+            let office = Office { epoch: 1, area: 1, stage: Stage::Serves, memory, ..Office::new(role) };
+            (mounts[A].office, mounts[A].had) = (Some(office), role);
+        }
         let mut lockd = cluster.state;
         lockd.events = Default::default();
-        let mut mounts: [Mount; 4] = Default::default();
-        MOUNTS.into_iter().for_each(|mount| mounts[mount].line = role);
-        mounts[B].caches = !scenario.stranger;
-        let lun = Lun::opened(A);
-        let memory = lun.read(guards);
-        mounts[A].office = Some(Office { epoch: 1, area: 1, stage: Stage::Serves, memory, ..Office::new(role) });
-        mounts[A].had = role;
         let scene = Scene {
             lun,
             mounts,
@@ -231,6 +246,11 @@ fn one_coordinates_when_the_first_is_paused_and_nothing_refuses_it() {
 }
 
 #[test]
+fn one_coordinates_when_the_first_has_left() {
+    holds(VACANT);
+}
+
+#[test]
 fn one_coordinates_when_two_are_paused() {
     holds(TWO_PAUSED);
 }
@@ -275,7 +295,7 @@ fn the_model_finds_a_rule_that_is_switched_off() {
 #[test]
 fn the_model_finds_a_step_that_is_left_out() {
     let planted = [
-        (Guard::Newest, TWO_PAUSED),
+        (Guard::Newest, VACANT),
         (Guard::Had, MOVED),
         (Guard::Closing, MOVED),
         (Guard::Watch, STRANGER),

@@ -91,7 +91,9 @@ impl Takeover {
         // L1: a session is ended when its lease is over.
         let lapses = self.scenario.fault != Fault::Killed && mount == A && scene.faults_left > 0;
         // A coordinator that a stranger has put out lives on for lockd.
-        let is_over = matches!(it.life, Life::Paused | Life::Over) && !self.scenario.stranger;
+        let is_over = matches!(it.life, Life::Paused | Life::Over)
+            && self.is_listed(world, mount)
+            && !self.scenario.stranger;
         if is_over || (lapses && !self.guards.keeps(Rule::L1)) {
             messages.push(Message::End(mount));
         }
@@ -134,7 +136,7 @@ impl Takeover {
     pub(super) fn send(&self, scene: &mut Scene, message: Message) {
         // What is retried comes twice, or once, or never.
         let retried = matches!(message, Message::Acquire(..) | Message::Transfer(_) | Message::Release(..));
-        scene.network.insert(message, if retried { 2 } else { 1 });
+        scene.network.insert(message, if retried { self.scenario.copies } else { 1 });
         if let Message::Acquire(mount, number) = message {
             scene.mounts[mount].acquisitions = number;
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Guards;
 use crate::rules::Rule;
 
-/// How many changes the program makes, one after the other.
+/// How many changes the program makes at most, one after the other.
 pub(super) const CHANGES: usize = 2;
 
 /// What a store holds.
@@ -50,14 +50,12 @@ struct Area {
 pub(super) struct Superblock {
     pub(super) epoch: u8,
     pub(super) area: u8,
-    pub(super) by: usize,
-    pub(super) clean: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct Claim {
     pub(super) epoch: u8,
-    /// Else it waits whether anybody else writes.
+    /// It has the store open. Else it waits whether anybody else writes, or has closed the store.
     pub(super) writes: bool,
 }
 
@@ -81,14 +79,14 @@ pub(super) struct Lun {
 }
 
 impl Lun {
-    /// A volume that `by` has open in epoch 1.
-    pub(super) fn opened(by: usize) -> Self {
+    /// A volume that `by` has, or had, open in epoch 1.
+    pub(super) fn opened(by: usize, writes: bool) -> Self {
         let mut claims = [Claim::default(); 4];
-        claims[by] = Claim { epoch: 1, writes: true };
+        claims[by] = Claim { epoch: 1, writes };
         let store = Store { epoch: 1, ..Store::default() };
         Self {
             claims,
-            superblocks: BTreeMap::from([(1, Superblock { epoch: 1, area: 1, by, clean: false })]),
+            superblocks: BTreeMap::from([(1, Superblock { epoch: 1, area: 1 })]),
             in_force: 1,
             areas: BTreeMap::from([(1, Area { store, ..Area::default() })]),
         }

@@ -28,38 +28,32 @@ impl Office {
 }
 
 impl Takeover {
-    /// V2: whether every write of those who had the store open is known to be done.
+    /// V2: whether every write of those who had the store open is known to be done: they have closed it, or the target
+    /// proves it.
     fn all_done(&self, scene: &Scene, mount: usize) -> bool {
-        let last = scene.lun.superblock();
-        let is_done = |other: usize| scene.refused[other] && self.scenario.fence == Fence::Target;
-        let later = MOUNTS.into_iter().filter(|other| {
-            let claim = scene.lun.claims[*other];
-            *other != mount && claim.writes && claim.epoch > last.epoch
-        });
-        !self.guards.keeps(Rule::V2)
-            || ((last.clean || last.by == mount || is_done(last.by)) && later.into_iter().all(is_done))
+        let is_proved = |other: usize| scene.refused[other] && self.scenario.fence == Fence::Target;
+        let mut others = MOUNTS.into_iter().filter(|other| *other != mount && scene.lun.claims[*other].writes);
+        !self.guards.keeps(Rule::V2) || others.all(is_proved)
     }
 
     /// What the mount writes next.
     pub(super) fn next_write(&self, scene: &Scene, mount: usize) -> Option<Write> {
         let office = scene.mounts[mount].office.as_ref()?;
-        let superblock = |area, clean| {
-            Write::Superblock(Superblock { epoch: office.epoch, area, by: mount, clean })
-        };
-        let last = scene.lun.superblock();
+        let superblock = |area| Write::Superblock(Superblock { epoch: office.epoch, area });
+        let claim = |writes| Write::Claim { by: mount, claim: Claim { epoch: office.epoch, writes } };
         let store = || Store { epoch: office.epoch, ..scene.lun.read(self.guards) };
         Some(match office.stage {
             Stage::Claims => {
                 let claim = Claim { epoch: scene.lun.next_epoch(), writes: mount != D };
                 Write::Claim { by: mount, claim }
             }
-            Stage::Declares => Write::Claim { by: mount, claim: Claim { epoch: office.epoch, writes: true } },
-            Stage::Begins if self.all_done(scene, mount) => superblock(last.area, false),
+            Stage::Declares => claim(true),
+            Stage::Begins if self.all_done(scene, mount) => superblock(scene.lun.superblock().area),
             // A fresh area has the number of the epoch.
             Stage::Begins => Write::Store { area: office.epoch, store: store() },
-            Stage::Marks => superblock(office.area, false),
+            Stage::Marks => superblock(office.area),
             Stage::Replays => Write::Store { area: office.area, store: store() },
-            Stage::Closes => superblock(office.area, true),
+            Stage::Closes => claim(false),
             Stage::Watches | Stage::Judges | Stage::Assembles | Stage::Serves => return None,
         })
     }
@@ -80,11 +74,10 @@ impl Takeover {
         })
     }
 
-    /// Whether the request is taken up now: in the coordinator's epoch, and one after the other.
+    /// Whether the request is taken up now: one after the other. (In whichever epoch it was asked: V4 suffices here.)
     pub(super) fn takes(&self, scene: &Scene, request: Request) -> bool {
         let it = &scene.mounts[request.to];
-        let fits = |office: &Office| office.role == request.role && office.due == 0;
-        it.serves() && it.lingering.is_none() && it.office.as_ref().is_some_and(fits)
+        it.serves() && it.lingering.is_none() && it.office.as_ref().is_some_and(|office| office.due == 0)
     }
 
     /// A copy of what has been executed gets the reply that is kept, if it is the last one.

@@ -69,8 +69,8 @@ fn serves(world: &World, mount: usize) -> bool {
 }
 
 /// All that the program wanted is done, and somebody else than at first has done the last of it.
-fn ends(_: &Takeover, world: &World) -> bool {
-    usize::from(world.scene.answered) == super::lun::CHANGES && (serves(world, B) || serves(world, C))
+fn ends(model: &Takeover, world: &World) -> bool {
+    world.scene.answered == model.scenario.changes && (serves(world, B) || serves(world, C))
 }
 
 pub(super) fn sometimes(scenario: Scenario) -> Vec<Property<Takeover>> {

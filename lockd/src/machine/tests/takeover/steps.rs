@@ -3,7 +3,6 @@
 use stateright::{Model, Property};
 
 use super::control::Message;
-use super::lun::CHANGES;
 use super::properties;
 use super::scene::{A, B, C, D, Life, Lingering, MOUNTS, Office, Request, Stage, Way};
 use super::{Fault, Guard, Takeover, World};
@@ -80,7 +79,7 @@ impl Takeover {
         let (line, change) = (scene.mounts[C].line, scene.answered + 1);
         if let Some((to, role)) = self.begun(world)
             && role == line
-            && usize::from(change) <= CHANGES
+            && change <= self.scenario.changes
         {
             let request = Request { to, role, change };
             if !scene.requests.contains_key(&request) {
@@ -117,13 +116,13 @@ impl Takeover {
         if stage == Some(Stage::Claims) && mount == B && scene.failures_left > 0 {
             actions.push(Action::Fail(mount));
         }
-        let whole: [(Action, bool); 4] = [
+        let own: [(Action, bool); 4] = [
             (Action::Answer(mount), self.answers(world, mount)),
             (Action::Settle(mount), self.has_assembled(world, mount)),
             (Action::Reclaim(mount), self.scenario.orphan && self.reclaims(world, mount)),
             (Action::Resign, self.scenario.moves && mount == A && self.may_resign(world)),
         ];
-        actions.extend(whole.into_iter().filter(|(_, may)| *may).map(|(action, _)| action));
+        actions.extend(own.into_iter().filter(|(_, may)| *may).map(|(action, _)| action));
         if mount == D {
             return;
         }
@@ -244,7 +243,9 @@ impl Model for Takeover {
                 self.apply(&mut world, message);
             }
             // It comes twice, or once, or never.
-            Action::Ask(request) => drop(scene.requests.insert(request, 2)),
+            Action::Ask(request) => {
+                scene.requests.insert(request, 2);
+            }
             Action::Make(request) => self.make(&mut world, request),
             Action::Answer(mount) => {
                 let office = scene.mounts[mount].office.as_mut()?;
