@@ -56,7 +56,8 @@ struct Group {
     lease_over: u8,
     asks_left: usize,
     changes_left: u8,
-    gaps_left: u8,
+    /// How often a leader may stand still, or lose its quorum.
+    gaps_left: [u8; 2],
     /// The session was to be ended though its keep-alive had come.
     unheard: bool,
 }
@@ -71,7 +72,9 @@ enum Action {
     /// The voter answers, or not.
     Answer(usize),
     /// The other voter leads from now on; what was proposed survives or not.
-    Change { survives: bool },
+    Change {
+        survives: bool,
+    },
     /// The last leader learns of it.
     Resign(usize),
     StandStill(usize),
@@ -121,7 +124,8 @@ impl Leading {
         let lapsed = !term.lapse.look(self.rules, now, [SESSION]).is_empty();
         if lapsed && !term.is_ending {
             term.is_ending = true;
-            group.unheard |= it.waiting.iter().any(|sent| sent + LEASE > group.now);
+            // What has come since the last tick may be read a moment too late.
+            group.unheard |= it.waiting.iter().any(|sent| sent + 1 < group.now);
             group.proposed |= leads;
         }
         Some(())
@@ -159,7 +163,7 @@ impl Model for Leading {
             lease_over: LEASE,
             asks_left: ASKS,
             changes_left: 2,
-            gaps_left: 2,
+            gaps_left: [1, 1],
             unheard: false,
         }]
     }
@@ -189,7 +193,7 @@ impl Model for Leading {
                 if !voter.has_looked {
                     actions.push(Action::Look(number));
                 }
-                if group.gaps_left > 0 {
+                if group.gaps_left[0] > 0 {
                     actions.push(Action::StandStill(number));
                 }
                 if group.leader != number {
@@ -204,7 +208,7 @@ impl Model for Leading {
             }
         }
         match group.has_quorum {
-            true if group.gaps_left > 0 => actions.push(Action::LoseQuorum),
+            true if group.gaps_left[1] > 0 => actions.push(Action::LoseQuorum),
             true => {}
             false => actions.push(Action::WinQuorum),
         }
@@ -244,12 +248,12 @@ impl Model for Leading {
             Action::Resign(voter) => group.voters[voter] = Voter::default(),
             Action::StandStill(voter) => {
                 group.voters[voter].stands_still = true;
-                group.gaps_left -= 1;
+                group.gaps_left[0] -= 1;
             }
             Action::GoOn(voter) => group.voters[voter].stands_still = false,
             Action::LoseQuorum => {
                 group.has_quorum = false;
-                group.gaps_left -= 1;
+                group.gaps_left[1] -= 1;
             }
             Action::WinQuorum => group.has_quorum = true,
             Action::Look(voter) => self.look(&mut group, voter)?,

@@ -17,7 +17,10 @@ pub(super) enum Message {
     Transfer(u64),
     /// The session of the mount's node has lapsed, or its process is dead.
     End(usize),
-    Drained { victim: usize, reporter: usize },
+    Drained {
+        victim: usize,
+        reporter: usize,
+    },
     /// After so many waits.
     Fenced(usize, u8),
 }
@@ -112,13 +115,7 @@ impl Takeover {
         }
     }
 
-    fn about_fence(
-        &self,
-        scene: &Scene,
-        victim: usize,
-        fence: &state::Fence,
-        messages: &mut Vec<Message>,
-    ) {
+    fn about_fence(&self, scene: &Scene, victim: usize, fence: &state::Fence, messages: &mut Vec<Message>) {
         let carried = scene.mounts[victim].lingering.is_some_and(|lingering| lingering.way == Way::Carried);
         for reporter in MOUNTS {
             let lives = self.scenario.fault == Fault::Killed || scene.mounts[reporter].life == Life::Runs;

@@ -62,11 +62,21 @@ pub(super) struct Claim {
 /// One request to the LUN.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Write {
-    Claim { by: usize, claim: Claim },
+    Claim {
+        by: usize,
+        claim: Claim,
+    },
     Superblock(Superblock),
     /// The store of an area, durable as a whole; its journal is begun anew.
-    Store { area: u8, store: Store },
-    Record { area: u8, at: u8, record: Record },
+    Store {
+        area: u8,
+        store: Store,
+    },
+    Record {
+        area: u8,
+        at: u8,
+        record: Record,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -32,7 +32,8 @@ impl Takeover {
     /// proves it.
     fn all_done(&self, scene: &Scene, mount: usize) -> bool {
         let is_proved = |other: usize| scene.refused[other] && self.scenario.fence == Fence::Target;
-        let mut others = MOUNTS.into_iter().filter(|other| *other != mount && scene.lun.claims[*other].writes);
+        let mut others =
+            MOUNTS.into_iter().filter(|other| *other != mount && scene.lun.claims[*other].writes);
         !self.guards.keeps(Rule::V2) || others.all(is_proved)
     }
 

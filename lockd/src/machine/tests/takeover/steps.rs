@@ -66,9 +66,11 @@ impl Takeover {
                 actions.push(Action::Refuse(mount));
             }
         }
-        let lingers = world.scene.mounts.iter().any(|mount| {
-            mount.lingering.is_some_and(|lingering| lingering.way != Way::Gap)
-        });
+        let lingers = world
+            .scene
+            .mounts
+            .iter()
+            .any(|mount| mount.lingering.is_some_and(|lingering| lingering.way != Way::Gap));
         if self.waits(world) && !lingers {
             actions.push(Action::Wait);
         }
@@ -164,7 +166,8 @@ impl Takeover {
             }
         }
         let it = &scene.mounts[A];
-        if self.scenario.stranger && it.life == Life::Runs && !scene.seen.turned_away && scene.faults_left > 0 {
+        if self.scenario.stranger && it.life == Life::Runs && !scene.seen.turned_away && scene.faults_left > 0
+        {
             actions.push(Action::Stall(None));
             let own = self.lingering(world, A).into_iter().filter(|lingering| lingering.way == Way::Own);
             actions.extend(own.map(|lingering| Action::Stall(Some(lingering))));
@@ -178,7 +181,10 @@ impl Takeover {
         let records = asked.filter_map(|request| self.record(scene, request));
         let writes: Vec<_> = records.chain(self.next_write(scene, mount)).collect();
         let ways = self.ways(scene, mount);
-        writes.into_iter().flat_map(|write| ways.iter().map(move |way| Lingering { write, way: *way })).collect()
+        writes
+            .into_iter()
+            .flat_map(|write| ways.iter().map(move |way| Lingering { write, way: *way }))
+            .collect()
     }
 
     fn step(&self, world: &mut World, mount: usize) {
