@@ -250,7 +250,7 @@ impl Model for Takeover {
             }
             // It comes twice, or once, or never.
             Action::Ask(request) => {
-                scene.requests.insert(request, 2);
+                scene.requests.insert(request, self.scenario.copies);
             }
             Action::Make(request) => self.make(&mut world, request),
             Action::Answer(mount) => {
