@@ -156,45 +156,6 @@ impl Takeover {
         }
     }
 
-    /// A mount of the cluster whose beats a stranger sees.
-    fn beats(scene: &Scene) -> bool {
-        MOUNTS.iter().any(|mount| {
-            let it = &scene.mounts[*mount];
-            it.office.is_some() && it.life == Life::Runs
-        })
-    }
-
-    /// The stranger watches, or judges after it has said that it writes.
-    pub(super) fn watch(&self, scene: &mut Scene) {
-        let beats = Self::beats(scene);
-        let Some(office) = scene.mounts[D].office.as_mut() else { return };
-        match office.stage {
-            Stage::Watches if !beats => {
-                office.stage = Stage::Declares;
-                scene.has_beaten = false;
-            }
-            Stage::Judges if !beats && !scene.has_beaten => office.stage = Stage::Begins,
-            _ => {
-                scene.mounts[D].office = None;
-                scene.lun.claims[D].writes = false;
-                scene.seen.turned_away = true;
-            }
-        }
-    }
-
-    /// A coordinator whose beats hung goes on: it looks, beats, looks again (V1), and extends its lease.
-    pub(super) fn round(&self, scene: &mut Scene, mount: usize, done: u8) {
-        let looks = self.guards.has(Guard::Reread) && done != 1;
-        let own = scene.mounts[mount].office.as_ref().map_or(0, |office| office.epoch);
-        let other = scene.lun.claims[D];
-        if looks && other.writes && other.epoch >= own {
-            scene.mounts[mount].life = Life::Over;
-            return;
-        }
-        scene.has_beaten |= done == 1;
-        scene.mounts[mount].life = if done == 2 { Life::Runs } else { Life::Stalls(done + 1) };
-    }
-
     /// The node attaches to the coordinator: it drops what it cached, and declares what it has open.
     pub(super) fn attach(&self, scene: &mut Scene, node: usize, (coordinator, role): (usize, u64)) {
         (scene.mounts[node].line, scene.mounts[node].caches) = (role, false);
@@ -235,32 +196,5 @@ impl Takeover {
         };
         // An answer on a line that is over counts for nothing.
         office.due > 0 && mounts[C].line == office.role && !MOUNTS.iter().any(is_kept)
-    }
-
-    /// By which ways a write of a mount that is hit may linger.
-    pub(super) fn ways(&self, scene: &Scene, mount: usize) -> &'static [Way] {
-        match self.scenario.fault {
-            super::Fault::Paused => &[Way::Gap],
-            _ if mount == C || scene.refused[mount] => &[],
-            _ => &[Way::Own, Way::Carried],
-        }
-    }
-
-    /// The mount dies, or stands still, with this write on its way.
-    pub(super) fn hit(&self, scene: &mut Scene, mount: usize, lingering: Option<Lingering>) {
-        let it = &mut scene.mounts[mount];
-        it.lingering = lingering;
-        it.life = if self.scenario.fault == super::Fault::Paused { Life::Paused } else { Life::Over };
-        scene.faults_left -= 1;
-    }
-
-    /// The mount goes on. What it was about to send is sent; its lease is over, and it starts nothing more (L3).
-    pub(super) fn wake(&self, world: &mut World, mount: usize) {
-        let goes_on = !self.guards.keeps(Rule::L3);
-        let it = &mut world.scene.mounts[mount];
-        it.life = if goes_on { Life::Runs } else { Life::Over };
-        if let Some(lingering) = it.lingering.take() {
-            self.land(world, mount, lingering, goes_on);
-        }
     }
 }

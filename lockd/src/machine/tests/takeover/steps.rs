@@ -2,10 +2,11 @@
 
 use stateright::{Model, Property};
 
+use super::super::cluster::VOLUME;
 use super::control::Message;
 use super::properties;
 use super::scene::{A, B, C, D, Life, Lingering, MOUNTS, Office, Request, Stage, Way};
-use super::{Fault, Guard, Takeover, World};
+use super::{Fence, Guard, Takeover, World};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Action {
@@ -61,8 +62,8 @@ impl Takeover {
         actions.extend(arriving.map(|(message, _)| Action::Apply(*message)));
         actions.extend(self.sendable(world).into_iter().map(Action::Send));
         for mount in MOUNTS {
-            let known = world.lockd.fences.contains_key(&(super::super::cluster::VOLUME, self.victim(mount)));
-            if known && self.scenario.fence == super::Fence::Target && !world.scene.refused[mount] {
+            let known = world.lockd.fences.contains_key(&(VOLUME, self.victim(mount)));
+            if known && self.scenario.fence == Fence::Target && !world.scene.refused[mount] {
                 actions.push(Action::Refuse(mount));
             }
         }
@@ -147,44 +148,7 @@ impl Takeover {
 
     fn may_resign(&self, world: &World) -> bool {
         let it = &world.scene.mounts[A];
-        it.serves() && it.office.as_ref().is_some_and(|office| office.due == 0)
-    }
-
-    /// Who may be hit, and with which of its writes.
-    fn hits(&self, world: &World, actions: &mut Vec<Action>) {
-        let scene = &world.scene;
-        for mount in [A, B] {
-            let it = &scene.mounts[mount];
-            let is_busy = it.office.is_some() || self.scenario.orphan;
-            let may = self.scenario.fault != Fault::None && scene.faults_left > 0 && (mount == A || is_busy);
-            if !may || it.life != Life::Runs {
-                continue;
-            }
-            actions.push(Action::Hit(mount, None));
-            for lingering in self.lingering(world, mount) {
-                actions.push(Action::Hit(mount, Some(lingering)));
-            }
-        }
-        let it = &scene.mounts[A];
-        if self.scenario.stranger && it.life == Life::Runs && !scene.seen.turned_away && scene.faults_left > 0
-        {
-            actions.push(Action::Stall(None));
-            let own = self.lingering(world, A).into_iter().filter(|lingering| lingering.way == Way::Own);
-            actions.extend(own.map(|lingering| Action::Stall(Some(lingering))));
-        }
-    }
-
-    fn lingering(&self, world: &World, mount: usize) -> Vec<Lingering> {
-        let scene = &world.scene;
-        let asked = scene.requests.iter().filter(|(request, left)| request.to == mount && **left > 0);
-        let asked = asked.map(|(request, _)| *request).filter(|request| self.takes(scene, *request));
-        let records = asked.filter_map(|request| self.record(scene, request));
-        let writes: Vec<_> = records.chain(self.next_write(scene, mount)).collect();
-        let ways = self.ways(scene, mount);
-        writes
-            .into_iter()
-            .flat_map(|write| ways.iter().map(move |way| Lingering { write, way: *way }))
-            .collect()
+        it.serves() && it.acquisitions == 0 && it.office.as_ref().is_some_and(|office| office.due == 0)
     }
 
     fn step(&self, world: &mut World, mount: usize) {
