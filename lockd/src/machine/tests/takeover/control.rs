@@ -80,7 +80,7 @@ impl Takeover {
         let scene = &world.scene;
         let mut messages = Vec::new();
         for mount in MOUNTS {
-            self.from_mount(world, mount, &mut messages);
+            self.offered_by(world, mount, &mut messages);
             if let Some(fence) = world.lockd.fences.get(&(VOLUME, self.victim(mount))) {
                 self.about_fence(scene, mount, fence, &mut messages);
             }
@@ -89,7 +89,7 @@ impl Takeover {
         messages
     }
 
-    fn from_mount(&self, world: &World, mount: usize, messages: &mut Vec<Message>) {
+    fn offered_by(&self, world: &World, mount: usize, messages: &mut Vec<Message>) {
         let (scene, it) = (&world.scene, &world.scene.mounts[mount]);
         // L1: a session is ended when its lease is over.
         let lapses = self.scenario.fault != Fault::Killed && mount == A && scene.faults_left > 0;

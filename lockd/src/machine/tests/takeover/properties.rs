@@ -49,7 +49,7 @@ fn nothing_open_is_reclaimed(model: &Takeover, world: &World) -> bool {
 }
 
 fn checked(_: &Takeover, world: &World) -> bool {
-    world.lockd.check().is_ok() && world.scene.broken.is_none()
+    world.scene.broken.is_none()
 }
 
 pub(super) fn always() -> Vec<Property<Takeover>> {
