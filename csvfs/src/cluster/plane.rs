@@ -5,7 +5,7 @@
 //! before this node reports that it refuses it (F1), and only then is anything of it given away; a holding that is newer
 //! than what is known here is asked for ([`Authority::confirmed_holder`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ struct Known {
     others: HashMap<ResourceId, Option<Holding>>,
     /// Where sessions stand.
     sessions: HashMap<SessionId, Standing>,
-    /// On which node a client of this volume is.
-    nodes: HashMap<ClientId, NodeName>,
+    /// On which node a client of this volume is, and whether it lives.
+    nodes: HashMap<ClientId, (NodeName, bool)>,
     /// Counts what made the above old, so that an answer that was on its way is not kept.
     changes: u64,
 }
@@ -157,14 +157,31 @@ impl Plane {
 
     /// The node of a client of this volume.
     pub fn node_of(&self, client: ClientId) -> Option<NodeName> {
-        if let Some(node) = self.known.lock().nodes.get(&client) {
-            return Some(node.clone());
+        let of = |known: &Known| known.nodes.get(&client).map(|(node, _)| node.clone());
+        if let Some(node) = of(&self.known.lock()) {
+            return Some(node);
         }
-        let kind = ClientKind::Csvfs { volume: self.volume };
-        let clients = self.client().clients_of(kind).ok()?;
-        let mut known = self.known.lock();
-        known.nodes = clients.into_iter().map(|info| (info.client, info.node)).collect();
-        known.nodes.get(&client).cloned()
+        self.learn_nodes().ok()?;
+        of(&self.known.lock())
+    }
+
+    /// The nodes on which a mount of this volume lives; none that is known if lockd does not answer.
+    pub fn living_nodes(&self) -> BTreeSet<NodeName> {
+        if self.known.lock().nodes.is_empty()
+            && let Err(error) = self.learn_nodes()
+        {
+            tracing::debug!(%error, "lockd does not tell which mounts live");
+        }
+        let known = self.known.lock();
+        known.nodes.values().filter(|(_, is_live)| *is_live).map(|(node, _)| node.clone()).collect()
+    }
+
+    fn learn_nodes(&self) -> Result<(), ClientError> {
+        let clients = self.client().clients_of(ClientKind::Csvfs { volume: self.volume })?;
+        let nodes = clients.into_iter();
+        let nodes = nodes.map(|info| (info.client, (info.node, info.state == ClientState::Live)));
+        self.known.lock().nodes = nodes.collect();
+        Ok(())
     }
 
     /// The live session of a node, if it has one.

@@ -628,7 +628,10 @@ impl Opening {
             self.copy_label();
         }
         hold.settle = Some(self.settle(&won, &hold)?);
-        let warnings: Vec<String> = won.survey.findings.iter().map(ToString::to_string).collect();
+        let (cluster, living) = (self.options.who.cluster.as_ref(), &self.options.living_nodes);
+        let findings = won.survey.findings.iter();
+        let findings = findings.filter(|finding| !finding.is_of_living_member(cluster, living));
+        let warnings: Vec<String> = findings.map(ToString::to_string).collect();
         for warning in &warnings {
             tracing::warn!(volume = %self.around.label.uuid, "{warning}");
         }

@@ -1,5 +1,6 @@
 //! How a volume is to be opened, and what the layers above do with its store meanwhile.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,8 @@ use crate::types::Run;
 pub struct OpenOptions {
     /// Who opens it.
     pub who: Identity,
+    /// The nodes of its cluster on which a mount of the volume lives: their claims are not those of the dead.
+    pub living_nodes: BTreeSet<String>,
     /// The window of claims, if not the label's. Shorter than that of other writers is refused by nobody, and wrong.
     pub window: Option<Duration>,
     /// How long a write may be under way when its sender is gone, if not what the label says.
@@ -56,6 +59,7 @@ impl OpenOptions {
     pub fn new(client: ClientId, host: &str, replay: Replay) -> Self {
         Self {
             who: Identity { client, host: host.to_owned(), pid: std::process::id(), cluster: None },
+            living_nodes: BTreeSet::new(),
             window: None,
             quiesce: None,
             label_from_copy: false,

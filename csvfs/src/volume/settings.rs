@@ -1,5 +1,6 @@
 //! How a volume is opened and served.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Settings {
     pub node: String,
     /// The cluster for which the volume is opened, if for one.
     pub cluster: Option<ClusterMark>,
+    /// The nodes of that cluster on which a mount of the volume lives.
+    pub living_nodes: BTreeSet<String>,
     /// This process: a number that no other one has had.
     pub client: ClientId,
     /// The secret by which a target knows this process again.
@@ -66,6 +69,7 @@ impl Settings {
             clock: Arc::new(SystemClock),
             node: node.to_owned(),
             cluster: None,
+            living_nodes: BTreeSet::new(),
             // Kept positive and away from the end: clients of this process are numbered from it.
             client: ClientId((random.number() >> 2) + 1),
             cookie,
@@ -92,6 +96,7 @@ impl Settings {
     pub(crate) fn open_options(&self) -> disk::open::OpenOptions {
         let mut options = disk::open::OpenOptions::new(self.client, &self.node, replayer(self.rules));
         options.who.cluster = self.cluster.clone();
+        options.living_nodes = self.living_nodes.clone();
         options.window = self.window;
         options.cache_bytes = self.cache_bytes;
         options.check_max = self.check_max;

@@ -495,7 +495,8 @@ impl Shared {
         // A store that was closed for this mount a moment ago is checked in the background.
         let since = Instant::now();
         let check_max = if is_handed_over { 0 } else { self.settings.check_max };
-        let settings = Settings { check_max, ..self.settings.clone() };
+        let living_nodes = self.member.plane.living_nodes().iter().map(NodeName::to_string).collect();
+        let settings = Settings { check_max, living_nodes, ..self.settings.clone() };
         let ground = Volume::take(&self.lun, &settings)?;
         if let Some(claim) = &self.state.lock().claim {
             claim.govern(&self.lun);

@@ -13,7 +13,7 @@ use crate::rules::{Rule, Rules};
 /// it *received* it, which is later. A new leader does not know what the last one answered, one whose process or machine
 /// stood still does not know what it has missed, and one without a quorum can answer nobody (L4): all of them wait a full
 /// lease first, from when that is over.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Lapse {
     lease: Duration,
     /// A longer time between two looks is a gap in the leader's own clock.

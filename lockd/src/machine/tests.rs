@@ -11,3 +11,5 @@ mod model;
 mod once;
 mod property;
 mod sessions;
+mod takeover;
+mod terms;

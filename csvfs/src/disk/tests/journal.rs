@@ -122,6 +122,24 @@ fn v12_a_torn_last_record_does_not_count_and_a_damaged_one_is_said() {
 }
 
 #[test]
+fn v12_a_record_that_the_lun_has_lost_is_said_though_an_older_one_is_in_its_place() {
+    let (lun, _, volume, at) = volume();
+    let (journal, epoch) = (volume.journal.as_ref().unwrap(), volume.epoch);
+    for sequence in 1..=3 {
+        assert!(append(journal, sequence, &[1; 100]));
+    }
+    journal.begin_anew();
+    let second = lun.peek(at + BLOCK, usize::try_from(BLOCK).unwrap());
+    for sequence in 4..=6 {
+        assert!(append(journal, sequence, &[2; 100]));
+    }
+    lun.poke(at + BLOCK, &second);
+    let seen = records(&lun, epoch, 3);
+    assert_eq!((seen.list, seen.last), (vec![vec![2; 100]], 4));
+    assert_eq!(seen.lost, Some(Lost::Damaged { record: 5, later: 6 }));
+}
+
+#[test]
 fn a_full_journal_takes_nothing_until_it_is_begun_anew() {
     let (lun, _, volume, at) = volume();
     let (journal, epoch) = (volume.journal.as_ref().unwrap(), volume.epoch);

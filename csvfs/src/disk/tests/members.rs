@@ -125,3 +125,30 @@ fn members_that_died_leave_one_claim_for_each_node() {
     volume.hold.beat().unwrap();
     volume.close().unwrap();
 }
+
+#[test]
+fn an_opening_warns_of_the_claims_of_dead_members_and_not_of_the_living() {
+    let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
+    make(&lun, &clock).unwrap();
+    let first = open_for(&lun, 1, mark("one"), &clock).unwrap();
+    let (living, _) = join(&lun, 2, "guest", &clock);
+    let living = living.unwrap();
+    let (dead, _) = join(&lun, 3, "gone", &clock);
+    drop(dead.unwrap());
+    first.close().unwrap();
+    // The role goes from one mount to the next, each of which opens and closes the store.
+    open_for(&lun, 4, mark("one"), &clock).unwrap().close().unwrap();
+    let mut options = options(5, &clock);
+    options.who.cluster = mark("one");
+    options.living_nodes = ["guest".to_owned(), "other".to_owned()].into();
+    let next = open(lun.wire() as Arc<dyn Lun>, options.clone()).unwrap();
+    let [warning] = &next.warnings[..] else { panic!("{:?}", next.warnings) };
+    assert!(warning.contains("never closed") && warning.contains("gone"), "{warning}");
+    next.close().unwrap();
+    // To another cluster the node's name says nothing; it finds that neither beats.
+    options.who = Identity { client: ClientId(6), cluster: mark("two"), ..options.who };
+    let other = open(lun.wire() as Arc<dyn Lun>, options).unwrap();
+    assert_eq!(other.warnings.len(), 2, "{:?}", other.warnings);
+    other.close().unwrap();
+    drop(living);
+}
