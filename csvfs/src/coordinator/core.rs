@@ -125,9 +125,7 @@ pub struct Core {
     pub clients: Arc<Clients>,
     /// Who has not, of those that an earlier coordinator knew.
     pub assembly: Assembly,
-    /// Another mount is to coordinate the volume: no file begins to change its server, and then nobody is served.
-    pub is_quiet: AtomicBool,
-    /// See `is_quiet`.
+    /// Another mount is to coordinate the volume: nobody is served any more.
     pub retired: AtomicBool,
     /// Who may keep what (V9).
     pub leases: Mutex<Leases>,
@@ -186,7 +184,6 @@ impl Core {
             opens: Mutex::new(Opens::new(tenures)),
             clients,
             assembly: Assembly::default(),
-            is_quiet: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             leases: Mutex::default(),
             slots: Mutex::default(),

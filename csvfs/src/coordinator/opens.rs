@@ -74,6 +74,8 @@ pub struct Opens {
     dead_owners: BTreeMap<Ino, Owner>,
     /// Somebody may have inodes open of which nothing is known: none is removed.
     holds_back: bool,
+    /// No file begins to change its server.
+    is_quiet: bool,
     /// Clients that are over.
     ended: HashSet<ClientId>,
     /// The last tenure that was given out.
@@ -215,6 +217,16 @@ impl Opens {
             Kept { ino: *ino, since: entry.since, slots }
         });
         kept.collect()
+    }
+
+    /// No file begins to change its server from now on, or may again.
+    pub fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
+    }
+
+    /// Whether no file begins to change its server.
+    pub fn is_quiet(&self) -> bool {
+        self.is_quiet
     }
 
     /// Whether a file is on its way from one server to another.

@@ -303,7 +303,7 @@ impl World {
             member.leaves.store(true, SeqCst);
             let next = world.mounted().into_iter().find(|other| other.number != member.number);
             if let Some(next) = next
-                && !member.hand_over(&world, &next)
+                && !member.hand_on(&world, &next)
                 && !member.agent.has_ended()
             {
                 return world.bury(&member);
