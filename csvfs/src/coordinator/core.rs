@@ -21,6 +21,7 @@ use super::clients::{Clients, Wait};
 use super::leases::Leases;
 use super::moving::Doubt;
 use super::opens::{OnRest, Opens};
+use super::quarantine::Quarantine;
 use super::queue::{Internal, Queue, Work};
 use super::scrub::Scrub;
 use super::unseal::Unsealings;
@@ -70,6 +71,8 @@ pub struct Parts {
     /// For so long after the start, writes that earlier incarnations sent may still land: nothing that is freed is
     /// given out again before. Zero where they are proved to be over.
     pub settle: Duration,
+    /// For so long after a node has told of a ghost, that one may still land (P6).
+    pub quiesce: Duration,
 }
 
 /// Tenures of one coordinator: each has a range of its own.
@@ -151,6 +154,8 @@ pub struct Core {
     pub changes: AtomicU64,
     /// Why nothing is changed any more.
     broken: OnceLock<String>,
+    /// Since when blocks are in quarantine.
+    pub quarantine: Mutex<Quarantine>,
     /// Work for the reclaimer.
     pub call: Mutex<Call>,
     /// Wakes the thread that looks after sessions.
@@ -189,6 +194,7 @@ impl Core {
             slots: Mutex::default(),
             doubts: Mutex::default(),
             unsealing: Unsealings::default(),
+            quarantine: Mutex::default(),
             held: Mutex::default(),
             copies: Mutex::default(),
             snapshot: Mutex::default(),

@@ -24,6 +24,7 @@ mod memory;
 mod moving;
 mod names;
 mod opens;
+mod quarantine;
 mod question;
 mod queue;
 mod reclaim;

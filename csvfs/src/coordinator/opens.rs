@@ -460,7 +460,9 @@ mod tests {
     /// What a coordinator hands on of a file with this owner, and since when it was handed over.
     fn bequeathed(owner: Option<Owner>) -> (Vec<Kept>, u64) {
         let mut opens = Opens::new(100);
-        [USER, OWNER.client].map(|client| opens.open(INO, client, true));
+        for client in [USER, OWNER.client] {
+            opens.open(INO, client, true);
+        }
         let journey = opens.depart(&[INO]).unwrap();
         opens.rest(&[INO], journey, Rest::Moved(owner));
         (opens.bequeath(Vec::new()), opens.term(INO, HOME).unwrap().since)
@@ -469,7 +471,9 @@ mod tests {
     /// Since when the next coordinator says that it was, with what lockd says of the owner then.
     fn since(kept: Vec<Kept>, owner: Option<Owner>) -> u64 {
         let mut opens = Opens::new(200);
-        [USER, OWNER.client].map(|client| opens.open(INO, client, true));
+        for client in [USER, OWNER.client] {
+            opens.open(INO, client, true);
+        }
         let owned = owner.map(|owner| (INO, owner)).into_iter().collect();
         opens.settle(owned, |_| true, kept);
         opens.term(INO, HOME).unwrap().since
