@@ -267,11 +267,16 @@ impl World {
             self.watch_later();
         }
         self.users.begin(self, member);
-        let again = self.nodes.lock().again.remove(&number);
+        let again = self.nodes.lock().again.get(&number).copied();
         match again {
             Some(after) => {
                 let world = Arc::clone(self);
-                self.schedule.after(after, move || world.remount(number, None));
+                self.schedule.after(after, move || {
+                    let removed = world.nodes.lock().again.remove(&number);
+                    if removed.is_some() {
+                        world.remount(number, None);
+                    }
+                });
             }
             None => self.network.repeat(number, false),
         }

@@ -147,7 +147,7 @@ impl Users {
     ) {
         let certain = self.state.lock().model(file).certain();
         let what = What::Read(file);
-        let done = self.go(world, member, user, what, move |users, world, member, _, result| {
+        let done = self.go(world, member, user, what, move |users, world, member, operation, result| {
             match result {
                 Ok(data) => {
                     let data: ReadData = data;
@@ -155,6 +155,10 @@ impl Users {
                     if let Err(wrong) = checked {
                         world.schedule.fail(format!("node {} has read: {wrong}", member.number));
                     }
+                }
+                Err(Refusal::NotFound) if world.lockd.is_live(operation.session) => {
+                    let node = member.number;
+                    world.schedule.fail(format!("node {node} has file {file} open, which is not there any more"));
                 }
                 Err(refusal) => users.refused(world, "read", &refusal),
             }
