@@ -484,7 +484,11 @@ mod tests {
     #[test]
     fn what_an_owner_had_that_dies_while_the_role_moves_is_not_said_to_be_kept() {
         let (kept, before) = bequeathed(Some(OWNER));
-        assert_eq!(since(kept.clone(), Some(OWNER)), before, "the owner has not taken it up: nothing is lost");
+        assert_eq!(
+            since(kept.clone(), Some(OWNER)),
+            before,
+            "the owner has not taken it up: nothing is lost"
+        );
         assert!(since(kept, None) > 200, "the owner is gone, and what it had");
         let (kept, before) = bequeathed(None);
         assert_eq!(since(kept, None), before, "nobody owned it: all was committed");

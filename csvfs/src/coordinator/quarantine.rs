@@ -19,7 +19,12 @@ impl Quarantine {
 
     /// Those whose ghosts are dead by now. `started`: when the coordinator did; what was in quarantine then was told to an
     /// earlier one, who knows when.
-    pub fn over(&mut self, runs: Vec<Run>, (started, now): (BootTime, BootTime), quiesce: Duration) -> Vec<Run> {
+    pub fn over(
+        &mut self,
+        runs: Vec<Run>,
+        (started, now): (BootTime, BootTime),
+        quiesce: Duration,
+    ) -> Vec<Run> {
         if now < started.after(quiesce) {
             return Vec::new();
         }

@@ -235,8 +235,14 @@ impl Volume {
     /// The coordinator ends without a word and another starts on the same store.
     pub fn restart(&mut self) {
         self.coordinator.stop();
-        self.coordinator =
-            launch(&self.database, &self.court, &self.plate, &self.area, self.rules, [self.settle, self.quiesce]);
+        self.coordinator = launch(
+            &self.database,
+            &self.court,
+            &self.plate,
+            &self.area,
+            self.rules,
+            [self.settle, self.quiesce],
+        );
     }
 
     /// The next session begins with a restart.

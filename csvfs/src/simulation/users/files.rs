@@ -158,7 +158,9 @@ impl Users {
                 }
                 Err(Refusal::NotFound) if world.lockd.is_live(operation.session) => {
                     let node = member.number;
-                    world.schedule.fail(format!("node {node} has file {file} open, which is not there any more"));
+                    world
+                        .schedule
+                        .fail(format!("node {node} has file {file} open, which is not there any more"));
                 }
                 Err(refusal) => users.refused(world, "read", &refusal),
             }
