@@ -42,7 +42,7 @@ const OTHERS_FIRST: Duration = Duration::from_secs(3);
 const AGREES_WITHIN: Duration = Duration::from_secs(3);
 const AGREED_FOR: Duration = Duration::from_secs(8);
 /// How long files that are changing hands are waited for: by a move, and by a mount that ends, which nobody asks again. Who
-/// has them and does not answer loses its session within the second.
+/// has them and does not answer loses its session before the latter is over.
 const FILES_REST_WITHIN: Duration = Duration::from_secs(2);
 const FILES_REST_AT_END_WITHIN: Duration = Duration::from_secs(30);
 /// How long the coordinator's node may take to commit what it serves for nobody.
