@@ -21,6 +21,7 @@ use super::clients::{Clients, Wait};
 use super::leases::Leases;
 use super::moving::Doubt;
 use super::opens::{OnRest, Opens};
+use super::quarantine::Quarantine;
 use super::queue::{Internal, Queue, Work};
 use super::scrub::Scrub;
 use super::unseal::Unsealings;
@@ -70,6 +71,8 @@ pub struct Parts {
     /// For so long after the start, writes that earlier incarnations sent may still land: nothing that is freed is
     /// given out again before. Zero where they are proved to be over.
     pub settle: Duration,
+    /// For so long after a node has told of a ghost, that one may still land (P6).
+    pub quiesce: Duration,
 }
 
 /// Tenures of one coordinator: each has a range of its own.
@@ -125,9 +128,7 @@ pub struct Core {
     pub clients: Arc<Clients>,
     /// Who has not, of those that an earlier coordinator knew.
     pub assembly: Assembly,
-    /// Another mount is to coordinate the volume: no file begins to change its server, and then nobody is served.
-    pub is_quiet: AtomicBool,
-    /// See `is_quiet`.
+    /// Another mount is to coordinate the volume: nobody is served any more.
     pub retired: AtomicBool,
     /// Who may keep what (V9).
     pub leases: Mutex<Leases>,
@@ -153,6 +154,8 @@ pub struct Core {
     pub changes: AtomicU64,
     /// Why nothing is changed any more.
     broken: OnceLock<String>,
+    /// Since when blocks are in quarantine.
+    pub quarantine: Mutex<Quarantine>,
     /// Work for the reclaimer.
     pub call: Mutex<Call>,
     /// Wakes the thread that looks after sessions.
@@ -186,12 +189,12 @@ impl Core {
             opens: Mutex::new(Opens::new(tenures)),
             clients,
             assembly: Assembly::default(),
-            is_quiet: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             leases: Mutex::default(),
             slots: Mutex::default(),
             doubts: Mutex::default(),
             unsealing: Unsealings::default(),
+            quarantine: Mutex::default(),
             held: Mutex::default(),
             copies: Mutex::default(),
             snapshot: Mutex::default(),

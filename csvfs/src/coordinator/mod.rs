@@ -24,6 +24,7 @@ mod memory;
 mod moving;
 mod names;
 mod opens;
+mod quarantine;
 mod question;
 mod queue;
 mod reclaim;
@@ -147,8 +148,9 @@ impl Coordinator {
 
     /// Another mount is to coordinate the volume: no file begins to change its server any more. Whether none does.
     pub fn quieten(&self) -> bool {
-        self.core.is_quiet.store(true, SeqCst);
-        !self.core.opens.lock().is_any_moving()
+        let mut opens = self.core.opens.lock();
+        opens.set_quiet(true);
+        !opens.is_any_moving()
     }
 
     /// Serves nobody any more: whoever asks is told that another mount is to coordinate the volume.
@@ -158,7 +160,7 @@ impl Coordinator {
 
     /// [`Coordinator::quieten`] is undone.
     pub fn stay(&self) {
-        self.core.is_quiet.store(false, SeqCst);
+        self.core.opens.lock().set_quiet(false);
     }
 
     /// What the next coordinator is to be told of files that nobody serves: that all in them is committed, and the slots of
@@ -252,7 +254,7 @@ impl Service for Coordinator {
             return on_reply(Ok(frame(&Err(refusal))));
         }
         if matches!(request.operation, Operation::Acquire { .. } | Operation::Release { .. })
-            && self.core.is_quiet.load(SeqCst)
+            && self.core.opens.lock().is_quiet()
         {
             let why = "another mount is to coordinate the volume".to_owned();
             return on_reply(Ok(frame(&Err(Refusal::NotCoordinator(why)))));

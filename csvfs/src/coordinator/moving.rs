@@ -102,6 +102,10 @@ fn plan(
     claim: Claim,
     home: (SessionId, ClientId),
 ) -> Result<Plan, Refusal> {
+    // Looked at again under the lock: whoever has seen that nothing moves hands on what rests.
+    if opens.is_quiet() {
+        return Err(Refusal::Busy("another mount is to coordinate the volume; try again".to_owned()));
+    }
     let (mut settled, mut moving, mut server) = (Vec::new(), Vec::new(), None::<Term>);
     for ino in files {
         let Some(term) = opens.term(*ino, home) else {
@@ -240,4 +244,26 @@ fn arrived(core: &Arc<Core>, journey: &Journey, to: Option<Owner>, slots: Vec<Fi
     };
     // V9: acquiring takes back what others know of size and times.
     core.recall(&keys, Some(next), Box::new(then));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found: a file whose journey had begun beside the last look was not handed on to the next coordinator, which told its
+    /// users that what they had written was lost.
+    #[test]
+    fn no_file_begins_to_move_when_another_mount_is_to_coordinate() {
+        let (ino, home, other) = (Ino(7), (SessionId(1), ClientId(1)), (SessionId(2), ClientId(2)));
+        let next = Next { session: other.0, client: other.1, pinned: false, offer: None };
+        let claim = Claim { automatic: false, pinned: false, offer: None };
+        let mut opens = Opens::new(0);
+        opens.open(ino, other.1, true);
+        opens.set_quiet(true);
+        assert!(matches!(plan(&mut opens, &[ino], Some(next), claim, home), Err(Refusal::Busy(_))));
+        assert!(!opens.is_any_moving());
+        opens.set_quiet(false);
+        assert!(matches!(plan(&mut opens, &[ino], Some(next), claim, home), Ok(Plan::Moves(_))));
+        assert!(opens.is_any_moving());
+    }
 }

@@ -74,6 +74,8 @@ pub struct Opens {
     dead_owners: BTreeMap<Ino, Owner>,
     /// Somebody may have inodes open of which nothing is known: none is removed.
     holds_back: bool,
+    /// No file begins to change its server.
+    is_quiet: bool,
     /// Clients that are over.
     ended: HashSet<ClientId>,
     /// The last tenure that was given out.
@@ -187,10 +189,12 @@ impl Opens {
             }
             (entry.owner, entry.tenure) = (owner, tenure);
         }
-        for Kept { ino, since, slots } in kept {
+        for Kept { ino, owned, since, slots } in kept {
+            // What an owner had that is dead now is lost with it.
+            let is_nobodys = |entry: &&mut Entry| entry.owner.is_none() && !owned;
             let is_untaken = untaken.contains(&ino);
             let entry = self.by_inode.get_mut(&ino);
-            if let Some(entry) = entry.filter(|entry| entry.owner.is_none() || is_untaken) {
+            if let Some(entry) = entry.filter(|entry| is_nobodys(entry) || is_untaken) {
                 (entry.since, entry.slots) = (since.min(entry.since), slots);
             }
         }
@@ -203,18 +207,28 @@ impl Opens {
         self.orphans.extend(open.copied());
     }
 
-    /// What the next coordinator has to know of files that nobody serves, because nobody owns them or their owner has not taken
-    /// them up yet: that everything in them is committed, and the slots of their remote users, of which `slots` are those that
-    /// this node had.
+    /// What the next coordinator has to know of files that nobody serves, because nobody owns them or (what only the owner
+    /// knows) their owner has not taken them up yet: that everything in them is committed, and the slots of their remote users,
+    /// of which `slots` are those that this node had.
     pub fn bequeath(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
         let mut slots: BTreeMap<Ino, Vec<u8>> =
             slots.into_iter().map(|FileSlots { ino, slots }| (ino, slots)).collect();
         let resting = self.by_inode.iter().filter(|(_, entry)| entry.moving.is_none());
         let kept = resting.map(|(ino, entry)| {
             let slots = slots.remove(ino).unwrap_or_else(|| entry.slots.clone());
-            Kept { ino: *ino, since: entry.since, slots }
+            Kept { ino: *ino, owned: entry.owner.is_some(), since: entry.since, slots }
         });
         kept.collect()
+    }
+
+    /// No file begins to change its server from now on, or may again.
+    pub fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
+    }
+
+    /// Whether no file begins to change its server.
+    pub fn is_quiet(&self) -> bool {
+        self.is_quiet
     }
 
     /// Whether a file is on its way from one server to another.
@@ -431,5 +445,52 @@ impl Opens {
     /// Whether `client` is over.
     pub fn is_over(&self, client: ClientId) -> bool {
         self.ended.contains(&client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INO: Ino = Ino(7);
+    const USER: ClientId = ClientId(3);
+    const OWNER: Owner = Owner { session: SessionId(2), client: ClientId(2), epoch: Epoch(5) };
+    const HOME: (SessionId, ClientId) = (SessionId(1), ClientId(1));
+
+    /// What a coordinator hands on of a file with this owner, and since when it was handed over.
+    fn bequeathed(owner: Option<Owner>) -> (Vec<Kept>, u64) {
+        let mut opens = Opens::new(100);
+        for client in [USER, OWNER.client] {
+            opens.open(INO, client, true);
+        }
+        let journey = opens.depart(&[INO]).unwrap();
+        opens.rest(&[INO], journey, Rest::Moved(owner));
+        (opens.bequeath(Vec::new()), opens.term(INO, HOME).unwrap().since)
+    }
+
+    /// Since when the next coordinator says that it was, with what lockd says of the owner then.
+    fn since(kept: Vec<Kept>, owner: Option<Owner>) -> u64 {
+        let mut opens = Opens::new(200);
+        for client in [USER, OWNER.client] {
+            opens.open(INO, client, true);
+        }
+        let owned = owner.map(|owner| (INO, owner)).into_iter().collect();
+        opens.settle(owned, |_| true, kept);
+        opens.term(INO, HOME).unwrap().since
+    }
+
+    /// Found: the next coordinator said of what an owner had served, who died while the role moved, that nothing of it was
+    /// lost.
+    #[test]
+    fn what_an_owner_had_that_dies_while_the_role_moves_is_not_said_to_be_kept() {
+        let (kept, before) = bequeathed(Some(OWNER));
+        assert_eq!(
+            since(kept.clone(), Some(OWNER)),
+            before,
+            "the owner has not taken it up: nothing is lost"
+        );
+        assert!(since(kept, None) > 200, "the owner is gone, and what it had");
+        let (kept, before) = bequeathed(None);
+        assert_eq!(since(kept, None), before, "nobody owned it: all was committed");
     }
 }

@@ -137,10 +137,13 @@ fn pass(core: &Core) -> Result<Passed, Refusal> {
         passed.freed += free.iter().map(|run| run.len).sum::<u64>();
         core.run(Internal::Release { free, ghosts })?;
     }
-    let runs = held(core, true)?;
+    let quarantined = held(core, true)?;
+    let (count, now) = (quarantined.len(), core.parts.clock.boot());
+    let runs = core.quarantine.lock().over(quarantined, (core.started, now), core.parts.quiesce);
+    passed.quarantined = runs.len() < count;
     if !runs.is_empty() {
         let (free, ghosts) = trimmed(core, &runs);
-        passed.quarantined = !ghosts.is_empty();
+        passed.quarantined |= !ghosts.is_empty();
         passed.freed += free.iter().map(|run| run.len).sum::<u64>();
         if !free.is_empty() {
             core.run(Internal::ReleaseQuarantine(free))?;

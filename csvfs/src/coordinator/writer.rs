@@ -394,7 +394,11 @@ impl Writer {
             return Ok(Executed::Now(answer.into()));
         }
         self.core.check_owned(head, &pending.request.operation)?;
-        apply(change, &pending.request, pending.mark).map(Executed::Now)
+        let executed = apply(change, &pending.request, pending.mark)?;
+        if let Operation::Quarantine { runs } = &pending.request.operation {
+            self.core.quarantine.lock().enter(runs, self.core.parts.clock.boot());
+        }
+        Ok(Executed::Now(executed))
     }
 
     /// What the node that serves a file has to do, as it knows size and times: the asker is sent there.

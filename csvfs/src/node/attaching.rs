@@ -21,6 +21,29 @@ use crate::refusal::Refusal;
 const FILES_MAX: usize = 4096;
 const SLOTS_MAX: usize = 256 << 10;
 
+/// What the next coordinator is told of files that this node has served for nobody, as the last coordinator's node.
+#[derive(Default)]
+pub(super) struct Legacy {
+    kept: Vec<Kept>,
+    /// The line by which it was told.
+    told: Option<u64>,
+}
+
+impl Legacy {
+    pub(super) fn new(kept: Vec<Kept>) -> Self {
+        Self { kept, told: None }
+    }
+
+    /// What is told by a line. Nothing if it was told by another one: that coordinator may have served the files, so that
+    /// with it was lost what is not committed (P9).
+    fn told_by(&mut self, line: u64) -> Vec<Kept> {
+        if *self.told.get_or_insert(line) != line {
+            self.kept.clear();
+        }
+        self.kept.clone()
+    }
+}
+
 /// One message.
 #[derive(Default)]
 struct Part {
@@ -108,7 +131,7 @@ impl Core {
             self.media.tick_passed().await;
         }
         self.files.values().iter().for_each(|file| file.forget_home());
-        self.kept.lock().clear();
+        *self.legacy.lock() = Legacy::default();
         self.channel.cache.switch(true);
         if !self.channel.open(number) {
             return Err(other_coordinator());
@@ -121,7 +144,7 @@ impl Core {
     }
 
     async fn tell_open(&self, number: u64, open: Vec<Declared>) -> Result<(), Refusal> {
-        let parts = parts(open, self.kept.lock().clone());
+        let parts = parts(open, self.legacy.lock().told_by(number));
         let last = parts.len() - 1;
         for (at, Part { open, kept }) in parts.into_iter().enumerate() {
             let attach = Operation::Attach { first: at == 0, last: at == last, open, kept };
@@ -139,10 +162,21 @@ mod tests {
     #[test]
     fn much_is_told_in_several_messages() {
         let declared = |ino: u64| Declared { ino: Ino(ino), write: false, served: None };
-        let kept = |ino: u64| Kept { ino: Ino(ino), since: 1, slots: vec![0; SLOTS_MAX / 2] };
+        let kept = |ino: u64| Kept { ino: Ino(ino), owned: false, since: 1, slots: vec![0; SLOTS_MAX / 2] };
         assert_eq!(parts(Vec::new(), Vec::new()).len(), 1);
         let all = parts((0..10_000).map(declared).collect(), (0..3).map(kept).collect());
         let counts: Vec<(usize, usize)> = all.iter().map(|part| (part.open.len(), part.kept.len())).collect();
         assert_eq!(counts, [(4096, 0), (4096, 0), (1808, 0), (0, 2), (0, 1)]);
+    }
+
+    /// Found: what a node had committed for the last coordinator was told to the one after the next, too, which took what was
+    /// lost between for handed over.
+    #[test]
+    fn what_is_handed_on_is_told_to_one_coordinator_only() {
+        let mut legacy = Legacy::new(vec![Kept { ino: Ino(1), owned: false, since: 1, slots: Vec::new() }]);
+        assert_eq!(legacy.told_by(4).len(), 1);
+        assert_eq!(legacy.told_by(4).len(), 1, "once more, to the same one");
+        assert!(legacy.told_by(5).is_empty());
+        assert!(legacy.told_by(4).is_empty());
     }
 }

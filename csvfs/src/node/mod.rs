@@ -213,7 +213,7 @@ struct Core {
     /// This node is ceasing to be the coordinator's: it serves nothing more that nobody owns.
     resigns: AtomicBool,
     /// What it hands on to the next coordinator of what it has served for nobody.
-    kept: Mutex<Vec<Kept>>,
+    legacy: Mutex<attaching::Legacy>,
     /// Requests to other nodes that are under way.
     sendings: remote::Sendings,
     closings: closings::Closings,
@@ -323,7 +323,7 @@ impl Node {
             givings: gate::Gate::default(),
             attaching: turn::Turn::default(),
             resigns: AtomicBool::new(false),
-            kept: Mutex::default(),
+            legacy: Mutex::default(),
             sendings: remote::Sendings::default(),
             closings: closings::Closings::default(),
             offers: Mutex::default(),
@@ -424,7 +424,7 @@ impl Node {
 
     /// Nobody is asked any more until [`Node::follow`]. The next coordinator is handed `kept`.
     pub fn hang_up(&self, kept: Vec<Kept>) {
-        *self.core.kept.lock() = kept;
+        *self.core.legacy.lock() = attaching::Legacy::new(kept);
         self.core.channel.switch(None, Epoch::NOBODY);
     }
 

@@ -22,7 +22,7 @@ use crate::refusal::Refusal;
 use crate::types::Ino;
 
 /// The version of the messages; the first byte of each frame.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// The slot in which a client attaches: beyond those of its other requests, of which all may be waiting for that.
 pub const ATTACH_SLOT: SlotId = SlotId(lockd::slots::SLOTS_PER_CLIENT);

@@ -111,11 +111,14 @@ pub struct Served {
     pub since: u64,
 }
 
-/// What is handed on of a file that nobody owns, from one coordinator's node to the next: all of its data is committed.
+/// What is handed on of a file from one coordinator's node to the next: all of its data is committed. Of one that has an
+/// owner it holds only if that one does not serve it yet.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Kept {
     /// The file.
     pub ino: Ino,
+    /// It had an owner when this was written.
+    pub owned: bool,
     /// As in [`Served`].
     pub since: u64,
     /// The slots of its remote users.

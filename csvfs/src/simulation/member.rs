@@ -29,8 +29,10 @@ const TICK: Duration = Duration::from_millis(10);
 const ROUND: Duration = Duration::from_millis(500);
 /// Between two looks at who coordinates.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often files that are changing hands are looked at before the role is handed over all the same.
-const REST_TRIES: usize = 100;
+/// How often files that are changing hands are looked at, as the production thread does it: for a move that is given up then,
+/// and for a mount that ends.
+const REST_TRIES: usize = 200;
+const REST_TRIES_AT_END: usize = 3000;
 
 /// The coordinator, with its writer's steps taken a while after something has come.
 #[derive(Debug)]
@@ -304,6 +306,16 @@ impl Member {
         self.follow(world, Arc::new(InProcess(entrance)), epoch);
     }
 
+    /// Hands the role on before this mount ends. Whether it has it no more.
+    pub fn hand_on(self: &Arc<Self>, world: &Arc<World>, to: &Self) -> bool {
+        let door = self.door.lock().clone();
+        if let Some(door) = door {
+            self.files_rest(world, &door, REST_TRIES_AT_END);
+            door.coordinator.stay();
+        }
+        self.hand_over(world, to)
+    }
+
     /// Hands the role to another mount, as [`crate::volume`] does it. Whether this one has it no more.
     pub fn hand_over(self: &Arc<Self>, world: &Arc<World>, to: &Self) -> bool {
         let Some(door) = self.door.lock().clone() else { return true };
@@ -316,16 +328,28 @@ impl Member {
         is_done
     }
 
+    /// Lets no file begin to change hands, and waits for those that do. Whether none does.
+    fn files_rest(&self, world: &World, door: &Door, tries: usize) -> bool {
+        for _ in 0..tries {
+            if door.coordinator.quieten() {
+                return true;
+            }
+            if self.agent.has_ended() {
+                return false;
+            }
+            self.rest(world, Duration::from_millis(10));
+        }
+        false
+    }
+
     fn hand_over_now(self: &Arc<Self>, world: &Arc<World>, door: &Arc<Door>, to: &Self) -> bool {
         world.schedule.note("hands over", &[self.number as u64, to.number as u64]);
         if self.wait(world, |node, done| node.prepare_to_resign(done)).is_err() {
             return false;
         }
-        for _ in 0..REST_TRIES {
-            if door.coordinator.quieten() {
-                break;
-            }
-            self.rest(world, Duration::from_millis(10));
+        if !self.files_rest(world, door, REST_TRIES) {
+            door.coordinator.stay();
+            return false;
         }
         let Ok(slots) = self.wait(world, |node, done| node.resign(done)) else {
             door.coordinator.stay();

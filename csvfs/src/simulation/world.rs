@@ -213,6 +213,7 @@ impl World {
             read_only: false,
             discard: false,
             settle: Duration::ZERO,
+            quiesce: Duration::ZERO,
             beside: None,
             scrub: false,
         });
@@ -266,11 +267,16 @@ impl World {
             self.watch_later();
         }
         self.users.begin(self, member);
-        let again = self.nodes.lock().again.remove(&number);
+        let again = self.nodes.lock().again.get(&number).copied();
         match again {
             Some(after) => {
                 let world = Arc::clone(self);
-                self.schedule.after(after, move || world.remount(number, None));
+                self.schedule.after(after, move || {
+                    let removed = world.nodes.lock().again.remove(&number);
+                    if removed.is_some() {
+                        world.remount(number, None);
+                    }
+                });
             }
             None => self.network.repeat(number, false),
         }
@@ -303,7 +309,7 @@ impl World {
             member.leaves.store(true, SeqCst);
             let next = world.mounted().into_iter().find(|other| other.number != member.number);
             if let Some(next) = next
-                && !member.hand_over(&world, &next)
+                && !member.hand_on(&world, &next)
                 && !member.agent.has_ended()
             {
                 return world.bury(&member);

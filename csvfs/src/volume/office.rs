@@ -58,6 +58,7 @@ impl Office {
             read_only: settings.read_only,
             discard: settings.discard,
             settle: ground.settle,
+            quiesce: ground.label.quiesce,
             journal: ground.journal,
             beside: Some(ground.beside),
             scrub: !ground.checked,

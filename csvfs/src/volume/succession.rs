@@ -41,8 +41,10 @@ const OTHERS_FIRST: Duration = Duration::from_secs(3);
 /// How long a mount that was asked to take the role has to agree, and how long it then waits for it.
 const AGREES_WITHIN: Duration = Duration::from_secs(3);
 const AGREED_FOR: Duration = Duration::from_secs(8);
-/// How long files that are changing hands are waited for.
+/// How long files that are changing hands are waited for: by a move, and by a mount that ends, which nobody asks again. Who
+/// has them and does not answer loses its session before the latter is over.
 const FILES_REST_WITHIN: Duration = Duration::from_secs(2);
+const FILES_REST_AT_END_WITHIN: Duration = Duration::from_secs(30);
 /// How long the coordinator's node may take to commit what it serves for nobody.
 const RESIGNS_WITHIN: Duration = Duration::from_secs(60);
 /// How long the next coordinator is waited for, to tell how long the pause was.
@@ -227,9 +229,14 @@ impl Succession {
             state.agreed = None;
         }
         // What an ended session held is not its to hand on: it is fenced, and then free.
-        if shared.state.lock().office.is_none() || shared.authority.lease().has_ended() {
-            return;
+        let coordinator = shared.state.lock().office.as_ref().map(|office| Arc::clone(&office.coordinator));
+        let Some(coordinator) = coordinator.filter(|_| !shared.authority.lease().has_ended()) else { return };
+        // Until the lockds have a quorum again, perhaps: there is no other way for what is handed on with the role.
+        if let Err(why) = shared.rest(&coordinator, FILES_REST_AT_END_WITHIN) {
+            tracing::warn!(why, "the coordinator's mount ends");
         }
+        coordinator.stay();
+        drop(coordinator);
         for (node, session, client) in shared.others() {
             match shared.hand_over(&node, (session, client)) {
                 Ok(_) => return,
@@ -641,16 +648,25 @@ impl Shared {
         }
     }
 
-    /// Brings to rest what depends on this mount's being the coordinator's.
-    fn prepare(&self, coordinator: &Coordinator) -> Result<(Vec<crate::proto::FileSlots>, Instant), String> {
-        self.wait(RESIGNS_WITHIN, |done| self.node.prepare_to_resign(done))?;
+    /// Lets no file begin to change hands, and waits for those that do.
+    fn rest(&self, coordinator: &Coordinator, within: Duration) -> Result<(), String> {
         let since = Instant::now();
         while !coordinator.quieten() {
-            if since.elapsed() > FILES_REST_WITHIN {
+            if since.elapsed() > within {
                 return Err("files are changing hands; try again".to_owned());
+            }
+            if self.authority.lease().has_ended() {
+                return Err("the session of this node has ended".to_owned());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        Ok(())
+    }
+
+    /// Brings to rest what depends on this mount's being the coordinator's.
+    fn prepare(&self, coordinator: &Coordinator) -> Result<(Vec<crate::proto::FileSlots>, Instant), String> {
+        self.wait(RESIGNS_WITHIN, |done| self.node.prepare_to_resign(done))?;
+        self.rest(coordinator, FILES_REST_WITHIN)?;
         let stopped = Instant::now();
         Ok((self.wait(RESIGNS_WITHIN, |done| self.node.resign(done))?, stopped))
     }

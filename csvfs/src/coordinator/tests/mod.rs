@@ -207,6 +207,7 @@ pub struct Volume {
     pub rules: Rules,
     pub coordinator: Arc<Coordinator>,
     pub settle: Duration,
+    pub quiesce: Duration,
     sequence: AtomicU64,
 }
 
@@ -225,16 +226,23 @@ impl Volume {
         let (database, court) = (Arc::new(database), Arc::new(Court::new(1)));
         let (plate, area) = (Arc::new(Plate::default()), Arc::new(Area::default()));
         let rules = Rules::from_test_environment();
-        let coordinator = launch(&database, &court, &plate, &area, rules, Duration::ZERO);
+        let coordinator = launch(&database, &court, &plate, &area, rules, [Duration::ZERO; 2]);
         let sequence = AtomicU64::new(1);
-        Self { database, court, plate, area, rules, coordinator, settle: Duration::ZERO, sequence }
+        let (settle, quiesce) = (Duration::ZERO, Duration::ZERO);
+        Self { database, court, plate, area, rules, coordinator, settle, quiesce, sequence }
     }
 
     /// The coordinator ends without a word and another starts on the same store.
     pub fn restart(&mut self) {
         self.coordinator.stop();
-        self.coordinator =
-            launch(&self.database, &self.court, &self.plate, &self.area, self.rules, self.settle);
+        self.coordinator = launch(
+            &self.database,
+            &self.court,
+            &self.plate,
+            &self.area,
+            self.rules,
+            [self.settle, self.quiesce],
+        );
     }
 
     /// The next session begins with a restart.
@@ -361,7 +369,7 @@ fn launch(
     plate: &Arc<Plate>,
     area: &Arc<Area>,
     rules: Rules,
-    settle: Duration,
+    [settle, quiesce]: [Duration; 2],
 ) -> Arc<Coordinator> {
     Coordinator::start(Parts {
         database: Arc::clone(database),
@@ -378,6 +386,7 @@ fn launch(
         read_only: false,
         discard: true,
         settle,
+        quiesce,
         beside: None,
         scrub: false,
     })

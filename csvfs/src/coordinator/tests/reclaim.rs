@@ -127,6 +127,7 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
         beside: None,
         scrub: false,
         settle: Duration::ZERO,
+        quiesce: Duration::ZERO,
     })
     .unwrap();
     let asked =

@@ -236,6 +236,26 @@ fn p6_a_reserve_under_a_ghost_is_kept_out_of_use() {
     assert_eq!(counters(&volume).free.get(), 293);
 }
 
+/// Found: what another node had put into quarantine was given out again at once, as the coordinator's own LUN has no ghost there.
+#[test]
+fn p6_blocks_under_a_ghost_of_another_node_are_kept_for_the_quiesce_time() {
+    let mut volume = Volume::new(300);
+    volume.quiesce = Duration::from_millis(1500);
+    volume.restart();
+    let haunted = Run { start: volume.one_run(10), len: 3 };
+    let start = std::time::Instant::now();
+    volume.done(Operation::Quarantine { runs: vec![haunted] });
+    loop {
+        volume.coordinator.reclaim().unwrap();
+        if counters(&volume).quarantined.get() == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(start.elapsed() >= volume.quiesce, "given out while the ghost may land");
+    assert_clean(&volume, 300);
+}
+
 #[test]
 fn v8_a_truncation_in_an_old_ownership_is_refused() {
     let volume = Volume::new(1000);

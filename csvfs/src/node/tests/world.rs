@@ -140,6 +140,7 @@ impl World {
             read_only: false,
             discard: false,
             settle: Duration::ZERO,
+            quiesce: Duration::ZERO,
             beside: None,
             scrub: false,
         })

@@ -16,7 +16,7 @@ use crate::types::{Attr, Ino};
 
 impl Users {
     pub(super) fn use_file(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
-        // What has lost its name meanwhile is read once more, and closed.
+        // What has lost its name meanwhile is read for a while, and closed.
         let old = {
             let state = self.state.lock();
             let handles = member.handles.lock();
@@ -25,9 +25,14 @@ impl Users {
                 .find(|((file, _), _)| !state.is_current(*file))
                 .map(|((file, _), handle)| (*file, *handle))
         };
-        if let Some((file, handle)) = old {
-            member.handles.lock().remove(&(file, user));
-            return self.read(world, member, user, file, handle, true);
+        if let Some((file, handle)) = old
+            && world.schedule.happens(0.5)
+        {
+            let closes = world.schedule.happens(0.2);
+            if closes {
+                member.handles.lock().remove(&(file, user));
+            }
+            return self.read(world, member, user, file, handle, closes);
         }
         let positions: Vec<usize> = (0..FILES).filter(|position| position % USERS == user).collect();
         let position = positions[world.schedule.draw(|random| random.random_range(0..positions.len()))];
@@ -104,7 +109,12 @@ impl Users {
                 Ok(at) => {
                     let at: u64 = at;
                     assert_eq!(at, place.offset());
-                    users.state.lock().model(file).acknowledged(written);
+                    let (session, mut state) = (operation.session, users.state.lock());
+                    match world.lockd.is_live(session) {
+                        true => state.model(file).acknowledged(written),
+                        // It stood still between the LUN's answer and its own, and is lost with what it has not committed.
+                        false => state.model(file).lingers(written, session),
+                    }
                 }
                 Err(refusal) => {
                     let (session, mut state) = (operation.session, users.state.lock());
@@ -137,7 +147,7 @@ impl Users {
     ) {
         let certain = self.state.lock().model(file).certain();
         let what = What::Read(file);
-        let done = self.go(world, member, user, what, move |users, world, member, _, result| {
+        let done = self.go(world, member, user, what, move |users, world, member, operation, result| {
             match result {
                 Ok(data) => {
                     let data: ReadData = data;
@@ -145,6 +155,12 @@ impl Users {
                     if let Err(wrong) = checked {
                         world.schedule.fail(format!("node {} has read: {wrong}", member.number));
                     }
+                }
+                Err(Refusal::NotFound) if world.lockd.is_live(operation.session) => {
+                    let node = member.number;
+                    world
+                        .schedule
+                        .fail(format!("node {node} has file {file} open, which is not there any more"));
                 }
                 Err(refusal) => users.refused(world, "read", &refusal),
             }

@@ -72,6 +72,7 @@ fn open_coordinator(
         read_only: false,
         discard: false,
         settle: Duration::ZERO,
+        quiesce: Duration::ZERO,
         beside: None,
         scrub: false,
     };
