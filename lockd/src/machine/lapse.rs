@@ -12,7 +12,8 @@ use crate::rules::{Rule, Rules};
 /// A session that was answered has its lease from the time at which it *sent* its keep-alive; the leader counts from when
 /// it *received* it, which is later. A new leader does not know what the last one answered, one whose process or machine
 /// stood still does not know what it has missed, and one without a quorum can answer nobody (L4): all of them wait a full
-/// lease first, from when that is over.
+/// lease first, from when that is over. A session that was just opened has not sent a keep-alive yet: its silence counts
+/// from when it is first seen.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Lapse {
     lease: Duration,
@@ -36,7 +37,7 @@ impl Lapse {
         self.lease = lease;
     }
 
-    /// A keep-alive of `session` was received at `now`, or it was opened then.
+    /// A keep-alive of `session` was received at `now`.
     pub fn heard(&mut self, session: SessionId, now: BootTime) {
         let last = self.heard.entry(session).or_insert(now);
         *last = now.max(*last);
@@ -66,10 +67,11 @@ impl Lapse {
             self.listens_since = now;
         }
         self.last_look = now.max(self.last_look);
+        // Whoever was not heard and not seen before was opened since the last look, however long this leader listens.
         let mut heard = BTreeMap::new();
         let mut lapsed = Vec::new();
         for session in live {
-            let last = self.heard.get(&session).copied().unwrap_or(self.listens_since);
+            let last = self.heard.get(&session).copied().unwrap_or(now);
             heard.insert(session, last);
             let from = if rules.keeps(Rule::L1) { last.max(self.listens_since) } else { last };
             let patience = if rules.keeps(Rule::L1) { self.lease } else { self.lease / 2 };

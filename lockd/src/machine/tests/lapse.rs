@@ -72,6 +72,34 @@ fn l1_a_leader_without_a_quorum_waits_a_full_lease_again() {
 }
 
 #[test]
+fn l1_a_session_that_is_opened_under_an_old_leader_has_a_full_lease_to_be_heard() {
+    let rules = Rules::from_test_environment();
+    let mut lapse = Lapse::new(LEASE, GAP, at_ms(0));
+    for ms in (0..=60_000).step_by(500) {
+        lapse.heard(A, at_ms(ms));
+        assert_eq!(lapse.look(rules, at_ms(ms), [A]), [], "at {ms} ms");
+    }
+    // The leader looks after B was opened, and before its first keep-alive, which never comes.
+    let heard = |_| vec![A];
+    assert_eq!(run(&mut lapse, 60_500, 80_000, heard), [(68_500, B)]);
+}
+
+#[test]
+fn l1_a_session_that_was_heard_before_it_was_seen_is_not_ended() {
+    let rules = Rules::from_test_environment();
+    let mut lapse = Lapse::new(LEASE, GAP, at_ms(0));
+    for ms in (0..=60_000).step_by(500) {
+        lapse.heard(A, at_ms(ms));
+        if ms == 60_000 {
+            // B is opened and heard while the leader looks at what it knew a moment before.
+            lapse.heard(B, at_ms(ms));
+        }
+        assert_eq!(lapse.look(rules, at_ms(ms), [A]), [], "at {ms} ms");
+    }
+    assert_eq!(run(&mut lapse, 60_500, 68_000, |_| vec![A]), []);
+}
+
+#[test]
 fn a_clock_that_goes_backwards_ends_nothing() {
     let rules = Rules::from_test_environment();
     let mut lapse = Lapse::new(LEASE, GAP, at_ms(10_000));
