@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use lockd::authority::{Authority, AuthorityError};
-use lockd::ids::ResourceId;
+use lockd::ids::{Epoch, ResourceId};
 
 use super::Core;
 use super::channel::unexpected;
@@ -315,6 +315,13 @@ impl Core {
     pub(super) fn is_home(&self) -> bool {
         let role = ResourceId::Coordinator(self.volume);
         self.authority.holder(&role).is_some_and(|holding| holding.client == self.client)
+    }
+
+    /// Whether this is the node of the coordinator in this epoch of the role.
+    pub(super) fn is_home_of(&self, coordinator: Epoch) -> bool {
+        let role = ResourceId::Coordinator(self.volume);
+        let holding = self.authority.holder(&role);
+        holding.is_some_and(|holding| holding.client == self.client && holding.epoch == coordinator)
     }
 
     /// The coordinator says that this node serves the file: by its ownership, or in the coordinator's epoch.

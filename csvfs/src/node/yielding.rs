@@ -207,7 +207,8 @@ impl Core {
         let all = FileBlock(0)..FileBlock(u64::MAX);
         let fresh = files.iter().flat_map(|file| file.layout.write().cut_fresh(&all)).collect();
         self.put_back(fresh, false).await;
-        let in_place = own_wish || (next.is_none() && self.is_home());
+        // Not of one that this node is only about to become: it is not known there that this node serves it.
+        let in_place = own_wish || (next.is_none() && self.is_home_of(demand.coordinator));
         let slots = if in_place { Vec::new() } else { self.hand_slots(demand.journey, &files).await? };
         failpoint::reached("yield.committed");
         // What another coordinator is told of this node holds: nothing is given for one that is not any more.

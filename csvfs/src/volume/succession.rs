@@ -41,8 +41,7 @@ const OTHERS_FIRST: Duration = Duration::from_secs(3);
 /// How long a mount that was asked to take the role has to agree, and how long it then waits for it.
 const AGREES_WITHIN: Duration = Duration::from_secs(3);
 const AGREED_FOR: Duration = Duration::from_secs(8);
-/// How long files that are changing hands are waited for: by a move, and by a mount that ends, which nobody asks again. Who
-/// has them and does not answer loses its session before the latter is over.
+/// How long files that are changing hands are waited for: by a move, and by a mount that ends, which nobody asks again.
 const FILES_REST_WITHIN: Duration = Duration::from_secs(2);
 const FILES_REST_AT_END_WITHIN: Duration = Duration::from_secs(30);
 /// How long the coordinator's node may take to commit what it serves for nobody.
@@ -229,15 +228,14 @@ impl Succession {
             state.agreed = None;
         }
         // What an ended session held is not its to hand on: it is fenced, and then free.
-        let coordinator = shared.state.lock().office.as_ref().map(|office| Arc::clone(&office.coordinator));
-        let Some(coordinator) = coordinator.filter(|_| !shared.authority.lease().has_ended()) else { return };
-        // Until the lockds have a quorum again, perhaps: there is no other way for what is handed on with the role.
-        if let Err(why) = shared.rest(&coordinator, FILES_REST_AT_END_WITHIN) {
-            tracing::warn!(why, "the coordinator's mount ends");
+        if shared.state.lock().office.is_none() || shared.authority.lease().has_ended() {
+            return;
         }
-        coordinator.stay();
-        drop(coordinator);
-        for (node, session, client) in shared.others() {
+        let others = shared.others();
+        if !others.is_empty() {
+            shared.let_files_rest();
+        }
+        for (node, session, client) in others {
             match shared.hand_over(&node, (session, client)) {
                 Ok(_) => return,
                 Err(why) => tracing::warn!(%node, why, "the coordinator's role is not handed to this node"),
@@ -661,6 +659,27 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Waits for files that are changing hands before this mount ends: until the lockds have a quorum again, perhaps. There is
+    /// no other way for what is handed on with the role. A move that is under way has its own wait, and ends first.
+    fn let_files_rest(&self) {
+        let coordinator = {
+            let mut state = self.state.lock();
+            while state.hands_over {
+                self.changed.wait(&mut state);
+            }
+            let Some(office) = &state.office else { return };
+            let coordinator = Arc::clone(&office.coordinator);
+            state.hands_over = true;
+            coordinator
+        };
+        if let Err(why) = self.rest(&coordinator, FILES_REST_AT_END_WITHIN) {
+            tracing::warn!(why, "the coordinator's mount ends");
+        }
+        coordinator.stay();
+        self.state.lock().hands_over = false;
+        self.wake();
     }
 
     /// Brings to rest what depends on this mount's being the coordinator's.

@@ -167,6 +167,10 @@ impl Source for Post {
     }
 
     fn outlook(&self) -> Outlook {
+        let in_flight = self.connection.flight().len();
+        if in_flight == 0 {
+            return Outlook::default();
+        }
         let waiting = self.connection.channel.socket().readable();
         let flight = self.connection.flight();
         Outlook { in_flight: flight.len(), answered: flight.answered(waiting) }

@@ -1,11 +1,13 @@
 //! Another node coordinates, because the last coordinator's is gone or has handed the role over.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use lockd::authority::Standing;
+use lockd::authority::{Authority, Standing};
+use lockd::ids::ResourceId;
 
-use super::super::world::{WHO, slice, start, until, wait};
+use super::super::world::{VOLUME, WHO, slice, start, until, wait};
 use super::stage::{READ_WRITE, Stage};
 use crate::proto::{Created, SetAttr};
 use crate::refusal::Refusal;
@@ -26,7 +28,7 @@ fn under_load(stage: &mut Stage, during: impl FnOnce(&mut Stage)) -> (u64, Durat
     let owned = stage.create(2, "owned");
     stage.acquire(2, owned.attr.ino).unwrap();
     stage.write(2, owned.handle, 0, &[1; 4096]);
-    let [names, writer] = [1, 2].map(|number: usize| std::sync::Arc::clone(&stage.members[number].node));
+    let [names, writer] = [1, 2].map(|number: usize| Arc::clone(&stage.members[number].node));
     let (stop, made, longest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -65,6 +67,42 @@ fn under_load(stage: &mut Stage, during: impl FnOnce(&mut Stage)) -> (u64, Durat
         assert_eq!(found.err(), (number % 3 == 0).then_some(Refusal::NotFound), "name{number}");
     }
     (made, Duration::from_micros(longest.load(Ordering::SeqCst)))
+}
+
+/// Found: a node gave a file back to the last coordinator after it had the role itself, and before it followed itself. It
+/// served the file in the last coordinator's epoch from then on, and nothing of it was ever committed.
+#[test]
+fn what_is_given_back_to_the_last_coordinator_is_served_in_the_next_ones_epoch() {
+    let mut stage = Stage::new(3, 1, 0.0);
+    let file = stage.create(1, "a");
+    stage.pin(1, &[file.attr.ino]).unwrap();
+    stage.write(1, file.handle, 0, &[7; 4096]);
+    let role = ResourceId::Coordinator(VOLUME);
+    let [last, next] =
+        [0, 1].map(|number: usize| (stage.members[number].client, stage.members[number].seat.clone()));
+    let (client, epoch) = (next.0, last.1.holder(&role).unwrap().epoch);
+    let moves = Once::new();
+    // As the answer to its commit comes, the role becomes the node's.
+    let alter = move |answer| {
+        moves.call_once(|| {
+            last.1.release(&role, last.0, epoch).unwrap();
+            next.1.acquire(&role, next.0).unwrap();
+        });
+        answer
+    };
+    stage.network.alter(client, Arc::new(alter));
+    let node = Arc::clone(&stage.members[1].node);
+    let unpinned = start(|done| node.unpin(vec![file.attr.ino], done));
+    until("the file to be given back", || stage.owner(file.attr.ino).is_none());
+    bury(&mut stage);
+    stage.take_over(1, &[1, 2]);
+    // By which of the two is the same.
+    let _ = unpinned.recv_timeout(Duration::from_secs(10)).unwrap();
+    stage.write(1, file.handle, 4096, &[8; 4096]);
+    wait(|done| stage.node(1).sync(file.handle, done)).unwrap();
+    let there = stage.open(2, file.attr.ino);
+    assert_eq!(stage.read(2, there, 4095, 2), [7, 8]);
+    stage.finish();
 }
 
 #[test]
@@ -106,7 +144,7 @@ fn what_nobody_owned_is_served_by_the_next_coordinators_node() {
     stage.write(1, unsynced.handle, 0, &[8; 5000]);
     bury(&mut stage);
     // What waits for an answer of the dead goes on.
-    let reader = std::sync::Arc::clone(&stage.members[2].node);
+    let reader = Arc::clone(&stage.members[2].node);
     let read = start(|done| reader.read(there, 0, 5000, done));
     stage.take_over(2, &[1, 2]);
     let read = read.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
@@ -153,7 +191,7 @@ fn v9_a_new_coordinator_changes_nothing_before_all_have_dropped_what_they_cached
     // Node 2 hears nothing, and answers from its cache.
     stage.network.cut(stage.members[2].client);
     stage.take_over(1, &[1]);
-    let node = std::sync::Arc::clone(&stage.members[1].node);
+    let node = Arc::clone(&stage.members[1].node);
     let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
     let changed = start(|done| node.set_attr(ino, set, None, done));
     std::thread::sleep(Duration::from_millis(300));
@@ -218,7 +256,7 @@ fn a_dead_owners_file_waits_for_its_fence() {
     stage.realm.set(stage.session(3), Standing::Ended);
     stage.take_over(1, &[1, 2]);
     stage.create(2, "b");
-    let reader = std::sync::Arc::clone(&stage.members[2].node);
+    let reader = Arc::clone(&stage.members[2].node);
     let read = start(|done| reader.read(there, 0, 100, done));
     assert!(read.recv_timeout(Duration::from_millis(200)).is_err(), "its owner is not fenced");
     stage.end(3, Standing::Fenced);
@@ -237,7 +275,7 @@ fn a_transfer_in_the_middle_of_which_the_coordinator_dies_is_made_by_the_next_on
     let there = stage.open(3, ino);
     // The owner has handed it over, and its answer is lost; the one who acquires it hears nothing.
     stage.network.mute(stage.members[2].client);
-    let node = std::sync::Arc::clone(&stage.members[3].node);
+    let node = Arc::clone(&stage.members[3].node);
     let acquired = start(|done| node.acquire(vec![ino], done));
     until("the entry", || stage.realm.entries() > 0);
     bury(&mut stage);
@@ -289,7 +327,7 @@ fn a_guest_that_ends_while_nobody_coordinates_ends_with_the_next() {
     stage.acquire(2, file.attr.ino).unwrap();
     stage.write(2, file.handle, 0, &[3; 9000]);
     bury(&mut stage);
-    let node = std::sync::Arc::clone(&stage.members[2].node);
+    let node = Arc::clone(&stage.members[2].node);
     let ended = start(|done| node.shut_down(done));
     std::thread::sleep(Duration::from_millis(100));
     stage.take_over(1, &[1, 2]);
@@ -305,7 +343,7 @@ fn nothing_is_appended_twice_and_every_sync_is_good_while_the_role_moves() {
     for (seed, trouble) in [(1, 0.0), (2, 0.05)] {
         let mut stage = Stage::new(3, seed, trouble);
         let file = stage.create(1, "a");
-        let node = std::sync::Arc::clone(&stage.members[1].node);
+        let node = Arc::clone(&stage.members[1].node);
         let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
