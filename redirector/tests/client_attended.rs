@@ -7,7 +7,7 @@ mod client_harness;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client_harness::{PATIENCE, Place, Server, end, options, start_write, try_open, unix, wait_for};
 use redirector::buffer::Buffer;
@@ -62,6 +62,29 @@ fn it_receives_what_it_has_asked_for() {
     }
     // Its own thread may have taken some where this one was not given a processor for long.
     assert!(here > 100, "{here} of 200");
+}
+
+#[test]
+fn it_sees_how_much_has_been_answered_without_receiving_it() {
+    let place = Place::new();
+    let (_server, lun) = volume(&place);
+    attend::volunteer();
+    let mut seen = 0;
+    for _ in 0..100 {
+        let reads: Vec<_> = (0..6).map(|_| start(&*lun, place.pool.take(4096))).collect();
+        let since = Instant::now();
+        // Its own thread takes over when nobody has received for a while.
+        while since.elapsed() < Duration::from_millis(5) && attend::outlook().answered < 6 {
+            thread::yield_now();
+        }
+        let outlook = attend::outlook();
+        seen += usize::from((outlook.in_flight, outlook.answered, outlook.unanswered()) == (6, 6, 0));
+        for read in &reads {
+            attended(read);
+        }
+        assert_eq!(attend::outlook().in_flight, 0);
+    }
+    assert!(seen > 50, "{seen} of 100");
 }
 
 #[test]

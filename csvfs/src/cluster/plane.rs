@@ -22,6 +22,9 @@ use super::holder::Holder;
 use super::mortal::{Mortality, gone};
 use crate::coordinator::Coordinator;
 
+/// On which node a client of this volume is, and whether it lives.
+type Nodes = HashMap<ClientId, (NodeName, bool)>;
+
 #[derive(Debug, Default)]
 struct Known {
     /// What this mount holds.
@@ -30,10 +33,17 @@ struct Known {
     others: HashMap<ResourceId, Option<Holding>>,
     /// Where sessions stand.
     sessions: HashMap<SessionId, Standing>,
-    /// On which node a client of this volume is, and whether it lives.
-    nodes: HashMap<ClientId, (NodeName, bool)>,
+    nodes: Nodes,
     /// Counts what made the above old, so that an answer that was on its way is not kept.
     changes: u64,
+}
+
+impl Known {
+    /// A mount has come or gone.
+    fn forget_nodes(&mut self) {
+        self.nodes.clear();
+        self.changes += 1;
+    }
 }
 
 /// What the plane asks of lockd: [`LockClient`], or in a simulation one that speaks to a simulated cluster.
@@ -157,31 +167,36 @@ impl Plane {
 
     /// The node of a client of this volume.
     pub fn node_of(&self, client: ClientId) -> Option<NodeName> {
-        let of = |known: &Known| known.nodes.get(&client).map(|(node, _)| node.clone());
-        if let Some(node) = of(&self.known.lock()) {
+        let of = |nodes: &Nodes| nodes.get(&client).map(|(node, _)| node.clone());
+        if let Some(node) = of(&self.known.lock().nodes) {
             return Some(node);
         }
-        self.learn_nodes().ok()?;
-        of(&self.known.lock())
+        of(&self.learn_nodes().ok()?)
     }
 
     /// The nodes on which a mount of this volume lives; none that is known if lockd does not answer.
     pub fn living_nodes(&self) -> BTreeSet<NodeName> {
-        if self.known.lock().nodes.is_empty()
-            && let Err(error) = self.learn_nodes()
-        {
-            tracing::debug!(%error, "lockd does not tell which mounts live");
+        let mut nodes = self.known.lock().nodes.clone();
+        if nodes.is_empty() {
+            nodes = self.learn_nodes().unwrap_or_else(|error| {
+                tracing::debug!(%error, "lockd does not tell which mounts live");
+                Nodes::new()
+            });
         }
-        let known = self.known.lock();
-        known.nodes.values().filter(|(_, is_live)| *is_live).map(|(node, _)| node.clone()).collect()
+        nodes.into_values().filter(|(_, is_live)| *is_live).map(|(node, _)| node).collect()
     }
 
-    fn learn_nodes(&self) -> Result<(), ClientError> {
+    fn learn_nodes(&self) -> Result<Nodes, ClientError> {
+        let changes = self.known.lock().changes;
         let clients = self.client().clients_of(ClientKind::Csvfs { volume: self.volume })?;
         let nodes = clients.into_iter();
         let nodes = nodes.map(|info| (info.client, (info.node, info.state == ClientState::Live)));
-        self.known.lock().nodes = nodes.collect();
-        Ok(())
+        let nodes: Nodes = nodes.collect();
+        let mut known = self.known.lock();
+        if known.changes == changes {
+            known.nodes.clone_from(&nodes);
+        }
+        Ok(nodes)
     }
 
     /// The live session of a node, if it has one.
@@ -517,9 +532,9 @@ impl Listener for Plane {
             EventKind::Fenced { volume, victim: Victim::Session(session) } if *volume == self.volume => {
                 self.stands(*session, Standing::Fenced);
             }
-            EventKind::ClientAdded { .. } => self.known.lock().nodes.clear(),
+            EventKind::ClientAdded { .. } => self.known.lock().forget_nodes(),
             EventKind::ClientEnded { client, .. } => {
-                self.known.lock().nodes.clear();
+                self.known.lock().forget_nodes();
                 self.look();
                 self.end_freed(&[*client]);
                 tell_gone(self.mortality.end_client(*client));

@@ -15,6 +15,7 @@
 //! not wait for them, nor for the one who had it open before: the cluster has given it the role, and has dealt with that one.
 //! To everybody else their claims are like any other.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use super::frame::Damage;
 use super::label::Label;
 use super::layout;
 use super::superblock::Superblock;
-use super::survey::{ClaimBlock, Survey, SurveyError, open_claims, read_claims};
+use super::survey::{ClaimBlock, Finding, Survey, SurveyError, open_claims, read_claims};
 
 /// How often a window is watched again because another opener was there too.
 const ROUNDS_MAX: usize = 4;
@@ -46,6 +47,17 @@ pub struct Identity {
     pub pid: u32,
     /// The cluster for which it opens it, if for one.
     pub cluster: Option<ClusterMark>,
+}
+
+impl Identity {
+    /// Whether a finding is but the claim of a member of this cluster whose mount lives: of this one, or on another of the nodes
+    /// on which one does. That beats, whoever has the store open.
+    pub(super) fn knows_alive(&self, finding: &Finding, living: &BTreeSet<String>) -> bool {
+        let Finding::StaleClaim { claim, .. } = finding else { return false };
+        let lives =
+            if claim.host == self.host { claim.client == self.client } else { living.contains(&claim.host) };
+        lives && claim.is_fellow_of(self.cluster.as_ref())
+    }
 }
 
 /// Why a volume was not given to an opener.

@@ -628,9 +628,9 @@ impl Opening {
             self.copy_label();
         }
         hold.settle = Some(self.settle(&won, &hold)?);
-        let (cluster, living) = (self.options.who.cluster.as_ref(), &self.options.living_nodes);
+        let (who, living) = (&self.options.who, &self.options.living_nodes);
         let findings = won.survey.findings.iter();
-        let findings = findings.filter(|finding| !finding.is_of_living_member(cluster, living));
+        let findings = findings.filter(|finding| !who.knows_alive(finding, living));
         let warnings: Vec<String> = findings.map(ToString::to_string).collect();
         for warning in &warnings {
             tracing::warn!(volume = %self.around.label.uuid, "{warning}");

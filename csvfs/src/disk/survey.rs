@@ -1,6 +1,5 @@
 //! Everything outside the store, read at once and judged piece by piece; nothing is written.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use lockd::ids::Epoch;
@@ -8,7 +7,7 @@ use redirector::buffer::Pool;
 use redirector::lun::Lun;
 
 use super::blocks::read_bytes;
-use super::claim::{Claim, ClaimState, ClusterMark};
+use super::claim::{Claim, ClaimState};
 use super::features::Features;
 use super::frame::Damage;
 use super::label::Label;
@@ -66,14 +65,6 @@ impl Finding {
     #[must_use]
     pub fn is_note(&self) -> bool {
         matches!(self, Self::MapBehind { .. } | Self::StaleClaim { .. })
-    }
-
-    /// Whether it is but the claim of a member of `cluster` on one of these nodes, whose mounts live: that beats, whoever has
-    /// the store open.
-    #[must_use]
-    pub fn is_of_living_member(&self, cluster: Option<&ClusterMark>, living: &BTreeSet<String>) -> bool {
-        let Self::StaleClaim { claim, .. } = self else { return false };
-        claim.is_fellow_of(cluster) && living.contains(&claim.host)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a lab is to be like.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,19 @@ pub fn base_folder() -> PathBuf {
 }
 
 impl Plan {
+    /// As [`Plan::new`], with sessions that end soon when they are silent, and the LUN in `folder`.
+    #[must_use]
+    pub fn short_sessions(nodes: u8, folder: &Path) -> Self {
+        Self {
+            window_ms: 1000,
+            lease_ms: Some(2000),
+            grace_ms: Some(2000),
+            target_quiesce_ms: Some(500),
+            lun_folder: Some(folder.to_owned()),
+            ..Self::new(nodes)
+        }
+    }
+
     /// `nodes` nodes and the bundled target, unshaped, gone with its owner.
     #[must_use]
     pub fn new(nodes: u8) -> Self {

@@ -395,15 +395,7 @@ fn random_faults_leave_one_truth() -> Result<()> {
     let first = number("CSV_SEED").unwrap_or(1);
     let runs = number("CSV_RUNS").unwrap_or(if is_soak() { RUNS_SOAK } else { RUNS });
     let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
-    let plan = Plan {
-        window_ms: 1000,
-        lease_ms: Some(2000),
-        grace_ms: Some(2000),
-        target_quiesce_ms: Some(500),
-        fence: "nbd-target".to_owned(),
-        lun_folder: Some(memory.path().to_owned()),
-        ..Plan::new(3)
-    };
+    let plan = Plan { fence: "nbd-target".to_owned(), ..Plan::short_sessions(3, memory.path()) };
     Cluster::run(plan, |cluster| {
         cluster.init()?;
         cluster.start_lockd()?;

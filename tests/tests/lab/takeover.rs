@@ -22,15 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Three nodes, whose sessions end soon when they are silent.
 fn with_three_nodes(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
-    let plan = Plan {
-        window_ms: 1000,
-        lease_ms: Some(2000),
-        grace_ms: Some(2000),
-        target_quiesce_ms: Some(500),
-        lun_folder: Some(memory.path().to_owned()),
-        ..Plan::new(3)
-    };
-    Cluster::run_mounted(plan, test)
+    Cluster::run_mounted(Plan::short_sessions(3, memory.path()), test)
 }
 
 /// Counts what goes on.

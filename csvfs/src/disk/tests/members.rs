@@ -140,7 +140,9 @@ fn an_opening_warns_of_the_claims_of_dead_members_and_not_of_the_living() {
     open_for(&lun, 4, mark("one"), &clock).unwrap().close().unwrap();
     let mut options = options(5, &clock);
     options.who.cluster = mark("one");
-    options.living_nodes = ["guest".to_owned(), "other".to_owned()].into();
+    // The dead one was on the node that opens: the mount that lives there is another.
+    options.who.host = "gone".to_owned();
+    options.living_nodes = ["guest".to_owned(), "gone".to_owned()].into();
     let next = open(lun.wire() as Arc<dyn Lun>, options.clone()).unwrap();
     let [warning] = &next.warnings[..] else { panic!("{:?}", next.warnings) };
     assert!(warning.contains("never closed") && warning.contains("gone"), "{warning}");
