@@ -161,7 +161,7 @@ pub fn load(url: &str, files: u64) -> Result<()> {
     use csvfs::volume::{Settings, Volume};
     use std::sync::mpsc;
 
-    let volume = Volume::open_url(&url.parse()?, Settings::local("bench"))?;
+    let volume = Volume::open_url(&[url.parse()?], Settings::local("bench"))?;
     let service = volume.service();
     let who = Credentials { uid: 0, gid: 0, umask: 0 };
     let (sender, receiver) = mpsc::channel::<Result<Attr, Refusal>>();

@@ -54,6 +54,8 @@ rules! {
     F1,
     /// A new session on a host registers with the target only when the old client processes are dead and drained.
     F2,
+    /// What a lost path had, or a late one has, goes by another path that answers.
+    P1,
     /// No path error reaches the caller: I/O is held until the path is back or the hold time is over.
     P2,
     /// A reconnected path is used only when its size and volume id are the same.

@@ -84,6 +84,17 @@ pub struct TargetMark {
     pub list: Option<[u8; 16]>,
 }
 
+/// One path of a LUN.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PathFigures {
+    /// The path's name.
+    pub name: String,
+    /// Whether it answers.
+    pub up: bool,
+    /// Whether it is the one in use, or, while none is, the last one.
+    pub used: bool,
+}
+
 /// A LUN's state in figures.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LunFigures {
@@ -98,6 +109,8 @@ pub struct LunFigures {
     pub overdue: bool,
     /// For how long the LUN has been reached, or not, as it is now; none where that is not known.
     pub state_age: Option<Duration>,
+    /// Its paths, the preferred one first; empty where there are none to choose from.
+    pub paths: Vec<PathFigures>,
 }
 
 /// A shared block device: asynchronous, many requests in flight, in no order.

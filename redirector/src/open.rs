@@ -14,6 +14,7 @@ use crate::nbd::export::Export;
 use crate::nbd::handshake::{Credentials, HandshakeError};
 use crate::nbd::tls::TlsError;
 use crate::paths::PathSet;
+use crate::paths::way::Way;
 use crate::uri::LunUri;
 
 /// How a LUN is opened.
@@ -134,6 +135,15 @@ pub enum OpenError {
         /// What is different.
         why: String,
     },
+    /// A file or a block device beside other paths.
+    #[error(
+        "{lun} cannot be one of several paths: the kernel looks after the paths of its devices (multipath); name it alone, or \
+         name paths by nbd://"
+    )]
+    NoPath {
+        /// The file or the device.
+        lun: String,
+    },
     /// A file or a block device.
     #[error(transparent)]
     File(#[from] FileLunError),
@@ -148,16 +158,27 @@ impl OpenError {
 
 /// Opens `uri`. Blocks until the LUN answers, or the reason why not is known.
 pub fn open(uri: &LunUri, options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenError> {
+    open_all(std::slice::from_ref(uri), options)
+}
+
+/// Opens the LUN to which all of `uris` lead, the preferred one first (P1). Blocks until one answers, or the reasons why none
+/// does are known.
+pub fn open_all(uris: &[LunUri], options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenError> {
+    if let [LunUri::Device(path) | LunUri::File(path)] = uris {
+        let file = file::Options { read_only: options.read_only, ..file::Options::default() };
+        return Ok(Arc::new(FileLun::open(path, file)?));
+    }
+    let ways = uris.iter().map(|uri| way(uri, options)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(PathSet::open(ways, options)?))
+}
+
+fn way(uri: &LunUri, options: &OpenOptions) -> Result<Arc<dyn Way>, OpenError> {
     match uri {
         LunUri::Nbd(nbd) => {
             let credentials = Credentials { client: options.client, cookie: options.cookie };
             let clock = Arc::clone(&options.clock);
-            let way = Export::new(nbd, credentials, options.rules, clock, options.connections)?;
-            Ok(Arc::new(PathSet::open(Arc::new(way), options)?))
+            Ok(Arc::new(Export::new(nbd, credentials, options.rules, clock, options.connections)?))
         }
-        LunUri::Device(path) | LunUri::File(path) => {
-            let file = file::Options { read_only: options.read_only, ..file::Options::default() };
-            Ok(Arc::new(FileLun::open(path, file)?))
-        }
+        LunUri::Device(_) | LunUri::File(_) => Err(OpenError::NoPath { lun: uri.to_string() }),
     }
 }

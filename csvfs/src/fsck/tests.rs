@@ -81,7 +81,7 @@ impl Bench {
     fn opened(&self) -> Volume {
         std::fs::write(self.path(), &self.whole).unwrap();
         let settings = Settings { check_max: 0, cache_bytes: 64 << 10, ..Settings::local("test") };
-        Volume::open_url(&self.url(), settings).unwrap()
+        Volume::open_url(&[self.url()], settings).unwrap()
     }
 
     fn flip(&self, places: &[u64]) {

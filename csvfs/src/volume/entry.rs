@@ -8,7 +8,7 @@ use lockd::machine::FenceMethod;
 use redirector::lun::{Identity, Lun};
 
 use super::{Settings, VolumeError, label_at};
-use crate::cluster::{ClusterError, Member, Place};
+use crate::cluster::{Member, Place};
 use crate::disk::label::Label;
 use crate::disk::survey::Survey;
 
@@ -24,9 +24,8 @@ pub(super) struct Entry {
 impl Entry {
     /// Comes in.
     pub(super) fn find(place: &Place, settings: Settings) -> Result<Self, VolumeError> {
-        let url = place.luns.first().ok_or_else(|| ClusterError::Lun("it has no path".to_owned()))?;
         // Until the cluster knows this mount, it only reads.
-        let lun = redirector::open::open(url, &settings.lun_options())?;
+        let lun = redirector::open::open_all(&place.luns, &settings.lun_options())?;
         let survey = Survey::read(lun.as_ref())?;
         let label = survey.label.clone();
         let fence = place.prove_fence(lun.as_ref())?;
@@ -44,7 +43,7 @@ impl Entry {
         let settings = Settings { client: member.incarnation, ..settings };
         let mut options = settings.lun_options();
         options.identity = Some(identity);
-        let lun = redirector::open::open(url, &options)?;
+        let lun = redirector::open::open_all(&place.luns, &options)?;
         Ok(Self { lun, label, member, settings })
     }
 }

@@ -137,9 +137,9 @@ impl MetadataSpace for NoSpace {
 }
 
 impl Volume {
-    /// Opens the LUN at `url` and the volume on it.
-    pub fn open_url(url: &LunUri, settings: Settings) -> Result<Self, VolumeError> {
-        let lun = redirector::open::open(url, &settings.lun_options())?;
+    /// Opens the LUN to which the paths `urls` lead, the preferred one first, and the volume on it.
+    pub fn open_url(urls: &[LunUri], settings: Settings) -> Result<Self, VolumeError> {
+        let lun = redirector::open::open_all(urls, &settings.lun_options())?;
         Self::open(lun, settings)
     }
 

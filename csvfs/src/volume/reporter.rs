@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockd::clock::Clock;
 use lockd::lease::Lease;
-use redirector::lun::Lun;
+use redirector::lun::{Lun, PathFigures};
 use redirector::metrics::Exposition;
 
 use super::condition::{LeaseSeen, LunSeen, MemberSeen, Seen, judge};
@@ -171,6 +171,9 @@ impl Reporter {
                 &volume,
                 figures.ghosts,
             );
+            if !figures.paths.is_empty() {
+                path_metrics(&mut out, &volume, &figures.paths);
+            }
             if !figures.latencies.is_empty() {
                 let help = "Latency of requests to the LUN since its path was connected last; the sum is an upper bound.";
                 out.latencies("csvfs_lun_latency_seconds", help, &volume, &figures.latencies);
@@ -248,6 +251,20 @@ impl Reporter {
             LeaseSeen::Holds
         } else {
             LeaseSeen::Lapsed(lease.was_granted().then(|| self.clock.boot().since(lease.deadline())))
+        }
+    }
+}
+
+/// Which paths answer, and which one is used.
+fn path_metrics(out: &mut Exposition, volume: &[(&str, &str)], paths: &[PathFigures]) {
+    for (name, help, value) in [
+        ("csvfs_lun_path_up", "1 if the path answers.", (|path| path.up) as fn(&PathFigures) -> bool),
+        ("csvfs_lun_path_used", "1 if the path is the one in use.", |path| path.used),
+    ] {
+        out.family(name, "gauge", help);
+        for path in paths {
+            let labels = [volume, &[("path", path.name.as_str())]].concat();
+            out.sample(name, &labels, u64::from(value(path)));
         }
     }
 }

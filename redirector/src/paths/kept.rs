@@ -35,6 +35,9 @@ impl Change {
     }
 }
 
+/// Bytes that are worth a flush which costs little.
+const EARLY: usize = 1 << 20;
+
 /// The changes that the target may lose when it restarts, in the order of their completion.
 #[derive(Debug)]
 pub struct Kept {
@@ -44,6 +47,8 @@ pub struct Kept {
     last: u64,
     /// The last change that was not kept for want of room.
     missing: u64,
+    /// Bytes kept that a flush is worth.
+    flush_at: usize,
     flush_asked: bool,
 }
 
@@ -51,11 +56,19 @@ impl Kept {
     /// Nothing kept; at most `bytes_max` bytes later.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { changes: VecDeque::new(), bytes: 0, bytes_max, last: 0, missing: 0, flush_asked: false }
+        Self {
+            changes: VecDeque::new(),
+            bytes: 0,
+            bytes_max,
+            last: 0,
+            missing: 0,
+            flush_at: bytes_max / 2,
+            flush_asked: false,
+        }
     }
 
     /// Keeps a completed change, or at the bound remembers that one is missing. Whether a flush should be made: once
-    /// when half of the room is taken.
+    /// when half of the room is taken, or what [`Kept::flush_early`] has said.
     pub fn keep(&mut self, change: Change) -> bool {
         self.last += 1;
         let cost = change.cost();
@@ -65,8 +78,14 @@ impl Kept {
             self.bytes += cost;
             self.changes.push_back((self.last, change));
         }
-        let full = self.bytes >= self.bytes_max / 2 || self.changes.len() >= ENTRIES_MAX / 2;
+        let full = self.bytes >= self.flush_at || self.changes.len() >= ENTRIES_MAX / 2;
         full && !std::mem::replace(&mut self.flush_asked, true)
+    }
+
+    /// Whether a flush is worth while for a little: where every change is durable by itself, it costs nothing, and a switch to
+    /// another target has less to replay.
+    pub fn flush_early(&mut self, early: bool) {
+        self.flush_at = if early { EARLY.min(self.bytes_max / 2) } else { self.bytes_max / 2 };
     }
 
     /// The number of the last completed change: what a flush that starts now covers.

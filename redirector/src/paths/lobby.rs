@@ -31,11 +31,11 @@ impl Traffic {
             }
             if events.is_broken() || self.stopped.load(Ordering::Acquire) {
                 let source = std::io::ErrorKind::ConnectionReset.into();
-                return Err(OpenError::Unreachable { lun: self.way.name(), source });
+                return Err(OpenError::Unreachable { lun: self.name(), source });
             }
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!(
-                    lun = self.way.name(),
+                    lun = self.name(),
                     "the target was restarted, and the lease has run out: what was not flushed is written again when the \
                      lease is won back"
                 );

@@ -1,8 +1,9 @@
 //! The rules of paths (P2 to P9 of `docs/DESIGN.md`): how the error of a way to the LUN is kept from the volume.
 //!
-//! A [`PathSet`] is a [`crate::lun::Lun`] over one way, shaped for several. While its path is up and there are no
-//! ghosts, a request costs one atomic read on top of the link's own work. When the link breaks, its requests come back
-//! whole; they are held, the path is probed, and when it is back and is still the same LUN they are sent again.
+//! A [`PathSet`] is a [`crate::lun::Lun`] over one way or several, of which one is in use at a time. While its path is up
+//! and there are no ghosts, a request costs one atomic read on top of the link's own work. When the link breaks, its
+//! requests come back whole; they are held, and sent again by the next path that answers and leads to the same LUN. Paths
+//! that are not in use are asked on fresh connections whether they answer; a better one that answers again is gone back to.
 //!
 //! What is assumed of a target: the bundled target proves that earlier requests are executed, and tells its restarts
 //! from its reconnects. Of a plain NBD server it is assumed that it executes nothing later than `target_quiesce` after
@@ -10,10 +11,15 @@
 //! notices**: such a server cannot be told from one that only lost its connections. Where that matters, use the bundled
 //! target, or a server that has no volatile cache.
 
+mod change;
+mod connect;
 pub mod kept;
 pub mod latency;
 mod lobby;
+mod prober;
+mod replay;
 pub mod request;
+mod roster;
 mod set;
 pub mod state;
 mod supervisor;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use arc_swap::ArcSwapOption;
@@ -14,15 +14,20 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::buffer::{Buffer, Pool, Slice};
 use crate::ghosts::GhostTable;
-use crate::lun::{Geometry, Identity, Lun, LunFigures, OnDone, OnRead, Outcome, Proof, TargetMark};
+use crate::lun::{
+    Geometry, Identity, Lun, LunFigures, OnDone, OnRead, Outcome, PathFigures, Proof, TargetMark,
+};
 use crate::open::{OpenError, OpenOptions};
+use crate::paths::connect::Discard;
 use crate::paths::kept::Kept;
+use crate::paths::prober;
 use crate::paths::request::{Command, Request};
-use crate::paths::state::{Condition, PathState};
+use crate::paths::roster::{Path, Roster};
+use crate::paths::state::Condition;
 use crate::paths::supervisor;
 use crate::paths::tenure::Tenure;
 use crate::paths::traffic::{Traffic, Trouble};
-use crate::paths::way::{Purpose, Way};
+use crate::paths::way::{Abilities, Purpose, Way};
 
 /// The longest range of one zero or trim, in bytes: longer ones are split, lest one request takes longer than a path
 /// may be silent.
@@ -74,24 +79,12 @@ impl Parts {
 }
 
 impl PathSet {
-    /// Connects by `way`, and looks after the path from now on.
-    pub fn open(way: Arc<dyn Way>, options: &OpenOptions) -> Result<Self, OpenError> {
-        let lun = way.name();
-        // What the LUN can do must be known before its traffic can be set up.
-        let first = way.connect(Purpose::Probe, Arc::new(supervisor::Discard))?;
-        let abilities = first.abilities().clone();
-        first.close("the probe is over");
-        if abilities.geometry.size == 0 {
-            return Err(OpenError::Empty { lun });
-        }
-        if abilities.read_only && !options.read_only {
-            return Err(OpenError::ReadOnly { lun });
-        }
+    /// Connects by the first of `ways` that answers, and looks after all of them from now on. They are all used from now on,
+    /// one at a time, in this order of preference (P1).
+    pub fn open(ways: Vec<Arc<dyn Way>>, options: &OpenOptions) -> Result<Self, OpenError> {
+        let (first, abilities) = Self::reach(&ways, options)?;
         let now = options.clock.boot();
-        let mut state = PathState::up(now, options.probe_every);
-        state.lost("not connected yet", now);
         let traffic = Arc::new(Traffic {
-            way,
             rules: options.rules,
             clock: Arc::clone(&options.clock),
             hold: options.hold,
@@ -100,6 +93,7 @@ impl PathSet {
             live: ArcSwapOption::empty(),
             calm: AtomicBool::new(false),
             keeps: AtomicBool::new(false),
+            durable: AtomicBool::new(false),
             kept: Mutex::new(Kept::new(options.kept_max)),
             flush_fails: AtomicBool::new(false),
             flush_wanted: AtomicBool::new(false),
@@ -107,28 +101,96 @@ impl PathSet {
             refused: AtomicBool::new(false),
             tenure: Mutex::new(None),
             trouble: Mutex::new(Trouble {
-                state,
+                roster: Roster::new(ways.len(), now, options.probe_every),
                 ghosts: GhostTable::default(),
                 held: std::collections::VecDeque::new(),
                 waiting: Vec::new(),
                 last_token: 0,
                 generation: 0,
+                last_generation: 0,
                 instance: None,
                 identity: options.identity.clone(),
-                warned: None,
             }),
             news: Condvar::new(),
             room: Condvar::new(),
+            current: AtomicUsize::new(first),
+            ways,
         });
-        traffic.bring_back(Purpose::First)?;
+        traffic.bring_back(first, Purpose::First)?;
+        for index in 0..traffic.ways.len() {
+            let probed = Arc::clone(&traffic);
+            Self::thread(&traffic, "lun-probe", move || prober::run(&probed, index))?;
+        }
         let supervised = Arc::clone(&traffic);
-        thread::Builder::new()
-            .name("lun-path".to_owned())
-            .spawn(move || supervisor::run(&supervised))
-            .map_err(|source| OpenError::Unreachable { lun, source })?;
+        Self::thread(&traffic, "lun-path", move || supervisor::run(&supervised))?;
         let zeros =
             Pool::default().take_zeroed(ZEROS.min(traffic.abilities.geometry.request_max as usize)).share();
         Ok(Self { traffic, read_only: options.read_only, zeros })
+    }
+
+    /// The first of `ways` that answers, and what its target can do: that must be known before there is any traffic.
+    fn reach(ways: &[Arc<dyn Way>], options: &OpenOptions) -> Result<(usize, Abilities), OpenError> {
+        let mut failed = None;
+        for (index, way) in ways.iter().enumerate() {
+            let abilities = way.connect(Purpose::Probe, Arc::new(Discard)).and_then(|link| {
+                let abilities = link.abilities().clone();
+                link.close("the probe is over");
+                let lun = way.name();
+                if abilities.geometry.size == 0 {
+                    Err(OpenError::Empty { lun })
+                } else if abilities.read_only && !options.read_only {
+                    Err(OpenError::ReadOnly { lun })
+                } else {
+                    Ok(abilities)
+                }
+            });
+            match abilities {
+                Ok(abilities) => return Ok((index, abilities)),
+                Err(error) => {
+                    if ways.len() > 1 {
+                        tracing::warn!(lun = way.name(), %error, "a path of the LUN does not answer");
+                    }
+                    failed = failed.or(Some(error));
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| {
+            let source = std::io::ErrorKind::NotFound.into();
+            OpenError::Unreachable { lun: "a LUN without a path".to_owned(), source }
+        }))
+    }
+
+    fn path_figures(&self, roster: &Roster) -> Vec<PathFigures> {
+        let paths = roster.paths().iter().zip(&self.traffic.ways).enumerate();
+        let figures = |(index, (path, way)): (usize, (&Path, &Arc<dyn Way>))| PathFigures {
+            name: way.name(),
+            up: path.state.condition() != Condition::Down,
+            used: index == roster.current(),
+        };
+        paths.map(figures).collect()
+    }
+
+    fn thread(traffic: &Traffic, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let started = thread::Builder::new().name(name.to_owned()).spawn(run);
+        started.map(drop).map_err(|source| {
+            traffic.stop();
+            OpenError::Unreachable { lun: traffic.name(), source }
+        })
+    }
+
+    /// A flush follows, and then `on_done` hears of it.
+    fn flushed_after(&self, on_done: OnDone) -> OnDone {
+        let traffic = Arc::clone(&self.traffic);
+        Box::new(move |outcome| match outcome {
+            Outcome::Done => traffic.flush(on_done),
+            other => on_done(other),
+        })
+    }
+
+    /// What a change that cannot be durable by itself ends with (P8).
+    fn made_durable(&self, on_done: OnDone) -> OnDone {
+        let durable = self.traffic.durable.load(Ordering::Acquire) && self.traffic.abilities.flush;
+        if durable { self.flushed_after(on_done) } else { on_done }
     }
 
     fn request(&self, command: Command) {
@@ -200,14 +262,10 @@ impl Lun for PathSet {
         if length > u64::from(abilities.geometry.request_max) {
             return on_done(Outcome::Failed(libc::EINVAL));
         }
+        let fua = fua || self.traffic.durable.load(Ordering::Acquire);
         if fua && !abilities.fua && abilities.flush {
-            // Durable by itself is what this target cannot do: a flush follows.
-            let traffic = Arc::clone(&self.traffic);
-            let then = Box::new(move |outcome| match outcome {
-                Outcome::Done => traffic.flush(on_done),
-                other => on_done(other),
-            });
-            return self.request(Command::Write(offset, data, false, then));
+            // Durable by itself is what this target cannot do.
+            return self.request(Command::Write(offset, data, false, self.flushed_after(on_done)));
         }
         self.request(Command::Write(offset, data, fua && abilities.fua, on_done));
     }
@@ -228,6 +286,7 @@ impl Lun for PathSet {
         if length == 0 {
             return on_done(Outcome::Done);
         }
+        let on_done = self.made_durable(on_done);
         if self.traffic.abilities.geometry.write_zeroes {
             Self::split(&range, RANGE_MAX, on_done, |part, done| self.request(Command::Zero(part, done)));
         } else {
@@ -254,7 +313,14 @@ impl Lun for PathSet {
     }
 
     fn prove_ended(&self, earlier: ClientId) -> Proof {
-        self.traffic.way.prove_ended(earlier)
+        let mut ended = Vec::new();
+        for way in &self.traffic.ways {
+            match way.prove_ended(earlier) {
+                Proof::Ended(how) => ended.push(how),
+                other => return other,
+            }
+        }
+        Proof::Ended(ended.join("; "))
     }
 
     fn target(&self) -> Option<TargetMark> {
@@ -271,7 +337,7 @@ impl Lun for PathSet {
     }
 
     fn is_working(&self) -> bool {
-        self.traffic.trouble.lock().state.condition() != Condition::Down
+        self.traffic.trouble.lock().roster.state().condition() != Condition::Down
     }
 
     fn figures(&self) -> LunFigures {
@@ -281,8 +347,9 @@ impl Lun for PathSet {
             held: (trouble.held.len() + trouble.waiting.len()) as u64,
             ghosts: trouble.ghosts.ranges().len() as u64,
             latencies,
-            overdue: trouble.state.condition() == Condition::Suspect,
-            state_age: Some(self.traffic.clock.boot().since(trouble.state.since())),
+            overdue: trouble.roster.state().condition() == Condition::Suspect,
+            state_age: Some(self.traffic.clock.boot().since(trouble.roster.state().since())),
+            paths: self.path_figures(&trouble.roster),
         }
     }
 
@@ -290,9 +357,9 @@ impl Lun for PathSet {
         let traffic = &self.traffic;
         let connections = traffic.live.load().as_ref().map_or(0, |live| live.link.connections());
         let trouble = traffic.trouble.lock();
-        let state = &trouble.state;
-        let age = traffic.clock.boot().since(state.since()).as_secs();
-        let mut text = format!("{}: {} for {age} s ({})", traffic.way.name(), state.condition(), state.why());
+        let (state, now) = (trouble.roster.state(), traffic.clock.boot());
+        let age = now.since(state.since()).as_secs();
+        let mut text = format!("{}: {} for {age} s ({})", traffic.name(), state.condition(), state.why());
         if state.condition() != Condition::Down {
             text += &format!(", {connections} connections");
         }
@@ -314,6 +381,17 @@ impl Lun for PathSet {
                 traffic.target_quiesce.as_secs()
             ),
         };
+        for (index, path) in trouble.roster.paths().iter().enumerate() {
+            if index != trouble.roster.current() {
+                let (name, state) = (traffic.ways[index].name(), &path.state);
+                let age = now.since(state.since()).as_secs();
+                text += &format!("; beside it {name}: {} for {age} s ({})", state.condition(), state.why());
+            }
+        }
+        if traffic.durable.load(Ordering::Acquire) {
+            text +=
+                "; the paths may lead to several servers of one store: every write is made durable by itself";
+        }
         let off: Vec<_> = traffic.rules.switched_off().map(Rule::name).collect();
         if !off.is_empty() {
             text += &format!("; RULES SWITCHED OFF: {}", off.join(", "));

@@ -52,6 +52,13 @@ impl PathState {
         Self { condition: Condition::Up, since: now, why, answers: 0, next_probe: now, probe_every }
     }
 
+    /// A path that has not been tried: it is used after one answer.
+    #[must_use]
+    pub fn untried(now: BootTime, probe_every: Duration) -> Self {
+        let (why, answers) = ("not tried yet".to_owned(), ANSWERS - 1);
+        Self { condition: Condition::Down, since: now, why, answers, next_probe: now, probe_every }
+    }
+
     /// What it is good for.
     #[must_use]
     pub fn condition(&self) -> Condition {
@@ -108,6 +115,28 @@ impl PathState {
     #[must_use]
     pub fn next_probe(&self) -> Option<BootTime> {
         (self.condition == Condition::Down).then_some(self.next_probe)
+    }
+
+    /// When a path that is not down may be asked again.
+    #[must_use]
+    pub fn next_question(&self) -> BootTime {
+        self.next_probe
+    }
+
+    /// It was asked, without an answer that says anything of the link in use.
+    pub fn asked(&mut self, now: BootTime) {
+        self.next_probe = now.after(self.probe_every);
+    }
+
+    /// It answers, and is not in use.
+    pub fn stands_by(&mut self, now: BootTime) {
+        self.answers = 0;
+        self.change(Condition::Up, "answers", now);
+    }
+
+    /// Its state counts from `now`.
+    pub fn counts_from(&mut self, now: BootTime) {
+        self.since = now;
     }
 
     /// A probe has been answered, or failed with a reason. Whether the path may be used again.

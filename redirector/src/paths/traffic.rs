@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -15,7 +15,8 @@ use crate::ghosts::{Ghost, GhostTable};
 use crate::lun::{Identity, OnDone, Outcome};
 use crate::paths::kept::{Change, Kept};
 use crate::paths::request::{Command, Request};
-use crate::paths::state::{Condition, PathState};
+use crate::paths::roster::Roster;
+use crate::paths::state::Condition;
 use crate::paths::tenure::{Standing, Tenure};
 use crate::paths::way::{self, Abilities, Events, Instance, Link, Way};
 use crate::plug;
@@ -38,8 +39,8 @@ pub struct Live {
 /// What changes only when something goes wrong.
 #[derive(Debug)]
 pub struct Trouble {
-    /// The path's state.
-    pub state: PathState,
+    /// The paths' states.
+    pub roster: Roster,
     /// Ghosts that may live.
     pub ghosts: GhostTable,
     /// Requests that wait for the path.
@@ -50,17 +51,20 @@ pub struct Trouble {
     pub last_token: u64,
     /// The number of the link in use, or of the last one.
     pub generation: u64,
+    /// The last number that a link was given, also one that was never used.
+    pub last_generation: u64,
     /// The process of the target that the link in use, or the last one, leads to.
     pub instance: Option<Instance>,
     /// How the LUN is known.
     pub identity: Option<Identity>,
-    /// The mismatch that has been logged (P3).
-    pub warned: Option<String>,
 }
 
 /// Everything that the callers, the link's threads and the supervisor share.
 pub struct Traffic {
-    pub(super) way: Arc<dyn Way>,
+    /// In the order in which they are preferred.
+    pub(super) ways: Vec<Arc<dyn Way>>,
+    /// The way in use, or the last one.
+    pub(super) current: AtomicUsize,
     pub(super) rules: Rules,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) hold: Duration,
@@ -71,6 +75,9 @@ pub struct Traffic {
     pub(super) calm: AtomicBool,
     /// Completed changes are kept (P9).
     pub(super) keeps: AtomicBool,
+    /// Every write is made durable by itself: the paths may lead to several servers, and a flush by one would not cover what
+    /// was written by another (P8).
+    pub(super) durable: AtomicBool,
     pub(super) kept: Mutex<Kept>,
     /// The next flush fails: something may have been lost that was not kept.
     pub(super) flush_fails: AtomicBool,
@@ -97,6 +104,11 @@ enum Route {
 }
 
 impl Traffic {
+    /// The name of the way in use, or of the last one.
+    pub fn name(&self) -> String {
+        self.ways[self.current.load(Ordering::Acquire)].name()
+    }
+
     /// Sends `request`, or holds it.
     pub fn dispatch(&self, mut request: Request) {
         if self.calm.load(Ordering::Acquire)
@@ -158,7 +170,7 @@ impl Traffic {
     }
 
     fn wake(&self) {
-        self.news.notify_one();
+        self.news.notify_all();
     }
 
     /// Decides where a request goes.
@@ -196,11 +208,18 @@ impl Traffic {
 
     /// The link `generation` is broken: nothing goes to it any more.
     pub fn take_down(&self, trouble: &mut Trouble, generation: u64, why: &str) {
-        if trouble.generation == generation && trouble.state.condition() != Condition::Down {
-            tracing::warn!(lun = self.way.name(), why, "the path is down; I/O is held");
+        if trouble.generation == generation && trouble.roster.state().condition() != Condition::Down {
+            let others = trouble.roster.paths().iter().filter(|path| path.state.condition() == Condition::Up);
+            let others = others.count() - usize::from(trouble.roster.state().condition() == Condition::Up);
+            tracing::warn!(
+                lun = self.name(),
+                why,
+                others,
+                "the path is down; I/O is held until another one is used"
+            );
             self.calm.store(false, Ordering::Release);
             self.live.store(None);
-            trouble.state.lost(why, self.clock.boot());
+            trouble.roster.lost(why, self.clock.boot());
         }
     }
 
@@ -275,7 +294,7 @@ impl Traffic {
         };
         if self.kept.lock().keep(change) {
             self.flush_wanted.store(true, Ordering::Release);
-            self.news.notify_one();
+            self.news.notify_all();
         }
     }
 
@@ -359,7 +378,7 @@ impl Events for LinkEvents {
                 Vec::new()
             }
         };
-        traffic.news.notify_one();
+        traffic.news.notify_all();
         given_up.into_iter().for_each(Request::give_up);
     }
 }

@@ -20,6 +20,7 @@ pub struct Seen {
     pub command: u16,
     pub offset: u64,
     pub length: u32,
+    pub fua: bool,
     pub data: Vec<u8>,
 }
 
@@ -259,7 +260,8 @@ fn transmit(mut stream: UnixStream, connection: usize, script: &Mutex<Script>) -
         let (command, offset, length) = (header.command.get(), header.offset.get(), header.length.get());
         let mut data = vec![0; if command == cmd::WRITE { length as usize } else { 0 }];
         stream.read_exact(&mut data)?;
-        let seen = Seen { connection, command, offset, length, data };
+        let fua = header.flags.get() & wire::cmd_flag::FUA != 0;
+        let seen = Seen { connection, command, offset, length, fua, data };
         let mut answer = wire::SimpleReply {
             magic: wire::SIMPLE_REPLY_MAGIC.into(),
             error: 0.into(),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod fake;
+pub mod portal;
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -16,7 +17,7 @@ use lockd::ids::ClientId;
 use lockd::rules::Rules;
 use redirector::buffer::{Buffer, Pool};
 use redirector::lun::{Lun, Outcome};
-use redirector::open::{OpenError, OpenOptions, open};
+use redirector::open::{OpenError, OpenOptions, open, open_all};
 
 /// Longer than anything that goes well takes.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -172,6 +173,11 @@ pub fn options() -> OpenOptions {
 
 pub fn try_open(uri: &str, options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenError> {
     open(&uri.parse().unwrap(), options)
+}
+
+/// Opens a LUN by several paths.
+pub fn open_paths(uris: &[String], options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenError> {
+    open_all(&uris.iter().map(|uri| uri.parse().unwrap()).collect::<Vec<_>>(), options)
 }
 
 pub fn unix(socket: &Path, export: &str) -> String {

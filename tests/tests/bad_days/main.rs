@@ -12,6 +12,7 @@ mod limits;
 mod metadata;
 mod metrics;
 mod other_lun;
+mod paths;
 mod second;
 mod server_errors;
 mod server_gone;

@@ -27,9 +27,19 @@ fn open(path: &Path) -> Result<File> {
 fn under_load(kind: Kind, trouble: impl FnOnce(&Site, &mut Server) -> Result<()>) -> Result<()> {
     let site = Site::new()?;
     let mut server = Server::start(kind, &site.path(""), SIZE)?;
+    under_load_at(&site, &mut server, &[], trouble)
+}
+
+/// The same at `site` with the LUN of `server` and further options of the mount.
+pub(super) fn under_load_at(
+    site: &Site,
+    server: &mut Server,
+    options: &[&str],
+    trouble: impl FnOnce(&Site, &mut Server) -> Result<()>,
+) -> Result<()> {
     let url = server.url();
     format_quick(&url)?;
-    let mount = site.mount(&url)?;
+    let mount = site.mount_at(&url, "mnt", options)?;
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let file = open(&mount.path().join("file"))?;
     let (ledger, names) = std::thread::scope(|scope| -> Result<_> {
@@ -66,7 +76,7 @@ fn under_load(kind: Kind, trouble: impl FnOnce(&Site, &mut Server) -> Result<()>
             })
         };
         let happened =
-            progress(200, 20).and_then(|()| trouble(&site, &mut server)).and_then(|()| progress(200, 30));
+            progress(200, 20).and_then(|()| trouble(site, server)).and_then(|()| progress(200, 30));
         stop.store(true, Ordering::Release);
         let ledger = writer.join().expect("the writer does not panic");
         let names = namer.join().expect("the namer does not panic");

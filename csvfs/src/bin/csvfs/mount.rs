@@ -27,9 +27,9 @@ use super::options;
 #[derive(Debug, Args)]
 pub struct MountCommand {
     /// The LUN of a mount without a cluster: nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://..., file:PATH,
-    /// /dev/...
+    /// /dev/... Several times: the paths to one LUN, the preferred one first.
     #[arg(long, value_name = "URL", required_unless_present = "cluster")]
-    lun: Option<String>,
+    lun: Vec<String>,
     /// The cluster file: mounts one of its volumes, together with its other nodes.
     #[arg(long, env = "CSV_CLUSTER", value_name = "FILE")]
     cluster: Option<PathBuf>,
@@ -64,8 +64,8 @@ pub struct MountCommand {
 
 /// What is mounted.
 enum Source {
-    /// A LUN, by this mount alone.
-    Lun(LunUri),
+    /// A LUN, by this mount alone: its paths.
+    Lun(Vec<LunUri>),
     /// A volume of a cluster.
     Cluster(Place),
 }
@@ -73,7 +73,10 @@ enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lun(url) => url.fmt(f),
+            Self::Lun(urls) => {
+                let urls: Vec<_> = urls.iter().map(LunUri::to_string).collect();
+                f.write_str(&urls.join(" "))
+            }
             Self::Cluster(place) => write!(f, "{}/{}", place.cluster.name, place.volume),
         }
     }
@@ -110,7 +113,7 @@ impl MountCommand {
         };
         options.source = source.to_string();
         let volume = match &source {
-            Source::Lun(url) => Volume::open_url(url, settings)?,
+            Source::Lun(urls) => Volume::open_url(urls, settings)?,
             Source::Cluster(place) => {
                 // What another node changes is not to be seen late: the kernel keeps nothing.
                 options.caching = fuse::Caching::none();
@@ -126,9 +129,12 @@ impl MountCommand {
 
     /// What to mount, and where.
     fn source(&self) -> Result<(Source, &Path)> {
-        match (&self.lun, &self.cluster, &self.places[..]) {
-            (Some(lun), _, [folder]) => Ok((Source::Lun(absolute(lun)?), folder)),
-            (None, Some(file), [volume, folder]) => {
+        match (&self.lun[..], &self.cluster, &self.places[..]) {
+            (luns @ [_, ..], _, [folder]) => {
+                let urls = luns.iter().map(|lun| absolute(lun)).collect::<Result<_>>()?;
+                Ok((Source::Lun(urls), folder))
+            }
+            ([], Some(file), [volume, folder]) => {
                 let Some(node) = &self.node else {
                     bail!("a mount of a cluster needs --node: this machine's name in {}", file.display())
                 };
@@ -136,13 +142,13 @@ impl MountCommand {
                 let place = Place::find(file, &node, &volume.to_string_lossy(), &self.run_dir)?;
                 Ok((Source::Cluster(place), folder))
             }
-            (Some(_), _, _) => bail!("with --lun, only the folder is named: csvfs mount --lun URL FOLDER"),
-            (None, Some(_), _) => {
+            ([_, ..], _, _) => bail!("with --lun, only the folder is named: csvfs mount --lun URL FOLDER"),
+            ([], Some(_), _) => {
                 bail!(
                     "with --cluster, volume and folder are named: csvfs mount --cluster FILE --node NODE VOLUME FOLDER"
                 )
             }
-            (None, None, _) => {
+            ([], None, _) => {
                 bail!("what is to be mounted? give --lun URL, or --cluster FILE and the volume's name")
             }
         }
@@ -160,14 +166,12 @@ impl MountCommand {
         let errors = File::create(&log).with_context(|| format!("creating the log {}", log.display()))?;
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
         command.args(["mount", "--foreground"]).arg("--run-dir").arg(&self.run_dir);
-        match (&self.lun, &self.cluster) {
-            (Some(lun), _) => drop(command.args(["--lun", &absolute(lun)?.to_string()])),
-            (None, Some(file)) => {
-                let file =
-                    file.canonicalize().with_context(|| format!("the cluster file {}", file.display()))?;
-                command.arg("--cluster").arg(file).arg(&self.places[0]);
-            }
-            (None, None) => {}
+        for lun in &self.lun {
+            command.args(["--lun", &absolute(lun)?.to_string()]);
+        }
+        if let (true, Some(file)) = (self.lun.is_empty(), &self.cluster) {
+            let file = file.canonicalize().with_context(|| format!("the cluster file {}", file.display()))?;
+            command.arg("--cluster").arg(file).arg(&self.places[0]);
         }
         command.arg(folder);
         if let Some(hold) = self.hold {

@@ -1,0 +1,214 @@
+//! The paths of one LUN: in which state each is, and which one is to be used (P1, P3). Pure.
+
+use std::time::Duration;
+
+use lockd::clock::BootTime;
+
+use crate::paths::state::{Condition, PathState};
+use crate::paths::way::{Abilities, Instance, ListId};
+
+/// How often a path that stands by is asked whether it still answers, in probes of a path that is down.
+const STAND_BY: u32 = 4;
+/// How long a fresh connection may take to show that it is the target that is slow, and not the path.
+pub(super) const SECOND_LOOK: Duration = Duration::from_millis(200);
+/// How long a path that was left must have been answering before it is used again, at first and at most. A path that is lost
+/// soon after has to show twice as much the next time.
+const REST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// A path that was in use for so long is trusted as at first.
+const TRUSTED: Duration = Duration::from_secs(60);
+
+/// What is known of one path.
+#[derive(Debug)]
+pub struct Path {
+    /// Its state; Up of a path that is not in use: it answers, and stands by.
+    pub state: PathState,
+    /// The mismatch that has been logged (P3).
+    pub warned: Option<String>,
+    /// The process of the target that answered last.
+    instance: Option<Instance>,
+    /// The list of refused clients that the target had when it was met first.
+    list: Option<ListId>,
+    /// When it answered a fresh connection last.
+    answered: Option<BootTime>,
+    /// How long it must have been answering before it is used instead of a working one.
+    rest: Duration,
+}
+
+/// All paths, in the order in which they are preferred.
+#[derive(Debug)]
+pub struct Roster {
+    paths: Vec<Path>,
+    /// The path in use, or the last one.
+    current: usize,
+    probe_every: Duration,
+}
+
+impl Roster {
+    /// `count` paths of which none has been tried.
+    pub fn new(count: usize, now: BootTime, probe_every: Duration) -> Self {
+        let path = || Path {
+            state: PathState::untried(now, probe_every),
+            warned: None,
+            instance: None,
+            list: None,
+            answered: None,
+            rest: REST.0,
+        };
+        Self { paths: (0..count).map(|_| path()).collect(), current: 0, probe_every }
+    }
+
+    /// The path in use, or the last one.
+    pub fn current(&self) -> usize {
+        self.current
+    }
+
+    /// The state of the path in use, or of the last one.
+    pub fn state(&self) -> &PathState {
+        &self.paths[self.current].state
+    }
+
+    /// The same, to be changed.
+    pub fn state_mut(&mut self) -> &mut PathState {
+        &mut self.paths[self.current].state
+    }
+
+    /// All paths.
+    pub fn paths(&self) -> &[Path] {
+        &self.paths
+    }
+
+    /// The path `index`.
+    pub fn path_mut(&mut self, index: usize) -> &mut Path {
+        &mut self.paths[index]
+    }
+
+    fn is_in_use(&self, index: usize) -> bool {
+        index == self.current && self.paths[index].state.condition() != Condition::Down
+    }
+
+    /// When `index` is to be asked for an answer next; none of a path in use that is not late.
+    pub fn next_probe(&self, index: usize) -> Option<BootTime> {
+        let Path { state, answered, .. } = &self.paths[index];
+        match state.condition() {
+            Condition::Down => state.next_probe(),
+            Condition::Suspect => (self.paths.len() > 1).then(|| state.next_question()),
+            Condition::Up if self.is_in_use(index) => None,
+            // A path in use that is late makes those interesting that stand by.
+            Condition::Up if self.state().condition() == Condition::Suspect => {
+                let asked_since = answered.is_some_and(|at| at >= self.state().since());
+                Some(if asked_since { state.next_question() } else { self.state().since() })
+            }
+            Condition::Up => Some(answered.map_or(state.since(), |at| at.after(self.probe_every * STAND_BY))),
+        }
+    }
+
+    /// A fresh connection by `index` was answered by a target with `abilities`, or not, because of `why`. A path that was down
+    /// is up after three answers (P3).
+    pub fn probed(&mut self, index: usize, result: Result<&Abilities, &str>, now: BootTime) {
+        let in_use = self.is_in_use(index);
+        let path = &mut self.paths[index];
+        if let Ok(abilities) = result {
+            path.answered = Some(now);
+            path.instance = abilities.instance;
+        }
+        // How a path in use fares is for its link to say.
+        if in_use {
+            path.state.asked(now);
+        } else if path.state.probed(result.map(drop), now) {
+            path.state.stands_by(now);
+        }
+    }
+
+    /// `index` is in use, and leads to `instance`.
+    pub fn connected(&mut self, index: usize, instance: Option<Instance>, now: BootTime) {
+        self.current = index;
+        let path = &mut self.paths[index];
+        path.instance = instance;
+        path.answered = Some(now);
+        path.warned = None;
+        path.state.recovered(now);
+        path.state.counts_from(now);
+    }
+
+    /// The path in use is lost.
+    pub fn lost(&mut self, why: &str, now: BootTime) {
+        let path = &mut self.paths[self.current];
+        let used = now.since(path.state.since());
+        path.rest = if used >= TRUSTED { REST.0 } else { (path.rest * 2).min(REST.1) };
+        path.state.lost(why, now);
+    }
+
+    /// The path in use was left for a better one, and stands by.
+    pub fn left(&mut self, index: usize, now: BootTime) {
+        self.paths[index].state.stands_by(now);
+    }
+
+    /// The path to use while none is in use: the first that answers.
+    pub fn choice(&self) -> Option<usize> {
+        self.paths.iter().position(|path| path.state.condition() == Condition::Up)
+    }
+
+    /// The path to which what waits for the late path in use goes: one that answers, to another target; or any that answers,
+    /// if the late one does not even answer a fresh connection, so that it is the path that is dead and not the target that is
+    /// slow.
+    pub fn rescue(&self, now: BootTime) -> Option<usize> {
+        let late = &self.paths[self.current];
+        if late.state.condition() != Condition::Suspect {
+            return None;
+        }
+        let since = late.state.since();
+        let fresh = |path: &Path| path.answered.is_some_and(|at| at >= since);
+        let dead = !fresh(late) && now.since(since) >= SECOND_LOOK;
+        self.paths.iter().enumerate().position(|(index, path)| {
+            let other = path.instance.zip(late.instance).is_some_and(|(there, here)| there != here);
+            index != self.current && path.state.condition() == Condition::Up && fresh(path) && (other || dead)
+        })
+    }
+
+    /// A path that is preferred to the one in use and has been answering for long enough.
+    pub fn better(&self, now: BootTime) -> Option<usize> {
+        let working = self.state().condition() == Condition::Up;
+        self.paths[..self.current].iter().position(|path| {
+            working
+                && path.state.condition() == Condition::Up
+                && now.since(path.state.since()) >= path.rest
+                && path.answered.is_some_and(|at| now.since(at) <= self.probe_every * (STAND_BY + 1))
+        })
+    }
+
+    /// It was tried in vain to go back to `index`.
+    pub fn put_off(&mut self, index: usize, now: BootTime) {
+        let path = &mut self.paths[index];
+        path.rest = (path.rest * 2).min(REST.1);
+        path.state.counts_from(now);
+    }
+
+    /// Whether all paths are known to lead to one process, so that a flush by one covers what was written by another.
+    pub fn is_one_target(&self) -> bool {
+        let first = self.paths[0].instance;
+        self.paths.len() == 1 || (first.is_some() && self.paths.iter().all(|path| path.instance == first))
+    }
+
+    /// The list of refused clients that the target behind `index` must have: the one that it was met with.
+    pub fn list(&mut self, index: usize, found: Option<ListId>) -> Option<ListId> {
+        let known = &mut self.paths[index].list;
+        *known = known.or(found);
+        *known
+    }
+
+    /// How long a rest after which the next decision may be due.
+    pub fn next_decision(&self, now: BootTime) -> Option<BootTime> {
+        let waits = self.paths[..self.current]
+            .iter()
+            .filter(|path| path.state.condition() == Condition::Up)
+            .map(|path| path.state.since().after(path.rest))
+            .filter(|due| *due > now)
+            .min();
+        let look =
+            (self.state().condition() == Condition::Suspect).then(|| self.state().since().after(SECOND_LOOK));
+        waits.into_iter().chain(look.filter(|due| *due > now)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests;

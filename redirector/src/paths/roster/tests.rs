@@ -1,0 +1,125 @@
+//! Which path is used when.
+
+use super::*;
+use crate::lun::Geometry;
+
+const EVERY: Duration = Duration::from_millis(500);
+
+fn at(ms: u64) -> BootTime {
+    BootTime(ms * 1_000_000)
+}
+
+fn target(instance: u8) -> Abilities {
+    let geometry = Geometry {
+        size: 1 << 20,
+        block_size: 512,
+        request_max: 1 << 20,
+        trim: true,
+        write_zeroes: true,
+        volatile_cache: true,
+    };
+    let instance = (instance > 0).then_some([instance; 16]);
+    Abilities { geometry, read_only: false, fua: true, flush: true, multi_conn: true, instance, list: None }
+}
+
+/// Two paths to targets `first` and `second`: the first in use since 0, the second known to answer.
+fn two(first: u8, second: u8) -> Roster {
+    let mut roster = Roster::new(2, at(0), EVERY);
+    roster.connected(0, target(first).instance, at(0));
+    assert_eq!(roster.next_probe(1), Some(at(0)));
+    roster.probed(1, Ok(&target(second)), at(1));
+    roster
+}
+
+fn make_late(roster: &mut Roster, now: BootTime) {
+    roster.state_mut().observe(Some(at(0)), None, now);
+    assert_eq!(roster.state().condition(), Condition::Suspect);
+}
+
+#[test]
+fn a_path_that_was_never_tried_stands_by_after_one_answer() {
+    let roster = two(1, 1);
+    assert_eq!(roster.paths()[1].state.condition(), Condition::Up);
+    assert_eq!(roster.choice(), Some(0));
+    assert_eq!((roster.next_probe(0), roster.next_probe(1)), (None, Some(at(2001))));
+}
+
+#[test]
+fn the_next_path_is_used_when_one_is_lost_and_the_first_again_after_three_answers_and_a_rest() {
+    let mut roster = two(1, 1);
+    roster.lost("reset", at(70_000));
+    assert_eq!(roster.choice(), Some(1));
+    roster.connected(1, target(1).instance, at(70_001));
+    for ms in [70_500, 71_000] {
+        roster.probed(0, Ok(&target(1)), at(ms));
+        assert_eq!(roster.better(at(ms)), None);
+    }
+    roster.probed(0, Ok(&target(1)), at(71_500));
+    assert_eq!(roster.better(at(71_501)), None, "it has only just answered");
+    assert_eq!(roster.next_decision(at(71_501)), Some(at(72_000)));
+    assert_eq!(roster.better(at(72_000)), Some(0));
+    assert_eq!(roster.better(at(74_500)), None, "who knows whether it still answers");
+}
+
+#[test]
+fn a_path_that_flaps_has_to_answer_for_longer_each_time() {
+    let mut roster = two(1, 1);
+    for (round, rest) in [(1_u64, 1000), (2, 2000), (3, 4000)] {
+        let start = round * 100_000;
+        roster.connected(0, None, at(start));
+        roster.lost("reset", at(start + 10));
+        roster.connected(1, None, at(start + 11));
+        (1..=3).for_each(|probe| roster.probed(0, Ok(&target(1)), at(start + probe * 500)));
+        let up = start + 1500;
+        roster.probed(0, Ok(&target(1)), at(up + rest - 1));
+        assert_eq!((roster.better(at(up + rest - 1)), roster.better(at(up + rest))), (None, Some(0)));
+    }
+    roster.connected(0, None, at(500_000));
+    roster.lost("reset", at(600_000));
+    assert_eq!(roster.path_mut(0).rest, REST.0, "it was good for more than a minute");
+}
+
+#[test]
+fn what_waits_for_a_slow_target_goes_to_another_one_at_once_and_not_to_the_same() {
+    for (second, expected) in [(2, Some(1)), (1, None), (0, None)] {
+        let mut roster = two(1, second);
+        make_late(&mut roster, at(6000));
+        assert_eq!(roster.rescue(at(6000)), None, "nobody has asked the other since");
+        assert_eq!((roster.next_probe(0), roster.next_probe(1)), (Some(at(0)), Some(at(6000))));
+        roster.probed(1, Ok(&target(second)), at(6001));
+        roster.probed(0, Ok(&target(1)), at(6002));
+        assert_eq!(roster.rescue(at(6300)), expected);
+        assert_eq!(
+            roster.state().condition(),
+            Condition::Suspect,
+            "an answer to a probe is none of the link"
+        );
+    }
+}
+
+#[test]
+fn a_late_path_that_answers_no_fresh_connection_is_dead() {
+    let mut roster = two(1, 1);
+    make_late(&mut roster, at(6000));
+    roster.probed(1, Ok(&target(1)), at(6001));
+    assert_eq!((roster.rescue(at(6199)), roster.rescue(at(6200))), (None, Some(1)));
+    assert_eq!(roster.next_decision(at(6001)), Some(at(6200)));
+}
+
+#[test]
+fn only_what_is_known_to_be_one_process_is_one_target() {
+    assert!(Roster::new(1, at(0), EVERY).is_one_target());
+    assert!(two(1, 1).is_one_target());
+    assert!(!two(1, 2).is_one_target() && !two(0, 0).is_one_target());
+    let mut roster = Roster::new(2, at(0), EVERY);
+    roster.connected(0, target(1).instance, at(0));
+    assert!(!roster.is_one_target(), "the second has not been met");
+}
+
+#[test]
+fn each_path_has_the_list_that_its_target_had_at_first() {
+    let mut roster = Roster::new(2, at(0), EVERY);
+    assert_eq!(roster.list(0, Some([1; 16])), Some([1; 16]));
+    assert_eq!(roster.list(1, Some([2; 16])), Some([2; 16]));
+    assert_eq!(roster.list(0, Some([3; 16])), Some([1; 16]), "lost, or another target");
+}
