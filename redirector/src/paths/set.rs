@@ -8,6 +8,7 @@ use std::thread;
 
 use arc_swap::ArcSwapOption;
 use lockd::ids::ClientId;
+use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
 use lockd::rules::Rule;
 use parking_lot::{Condvar, Mutex};
@@ -22,7 +23,7 @@ use crate::paths::state::{Condition, PathState};
 use crate::paths::supervisor;
 use crate::paths::tenure::Tenure;
 use crate::paths::traffic::{Traffic, Trouble};
-use crate::paths::way::{Purpose, Way};
+use crate::paths::way::{Purpose, Restarts, Way};
 
 /// The longest range of one zero or trim, in bytes: longer ones are split, lest one request takes longer than a path
 /// may be silent.
@@ -257,7 +258,14 @@ impl Lun for PathSet {
         self.traffic.way.prove_ended(earlier)
     }
 
+    fn try_reservations(&self) -> Result<Shown, String> {
+        self.traffic.way.try_reservations()
+    }
+
     fn target(&self) -> Option<TargetMark> {
+        if self.traffic.abilities.restarts != Restarts::ByBootId {
+            return None;
+        }
         let boot = self.traffic.trouble.lock().instance?;
         Some(TargetMark { boot, list: self.traffic.abilities.list })
     }
@@ -302,13 +310,18 @@ impl Lun for PathSet {
         if !trouble.ghosts.is_empty() {
             text += &format!(", ghosts in {} ranges", trouble.ghosts.ranges().len());
         }
-        text += &match trouble.instance {
-            Some([a, b, c, d, ..]) => {
+        text += &match (traffic.abilities.restarts, trouble.instance) {
+            (Restarts::ByBootId, Some([a, b, c, d, ..])) => {
                 format!(
                     "; csv-target instance {a:02x}{b:02x}{c:02x}{d:02x}: proves drains, and its restarts are seen"
                 )
             }
-            None => format!(
+            (Restarts::ByAttention, _) => format!(
+                "; assumed of this target: it executes nothing later than {} s after a session is gone (target_quiesce), \
+                 and reports each reset by a unit attention",
+                traffic.target_quiesce.as_secs()
+            ),
+            _ => format!(
                 "; assumed of this server: it executes nothing later than {} s after a connection is closed \
                  (target_quiesce), and a restart of it loses nothing that was completed",
                 traffic.target_quiesce.as_secs()

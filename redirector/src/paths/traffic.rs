@@ -283,6 +283,7 @@ impl Traffic {
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.calm.store(false, Ordering::Release);
+        self.way.part();
         let live = self.live.swap(None);
         if let Some(live) = live {
             live.link.close("the LUN is closed");
