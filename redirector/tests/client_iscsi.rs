@@ -37,7 +37,7 @@ fn a_unit_with_blocks_of_4096_bytes() {
 }
 
 #[test]
-fn holes_are_made_by_zero_and_trim() {
+fn zeros_and_holes_are_made_by_the_target() {
     let place = Place::new();
     let image = place.image("image", SIZE);
     let tgt = Tgt::open(free_port(), &image);
@@ -191,7 +191,6 @@ fn p3_another_unit_at_the_same_address_is_not_used() {
     let image = place.image("image", SIZE);
     let port = free_port();
     let tgt = Tgt::open(port, &image);
-    tgt.update("scsi_id=\"IET     00010001\"");
     let lun = try_open(&tgt.uri(), &options()).unwrap();
     assert_eq!(end(&start_write(&*lun, 0, place.filled(1, 4096), false)), Outcome::Done);
     tgt.server.kill();
@@ -200,8 +199,7 @@ fn p3_another_unit_at_the_same_address_is_not_used() {
     let smaller = Tgt::open(port, &place.image("smaller", SIZE / 2));
     wait_for("the smaller one to be seen", || lun.describe().contains("its size was"));
     smaller.server.kill();
-    let other = Tgt::start(port, &place.image("other", SIZE), &[]);
-    other.update("scsi_id=\"another one\"");
+    let other = Tgt::numbered("2", port, &place.image("other", SIZE), &[]);
     other.bind();
     wait_for("the other one to be seen", || lun.describe().contains("another logical unit"));
     assert!(read.try_recv().is_err(), "held");

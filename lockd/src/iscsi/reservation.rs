@@ -294,7 +294,7 @@ pub fn try_out(uri: &IscsiUri, number: u64) -> Result<Shown, ReservationError> {
         }
         let list = unmap_list(None);
         let unmap = Cdb::unmap(u16::try_from(list.len()).unwrap_or(0));
-        let guards_unmap = !matches!(write(Page::Out(list), &unmap)?, Ended::Good(_));
+        let guards_unmap = write(Page::Out(list), &unmap)? == Ended::Conflict;
         Registrant::new(&mut stranger, deadline).register(theirs)?;
         let removed = guard.preempt(mine, theirs)?;
         let after = stranger.run(&Cdb::write(0, 0, false), Page::None, deadline)?.1;

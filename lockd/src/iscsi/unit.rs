@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::cdb::{Cdb, page};
+use super::cdb::{Cdb, page, unmap_list};
 use super::page::Page;
 use super::sense::Ended;
 use super::session::{Payload, Session, SessionError};
@@ -81,6 +81,14 @@ impl Unit {
         unit.limits(&limits, &provisioning);
         let (cached, ended) =
             session.run(&Cdb::mode_sense_caching(255), Page::room(255), deadline)?;
+        if unit.unmap_max > 0 {
+            // Of nothing. Some say that they have it, and end each with an error.
+            let list = Page::Out(unmap_list(None));
+            let (_, ended) = session.run(&Cdb::unmap(8), list, deadline)?;
+            if !matches!(ended, Ended::Good(_) | Ended::Conflict) {
+                unit.unmap_max = 0;
+            }
+        }
         unit.mode(if matches!(ended, Ended::Good(_)) { cached.bytes() } else { &[] });
         Ok(unit)
     }

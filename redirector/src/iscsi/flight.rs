@@ -91,6 +91,12 @@ impl Entry {
         ((range.start + self.done) / size, terms.blocks(self.part))
     }
 
+    /// Whether what is transferred is the caller's data.
+    #[must_use]
+    pub fn moves_data(&self) -> bool {
+        matches!(self.request.command, Command::Read(..) | Command::Write(..))
+    }
+
     /// The command is done. Whether the request is.
     pub fn has_done(&mut self) -> bool {
         let len = match &self.request.command {

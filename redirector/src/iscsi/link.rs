@@ -310,6 +310,11 @@ impl Keeper {
     }
 
     fn complete(&mut self, mut entry: Box<Entry>, how: Ended, now: BootTime) -> Result<(), Break> {
+        let how = match how {
+            // Of parameters, some targets say that nothing was transferred.
+            Ended::Good(_) if !entry.moves_data() => Ended::Good(0),
+            how => how,
+        };
         let fate = decide(how, self.has_key, entry.tries);
         if fate != Fate::Finish(Outcome::Done) && how != Ended::Lost {
             tracing::debug!(request = ?entry.request, %how, ?fate, "a command has ended otherwise than well");

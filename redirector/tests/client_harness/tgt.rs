@@ -14,22 +14,29 @@ pub const TARGET: &str = "iqn.2026-01.lab:vms";
 pub struct Tgt {
     pub server: Server,
     pub port: u16,
+    /// The target's number, which its unit's device identification is made of.
+    number: &'static str,
 }
 
 impl Tgt {
     /// Serves `image` on `port` with `parameters` of tgtadm for its unit.
     pub fn start(port: u16, image: &Path, parameters: &[&str]) -> Self {
+        Self::numbered("1", port, image, parameters)
+    }
+
+    /// The same with another number.
+    pub fn numbered(number: &'static str, port: u16, image: &Path, parameters: &[&str]) -> Self {
         let control = (port % 32000).to_string();
         let portal = format!("portal=127.0.0.1:{port}");
         let server = Server::start("tgtd", &["-f", "-C", &control, "--iscsi", &portal], || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
-        let tgt = Self { server, port };
+        let tgt = Self { server, port, number };
         // It listens before its control socket is there.
         wait_for("tgtd to be asked", || tgt.try_admin(&["--op", "show", "--mode", "target"]));
-        tgt.admin(&["--op", "new", "--mode", "target", "--tid", "1", "-T", TARGET]);
+        tgt.admin(&["--op", "new", "--mode", "target", "--tid", number, "-T", TARGET]);
         let image = image.to_str().unwrap();
-        let unit = ["--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", image];
+        let unit = ["--op", "new", "--mode", "logicalunit", "--tid", number, "--lun", "1", "-b", image];
         tgt.admin(&[&unit[..], parameters].concat());
         tgt.update("thin_provisioning=1");
         tgt
@@ -44,13 +51,13 @@ impl Tgt {
 
     /// Lets everybody in.
     pub fn bind(&self) {
-        self.admin(&["--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"]);
+        self.admin(&["--op", "bind", "--mode", "target", "--tid", self.number, "-I", "ALL"]);
     }
 
     /// Changes something of the unit.
     pub fn update(&self, parameter: &str) {
-        let unit = ["--op", "update", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "--params", parameter];
-        self.admin(&unit);
+        let unit = ["--mode", "logicalunit", "--tid", self.number, "--lun", "1"];
+        self.admin(&[&["--op", "update"], &unit[..], &["--params", parameter]].concat());
     }
 
     fn try_admin(&self, arguments: &[&str]) -> bool {
