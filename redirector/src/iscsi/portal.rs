@@ -107,7 +107,7 @@ impl Portal {
     /// Registers, if others fence by reservations.
     fn enter(&self, session: &mut Session<Load>, deadline: Instant) -> Result<(), OpenError> {
         let Some(reservation) = &self.reservation else { return Ok(()) };
-        match reservation.enter(session, deadline, self.rules, &*self.clock) {
+        match reservation.enter(&self.uri, session, deadline, self.rules, &*self.clock) {
             Ok(()) => Ok(()),
             Err(error @ RegistrationError::Ended) => Err(self.refused(error.to_string())),
             Err(RegistrationError::Target(

@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockd::clock::Clock;
+use lockd::fencing::Units;
+use lockd::ids::NodeName;
 use lockd::iscsi::reservation::{Key, Registrant, ReservationError};
-use lockd::iscsi::{Payload, Session};
+use lockd::iscsi::{IscsiUri, Payload, Session};
 use lockd::lease::Lease;
 use lockd::rules::Rules;
 
@@ -23,6 +25,8 @@ use lockd::rules::Rules;
 pub struct Reservation {
     /// Its key: nobody else's, ever.
     pub key: Key,
+    /// Its node, whose own key holds the reservation.
+    pub node: NodeName,
     /// The lease of its session: as long as it runs, nobody has it fenced.
     pub lease: Arc<Lease>,
     /// Whether the unit refuses UNMAP and WRITE SAME from who has not registered. If not, they are not used: one that is
@@ -55,15 +59,17 @@ impl Reservation {
         }
     }
 
-    /// Registers with the unit behind `session`, and has only registrants write.
+    /// Registers with the unit `uri`, behind `session`, and has only registrants write.
     pub fn enter<P: Payload>(
         &self,
+        uri: &IscsiUri,
         session: &mut Session<P>,
         deadline: Instant,
         rules: Rules,
         clock: &dyn Clock,
     ) -> Result<(), RegistrationError> {
         self.standing(rules, clock)?;
+        Units::one(uri, &self.node).hold().map_err(|error| error.source)?;
         let mut registrant = Registrant::new(session, deadline);
         registrant.register(self.key)?;
         registrant.reserve(self.key)?;
