@@ -29,12 +29,26 @@ pub struct Unit {
     pub write_same_max: u32,
     /// Blocks that were unmapped read as zeros.
     pub unmapped_is_zero: bool,
-    /// Writes are refused.
+    /// How it treats writes; none if it did not say.
+    pub mode: Option<Mode>,
+}
+
+/// How a unit treats writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mode {
+    /// It refuses them.
     pub read_only: bool,
-    /// A write can be made durable by itself.
+    /// One can be made durable by itself.
     pub fua: bool,
-    /// It may lose a completed write before SYNCHRONIZE CACHE.
+    /// It may lose a completed one before SYNCHRONIZE CACHE.
     pub volatile_cache: bool,
+}
+
+impl Default for Mode {
+    /// A unit that does not say is taken for careless.
+    fn default() -> Self {
+        Self { read_only: false, fua: false, volatile_cache: true }
+    }
 }
 
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -79,8 +93,6 @@ impl Unit {
             false => Vec::new(),
         };
         unit.limits(&limits, &provisioning);
-        let (cached, ended) =
-            session.run(&Cdb::mode_sense_caching(255), Page::room(255), deadline)?;
         if unit.unmap_max > 0 {
             // Of nothing. Some say that they have it, and end each with an error.
             let list = Page::Out(unmap_list(None));
@@ -89,8 +101,26 @@ impl Unit {
                 unit.unmap_max = 0;
             }
         }
-        unit.mode(if matches!(ended, Ended::Good(_)) { cached.bytes() } else { &[] });
+        unit.ask_mode(session, deadline)?;
         Ok(unit)
+    }
+
+    /// Asks how it treats writes. A unit that others have reserved does not say.
+    ///
+    /// # Errors
+    /// If it is not reached.
+    pub fn ask_mode<P: Payload>(
+        &mut self,
+        session: &mut Session<P>,
+        deadline: Instant,
+    ) -> Result<(), SessionError> {
+        let (page, ended) = session.run(&Cdb::mode_sense_caching(255), Page::room(255), deadline)?;
+        self.mode = match ended {
+            Ended::Good(_) => Some(mode(page.bytes())),
+            Ended::Conflict => None,
+            _ => Some(Mode::default()),
+        };
+        Ok(())
     }
 
     /// The answer to READ CAPACITY (16).
@@ -124,14 +154,15 @@ impl Unit {
         self.unmapped_is_zero |= can & 0x1c == 0x04;
     }
 
-    /// The answer to MODE SENSE (10) of the caching page; nothing if it was refused: then it is taken for careless.
-    fn mode(&mut self, bytes: &[u8]) {
-        let device = bytes.get(3).copied().unwrap_or(0);
-        (self.read_only, self.fua) = (device & 0x80 != 0, device & 0x10 != 0);
-        let at = 8 + usize::from(be16(bytes, 6).unwrap_or(0));
-        let page = bytes.get(at..).filter(|page| page.first().is_some_and(|code| code & 0x3f == 0x08));
-        self.volatile_cache = page.and_then(|page| page.get(2)).is_none_or(|byte| byte & 0x04 != 0);
-    }
+}
+
+/// The answer to MODE SENSE (10) of the caching page.
+fn mode(bytes: &[u8]) -> Mode {
+    let device = bytes.get(3).copied().unwrap_or(0);
+    let at = 8 + usize::from(be16(bytes, 6).unwrap_or(0));
+    let page = bytes.get(at..).filter(|page| page.first().is_some_and(|code| code & 0x3f == 0x08));
+    let volatile_cache = page.and_then(|page| page.get(2)).is_none_or(|byte| byte & 0x04 != 0);
+    Mode { read_only: device & 0x80 != 0, fua: device & 0x10 != 0, volatile_cache }
 }
 
 /// The strongest designator of the unit itself in the device identification page, with its kind.
@@ -214,12 +245,11 @@ mod tests {
         unit.limits(&[], &[0, 0xb2, 0, 4, 0, 0xe0, 0, 0]);
         assert_eq!((unit.transfer_max, unit.unmap_max, unit.write_same_max), (0, 0, u32::MAX));
 
-        unit.mode(&[0, 30, 0, 0x90, 0, 0, 0, 0, 0x08, 0x12, 0x04]);
-        assert!(unit.read_only && unit.fua && unit.volatile_cache);
-        unit.mode(&[0, 30, 0, 0, 0, 0, 0, 0, 0x08, 0x12, 0]);
-        assert!(!unit.read_only && !unit.fua && !unit.volatile_cache);
-        unit.mode(&[]);
-        assert!(unit.volatile_cache, "who does not say may lose what was written");
+        let all = Mode { read_only: true, fua: true, volatile_cache: true };
+        assert_eq!(mode(&[0, 30, 0, 0x90, 0, 0, 0, 0, 0x08, 0x12, 0x04]), all);
+        let none = Mode { read_only: false, fua: false, volatile_cache: false };
+        assert_eq!(mode(&[0, 30, 0, 0, 0, 0, 0, 0, 0x08, 0x12, 0]), none);
+        assert_eq!(mode(&[]), Mode::default());
     }
 
     #[test]
@@ -242,7 +272,7 @@ mod tests {
             let mut unit = Unit::default();
             let _ = unit.capacity(&bytes);
             unit.limits(&bytes, &other);
-            unit.mode(&bytes);
+            let _ = mode(&bytes);
             let _ = identity(&bytes);
         }
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use lockd::clock::Clock;
 use lockd::ids::ClientId;
-use lockd::iscsi::reservation::{Shown, try_out};
+use lockd::iscsi::reservation::{Registrant, Shown, try_out};
+use lockd::iscsi::unit::Mode;
 use lockd::iscsi::{Attention, IscsiUri, Isid, Session, SessionError, Unit};
 use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
@@ -54,6 +55,8 @@ pub struct Portal {
     word: Arc<Word>,
     /// By what the unit was known when it was reached first.
     identity: Mutex<Option<Vec<u8>>>,
+    /// How it treats writes, once it has said so: it does so only to who has registered, where others have.
+    mode: Mutex<Option<Mode>>,
 }
 
 impl fmt::Debug for Portal {
@@ -77,7 +80,7 @@ impl Portal {
             refused: Mutex::default(),
             parting: AtomicBool::new(false),
         });
-        Self { uri: uri.clone(), client, reservation, rules, clock, word, identity: Mutex::default() }
+        Self { uri: uri.clone(), client, reservation, rules, clock, word, identity: Mutex::default(), mode: Mutex::default() }
     }
 
     /// One session for probes, and one that all I/O goes by: logging in under the id of an earlier session of ours ends
@@ -119,7 +122,35 @@ impl Portal {
         }
     }
 
+    /// Asks the unit how it treats writes as one who has registered, if it says so to nobody else.
+    fn learn_mode(
+        &self,
+        session: &mut Session<Load>,
+        unit: &mut Unit,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<(), OpenError> {
+        let is_unknown = unit.mode.is_none() && self.mode.lock().is_none();
+        let is_probe = purpose == Purpose::Probe;
+        if !is_probe || (is_unknown && self.reservation.is_some()) {
+            self.enter(session, deadline)?;
+        }
+        if is_unknown {
+            unit.ask_mode(session, deadline).map_err(|error| self.failed(error))?;
+            if is_probe && self.reservation.is_some() {
+                // The link registers anew.
+                let left = Registrant::new(session, deadline).unregister();
+                left.map_err(|error| self.failed(SessionError::Unreachable(error.to_string())))?;
+            }
+        }
+        let mut known = self.mode.lock();
+        *known = unit.mode.or(*known);
+        unit.mode = *known;
+        Ok(())
+    }
+
     fn abilities(&self, unit: &Unit) -> Abilities {
+        let mode = unit.mode.unwrap_or_default();
         let size = unit.block_size;
         let guarded = self.reservation.as_ref().is_none_or(|reservation| reservation.guards_unmap);
         let longest = match unit.transfer_max {
@@ -133,11 +164,11 @@ impl Portal {
                 request_max: longest,
                 trim: unit.unmap_max > 0 && guarded,
                 write_zeroes: unit.write_same_max > 0 && guarded,
-                volatile_cache: unit.volatile_cache,
+                volatile_cache: mode.volatile_cache,
             },
-            read_only: unit.read_only,
-            fua: unit.fua,
-            flush: unit.volatile_cache,
+            read_only: mode.read_only,
+            fua: mode.fua,
+            flush: mode.volatile_cache,
             multi_conn: true,
             instance: Some(*self.word.instance.lock()),
             list: None,
@@ -154,7 +185,7 @@ impl Way for Portal {
         let mut session = Session::<Load>::open(&self.uri, self.isid(purpose), STEP_TIMEOUT)
             .map_err(|error| self.failed(error))?;
         let deadline = Instant::now() + STEP_TIMEOUT;
-        let unit = Unit::ask(&mut session, deadline).map_err(|error| self.failed(error))?;
+        let mut unit = Unit::ask(&mut session, deadline).map_err(|error| self.failed(error))?;
         let known = self.identity.lock().get_or_insert_with(|| unit.identity.clone()).clone();
         if known != unit.identity && self.rules.keeps(Rule::P3) {
             let why = "another logical unit answers there (its device identification is a different one); I/O is held \
@@ -162,8 +193,8 @@ impl Way for Portal {
                 .to_owned();
             return Err(OpenError::OtherLun { lun: self.lun(), why });
         }
+        self.learn_mode(&mut session, &mut unit, purpose, deadline)?;
         if purpose != Purpose::Probe {
-            self.enter(&mut session, deadline)?;
             let reset = |sense: &lockd::iscsi::Sense| sense.attention() == Some(Attention::Reset);
             if session.attentions().iter().any(reset) {
                 self.word.has_reset();

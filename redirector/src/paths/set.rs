@@ -205,7 +205,7 @@ impl Lun for PathSet {
             // Durable by itself is what this target cannot do: a flush follows.
             let traffic = Arc::clone(&self.traffic);
             let then = Box::new(move |outcome| match outcome {
-                Outcome::Done => traffic.flush(on_done),
+                Outcome::Done => traffic.flush_write(offset..offset + length, on_done),
                 other => on_done(other),
             });
             return self.request(Command::Write(offset, data, false, then));
