@@ -230,6 +230,10 @@ impl Target {
 
     /// Asks it to end, which flushes.
     pub fn stop(&self) -> Result<()> {
+        if self.kind == TargetKind::Tgt {
+            // It ignores SIGTERM while it has a target. What it has acknowledged is in the kernel's cache.
+            return self.kill();
+        }
         self.daemon.stop(STOP).map(drop)
     }
 }
