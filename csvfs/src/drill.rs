@@ -28,6 +28,8 @@ use crate::types::BLOCK;
 
 mod reservation;
 
+pub use reservation::release;
+
 /// How long the target may take over a word at its control port.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a write that was let go is waited for.

@@ -63,3 +63,12 @@ pub(super) fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillE
     say(&format!("PROVED. {}", guarantee(FenceMethod::ScsiPr)));
     Ok(())
 }
+
+/// Ends the reservation of `place`'s volume, which nobody has mounted.
+///
+/// # Errors
+/// If a mount is registered, or the units do not do it.
+pub fn release(place: &Place) -> Result<(), DrillError> {
+    let units = Units::new(&place.in_file().lun, &place.node).map_err(ClusterError::Lun)?;
+    Ok(units.release()?)
+}

@@ -15,6 +15,9 @@ const LOGIN: Duration = Duration::from_secs(5);
 /// How long it may take for all that follows; a reset waits for what is under way.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Set in the keys of nodes, and not in those of mounts, whose numbers are positive.
+const NODE: u64 = 1 << 63;
+
 /// This process fences by one session at a time: all of them log in under the same id, so that a unit keeps one
 /// registration of each node's, and a second one would end the first.
 static TURN: Mutex<()> = Mutex::new(());
@@ -92,6 +95,21 @@ impl Units {
         Ok(lines.join("; "))
     }
 
+    /// Ends the reservation, so that also somebody who is none of the cluster may write. Nobody may have the volume mounted.
+    ///
+    /// # Errors
+    /// If a mount is registered.
+    pub fn release(&self) -> Result<(), UnitError> {
+        self.each(b"release", |registrant| {
+            let mounts = registrant.keys()?.iter().filter(|key| key.0 & NODE == 0).count();
+            if mounts > 0 {
+                return Err(ReservationError::InUse(mounts));
+            }
+            registrant.clear(self.own_key())
+        })?;
+        Ok(())
+    }
+
     /// Does `work` at each unit, by a session that is told from others of this node by `role`.
     fn each<T>(
         &self,
@@ -114,8 +132,7 @@ impl Units {
     fn own_key(&self) -> Key {
         let hash = digest(&SHA256, &[b"csvfs fencer ", self.node.as_str().as_bytes()].concat());
         let first = hash.as_ref().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        // Mounts have positive numbers.
-        Key(first | 1 << 63)
+        Key(first | NODE)
     }
 }
 

@@ -23,6 +23,7 @@ const OPENING: Duration = Duration::from_secs(5);
 /// Service actions of PERSISTENT RESERVE OUT.
 mod out {
     pub const RESERVE: u8 = 1;
+    pub const CLEAR: u8 = 3;
     pub const PREEMPT: u8 = 4;
     pub const PREEMPT_AND_ABORT: u8 = 5;
     pub const REGISTER_AND_IGNORE: u8 = 6;
@@ -63,6 +64,12 @@ pub enum ReservationError {
         /// Its type.
         kind: u8,
     },
+    /// Somebody may write.
+    #[error(
+        "{0} mounts are registered with the LUN: unmount everywhere first (a dead one's key is removed when it is fenced: \
+         lockctl fences)"
+    )]
+    InUse(usize),
     /// The target does not do what a reservation is for.
     #[error("the target {0}")]
     Weak(&'static str),
@@ -156,6 +163,18 @@ impl<'a, P: Payload> Registrant<'a, P> {
         match self.out(out::REGISTER_AND_IGNORE, parameters(0, 0, false))? {
             Ended::Good(_) => Ok(()),
             ended => Err(ReservationError::Refused { command: "REGISTER AND IGNORE", ended }),
+        }
+    }
+
+    /// Ends the reservation and takes every registration away; `own` is registered for that.
+    ///
+    /// # Errors
+    /// If the target does not do it.
+    pub fn clear(&mut self, own: Key) -> Result<(), ReservationError> {
+        self.register(own)?;
+        match self.out(out::CLEAR, parameters(own.0, 0, false))? {
+            Ended::Good(_) => Ok(()),
+            ended => Err(ReservationError::Refused { command: "CLEAR", ended }),
         }
     }
 

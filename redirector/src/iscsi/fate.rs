@@ -53,7 +53,8 @@ pub fn decide(ended: Ended, registered: bool, tries: u32) -> Fate {
         }
         Ended::Conflict => Fate::Refused(
             "the LUN is reserved by somebody else (RESERVATION CONFLICT): a cluster that fences by scsi-pr uses it, or \
-             another initiator; find out who before anything is written here",
+             another initiator; find out who before anything is written here (csvfs fence-test --release VOLUME ends a \
+             cluster's own reservation)",
         ),
         Ended::Busy => again(Fate::Later),
         Ended::Aborted => again(Fate::Again),
