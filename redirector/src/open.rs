@@ -164,10 +164,7 @@ pub enum OpenError {
 impl OpenError {
     /// Whether the target refuses this client for good: it has been fenced, or another has its number.
     pub(crate) fn is_for_good(&self) -> bool {
-        matches!(
-            self,
-            Self::Handshake { source: HandshakeError::NotAdmitted(_), .. } | Self::Refused { .. }
-        )
+        matches!(self, Self::Handshake { source: HandshakeError::NotAdmitted(_), .. } | Self::Refused { .. })
     }
 }
 

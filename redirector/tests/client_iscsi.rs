@@ -69,8 +69,7 @@ fn a_target_is_killed_with_requests_in_flight_and_started_again() {
     for round in 1..=3u8 {
         let writes: Vec<_> =
             (0..96).map(|i| start_write(&*lun, i * 65536, place.filled(round, 65536), i % 8 == 0)).collect();
-        let reads: Vec<_> =
-            (96..160).map(|i| start_read(&*lun, i * 65536, place.pool.take(65536))).collect();
+        let reads: Vec<_> = (96..160).map(|i| start_read(&*lun, i * 65536, place.pool.take(65536))).collect();
         tgt.server.kill();
         wait_for("the path to be down", || lun.describe().contains("down"));
         tgt = Tgt::open(port, &image);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use client_harness::exercise::SIZE;
 use client_harness::tgt::Tgt;
-use client_harness::{Place, PATIENCE, end, free_port, options, start_read, start_write, try_open, wait_for};
+use client_harness::{PATIENCE, Place, end, free_port, options, start_read, start_write, try_open, wait_for};
 use lockd::clock::{BootTime, Clock, SystemClock};
 use lockd::fencing::{Units, key_of};
 use lockd::ids::ClientId;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::process::Running;
-use crate::{programs, tgt};
 use crate::wait::until;
+use crate::{programs, tgt};
 
 /// What serves the LUN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

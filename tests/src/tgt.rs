@@ -35,15 +35,8 @@ exec tgtd -f -C 0 --iscsi portal="$3"
 pub fn arguments(folder: &Path, image: &Path, portal: SocketAddr) -> Result<Vec<OsString>> {
     programs::installed("tgtd")?;
     let portal = portal.to_string();
-    let words: [OsString; 7] = [
-        "-c".into(),
-        SCRIPT.into(),
-        "tgt".into(),
-        folder.into(),
-        image.into(),
-        portal.into(),
-        NAME.into(),
-    ];
+    let words: [OsString; 7] =
+        ["-c".into(), SCRIPT.into(), "tgt".into(), folder.into(), image.into(), portal.into(), NAME.into()];
     Ok(words.into())
 }
 

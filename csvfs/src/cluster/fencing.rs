@@ -40,8 +40,7 @@ impl Place {
     /// If it proves too little; the text says what there is to choose from.
     pub(crate) fn prove_fence(&self, lun: &dyn Lun) -> Result<Proven, ClusterError> {
         let volume = self.in_file();
-        let unproven =
-            |fence, why| ClusterError::FenceUnproven { volume: self.volume.clone(), fence, why };
+        let unproven = |fence, why| ClusterError::FenceUnproven { volume: self.volume.clone(), fence, why };
         match &volume.fence {
             FenceChoice::Lease => Ok(FenceMethod::Lease.into()),
             FenceChoice::Agent(_) => Ok(FenceMethod::Agent.into()),

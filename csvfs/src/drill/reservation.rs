@@ -43,7 +43,11 @@ pub(super) fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillE
     write(&victim, &first).recv().unwrap_or(Outcome::Unknown).ok().map_err(DrillError::Block)?;
     expect(watcher.as_ref(), &first)
         .map_err(|why| DrillError::Disturbed(format!("what was written is not read back: {why}")))?;
-    say(&format!("2. key {:#018x} is registered, and writes to block {}", key_of(mine.client).0, layout::DRILL_AT));
+    say(&format!(
+        "2. key {:#018x} is registered, and writes to block {}",
+        key_of(mine.client).0,
+        layout::DRILL_AT
+    ));
 
     let began = Instant::now();
     let units = Units::new(&place.in_file().lun, &place.node).map_err(ClusterError::Lun)?;

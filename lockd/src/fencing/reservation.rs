@@ -150,6 +150,9 @@ mod tests {
         assert!(!error.contains("hunter2"), "{error}");
         let other = units(&["iscsi://a/t/0"], "n2").unwrap();
         assert_ne!(all.own_key(), other.own_key());
-        assert!(all.own_key().0 > u64::MAX / 2 && key_of(super::super::incarnation(crate::machine::Nonce(7))).0 < u64::MAX / 2);
+        assert!(
+            all.own_key().0 > u64::MAX / 2
+                && key_of(super::super::incarnation(crate::machine::Nonce(7))).0 < u64::MAX / 2
+        );
     }
 }

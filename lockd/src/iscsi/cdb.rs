@@ -121,9 +121,8 @@ impl Cdb {
 /// The list of UNMAP: one range, or none.
 #[must_use]
 pub fn unmap_list(range: Option<(u64, u32)>) -> Vec<u8> {
-    let descriptor = range.map(|(block, blocks)| {
-        [&block.to_be_bytes()[..], &blocks.to_be_bytes(), &[0; 4]].concat()
-    });
+    let descriptor =
+        range.map(|(block, blocks)| [&block.to_be_bytes()[..], &blocks.to_be_bytes(), &[0; 4]].concat());
     let descriptors = descriptor.unwrap_or_default();
     let len = u16::try_from(descriptors.len()).unwrap_or(0);
     [&(len + 6).to_be_bytes()[..], &len.to_be_bytes(), &[0; 4], &descriptors].concat()

@@ -304,9 +304,8 @@ pub fn try_out(uri: &IscsiUri, number: u64) -> Result<Shown, ReservationError> {
     let mut guard = Registrant::new(&mut guard, deadline);
     let persists = guard.register(mine)?;
     let shown = guard.reserve(mine).and_then(|()| {
-        let mut write = |page, cdb: &Cdb| -> Result<Ended, ReservationError> {
-            Ok(stranger.run(cdb, page, deadline)?.1)
-        };
+        let mut write =
+            |page, cdb: &Cdb| -> Result<Ended, ReservationError> { Ok(stranger.run(cdb, page, deadline)?.1) };
         // Of no blocks: whether it is allowed is decided before.
         if write(Page::None, &Cdb::write(0, 0, false))? != Ended::Conflict {
             return Err(ReservationError::Weak("lets write who has not registered"));

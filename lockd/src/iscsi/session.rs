@@ -36,7 +36,9 @@ pub enum SessionError {
     #[error("{0}")]
     Unreachable(String),
     /// The target does not let us in.
-    #[error("the target refuses the login ({0}); check the target's name, its access list, and the CHAP user and secret")]
+    #[error(
+        "the target refuses the login ({0}); check the target's name, its access list, and the CHAP user and secret"
+    )]
     Login(String),
     /// The target sends us elsewhere.
     #[error("the target says that it is at {0} now: name that address")]
@@ -126,6 +128,7 @@ pub struct Session<P> {
     context: NonNull<sys::Context>,
     lun: u16,
     inbox: Box<Inbox>,
+    #[expect(clippy::vec_box, reason = "the library keeps the address of each, also when the vector grows")]
     marks: Vec<Box<Mark>>,
     flight: Vec<Option<P>>,
     free: Vec<usize>,
@@ -138,7 +141,9 @@ unsafe impl<P: Send> Send for Session<P> {}
 
 impl<P> fmt::Debug for Session<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("in_flight", &(self.marks.len() - self.free.len())).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("in_flight", &(self.marks.len() - self.free.len()))
+            .finish_non_exhaustive()
     }
 }
 
@@ -310,7 +315,11 @@ impl<P: Payload> Session<P> {
     }
 
     /// Serves the session until `news` has something.
-    fn wait_for<T>(&mut self, deadline: Instant, news: impl Fn(&Inbox) -> Option<T>) -> Result<T, SessionError> {
+    fn wait_for<T>(
+        &mut self,
+        deadline: Instant,
+        news: impl Fn(&Inbox) -> Option<T>,
+    ) -> Result<T, SessionError> {
         loop {
             if let Some(found) = news(&self.inbox) {
                 return Ok(found);
@@ -413,9 +422,7 @@ impl<P: Payload> Session<P> {
                 && match transfer {
                     Transfer::None => true,
                     Transfer::In(at, _) => sys::scsi_task_add_data_in_buffer(task, len, at) == 0,
-                    Transfer::Out(at, _) => {
-                        sys::scsi_task_add_data_out_buffer(task, len, at.cast_mut()) == 0
-                    }
+                    Transfer::Out(at, _) => sys::scsi_task_add_data_out_buffer(task, len, at.cast_mut()) == 0,
                 };
             let mark = &self.marks[index];
             mark.task.set(task);
@@ -481,7 +488,12 @@ impl<P: Payload> Session<P> {
     ///
     /// # Errors
     /// If the session breaks, or there is no answer in time.
-    pub fn run(&mut self, cdb: &Cdb, mut page: Page, deadline: Instant) -> Result<(Page, Ended), SessionError> {
+    pub fn run(
+        &mut self,
+        cdb: &Cdb,
+        mut page: Page,
+        deadline: Instant,
+    ) -> Result<(Page, Ended), SessionError> {
         let lost = |why: &str| SessionError::Unreachable(why.to_owned());
         for try_number in 1.. {
             self.start(cdb, P::from(page)).map_err(|_| lost("the session takes no command"))?;
@@ -519,12 +531,7 @@ impl<P: Payload> Session<P> {
         self.inbox.reset.set(None);
         // SAFETY: the context is alive and the inbox outlives it.
         let started = unsafe {
-            sys::iscsi_task_mgmt_lun_reset_async(
-                self.context.as_ptr(),
-                u32::from(self.lun),
-                on_reset,
-                inbox,
-            )
+            sys::iscsi_task_mgmt_lun_reset_async(self.context.as_ptr(), u32::from(self.lun), on_reset, inbox)
         };
         if started != 0 {
             return Err(SessionError::Unreachable(self.error()));

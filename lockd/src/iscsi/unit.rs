@@ -153,7 +153,6 @@ impl Unit {
         }
         self.unmapped_is_zero |= can & 0x1c == 0x04;
     }
-
 }
 
 /// The answer to MODE SENSE (10) of the caching page.

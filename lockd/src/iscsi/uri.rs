@@ -41,7 +41,9 @@ pub struct IscsiUri {
 
 /// What is wrong with the name of a unit. The URL is not repeated: it may hold a secret.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the URL iscsi://{shown} is wrong: {why}; write iscsi://[USER@]HOST[:PORT]/TARGET/LUN[?secret-file=PATH]")]
+#[error(
+    "the URL iscsi://{shown} is wrong: {why}; write iscsi://[USER@]HOST[:PORT]/TARGET/LUN[?secret-file=PATH]"
+)]
 pub struct IscsiUriError {
     shown: String,
     why: String,
@@ -73,8 +75,10 @@ pub enum SecretError {
         path: PathBuf,
     },
     /// There is a user, and no secret.
-    #[error("the CHAP user {user} has no secret: give the file that holds it by ?secret-file=PATH, \
-         or itself in the variable CSV_ISCSI_SECRET")]
+    #[error(
+        "the CHAP user {user} has no secret: give the file that holds it by ?secret-file=PATH, \
+         or itself in the variable CSV_ISCSI_SECRET"
+    )]
     Missing {
         /// The user.
         user: String,
@@ -194,8 +198,7 @@ impl FromStr for IscsiUri {
             Some((user, secret)) if is_secret(secret) => (Some(user.to_owned()), Some(secret.to_owned())),
             Some(_) => return Err(wrong("the secret is not one line of 1 to 255 bytes")),
         };
-        let mut parsed =
-            Self { host, port, target, lun, user, secret, secret_file: None, initiator: None };
+        let mut parsed = Self { host, port, target, lun, user, secret, secret_file: None, initiator: None };
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             match parameter.split_once('=') {
                 Some(("secret-file", path)) if !path.is_empty() && !path.contains('\0') => {

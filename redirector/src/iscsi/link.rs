@@ -258,7 +258,8 @@ impl Keeper {
 
     /// Waits for the target or for a request; says what can be done at the socket.
     fn wait(&self) -> libc::c_short {
-        let socket = libc::pollfd { fd: self.session.descriptor(), events: self.session.events(), revents: 0 };
+        let socket =
+            libc::pollfd { fd: self.session.descriptor(), events: self.session.events(), revents: 0 };
         let bell = libc::pollfd { fd: self.shared.bell.descriptor(), events: libc::POLLIN, revents: 0 };
         let mut both = [socket, bell];
         let look_until = (self.session.in_flight() > 0).then(|| Instant::now() + LOOK);

@@ -80,7 +80,16 @@ impl Portal {
             refused: Mutex::default(),
             parting: AtomicBool::new(false),
         });
-        Self { uri: uri.clone(), client, reservation, rules, clock, word, identity: Mutex::default(), mode: Mutex::default() }
+        Self {
+            uri: uri.clone(),
+            client,
+            reservation,
+            rules,
+            clock,
+            word,
+            identity: Mutex::default(),
+            mode: Mutex::default(),
+        }
     }
 
     /// One session for probes, and one that all I/O goes by: logging in under the id of an earlier session of ours ends
@@ -113,12 +122,13 @@ impl Portal {
         match reservation.enter(&self.uri, session, deadline, self.rules, &*self.clock) {
             Ok(()) => Ok(()),
             Err(error @ RegistrationError::Ended) => Err(self.refused(error.to_string())),
-            Err(RegistrationError::Target(
-                lockd::iscsi::reservation::ReservationError::Session(error),
-            )) => Err(self.failed(error)),
-            Err(error) => {
-                Err(OpenError::Unreachable { lun: self.lun(), source: std::io::Error::other(error.to_string()) })
+            Err(RegistrationError::Target(lockd::iscsi::reservation::ReservationError::Session(error))) => {
+                Err(self.failed(error))
             }
+            Err(error) => Err(OpenError::Unreachable {
+                lun: self.lun(),
+                source: std::io::Error::other(error.to_string()),
+            }),
         }
     }
 

@@ -74,7 +74,7 @@ fn a_unit_that_somebody_else_has_reserved_is_not_written_to() -> Result<()> {
     let mount = site.mount(&url)?;
     content::fill(&mount.path().join("file"), 7, 8)?;
     mount.unmount()?;
-    Units::new(&[url.clone()], &"stranger".parse()?).map_err(anyhow::Error::msg)?.hold()?;
+    Units::new(std::slice::from_ref(&url), &"stranger".parse()?).map_err(anyhow::Error::msg)?.hold()?;
     site.mount_refused(&url, &[])?.saying(&["errno 5"])?;
     fsck_clean(&url)?;
     std::thread::sleep(Duration::from_millis(10));

@@ -111,7 +111,10 @@ fn a_node_that_hangs_past_its_lease_writes_nothing_when_it_wakes_up() -> Result<
         }
         let path = cluster.path(victim, FILE);
         let errno = write(&path, 0xee).map_err(|error| error.raw_os_error());
-        ensure!(matches!(errno, Err(Some(libc::EIO | libc::ESTALE))), "an application on it is told {errno:?}");
+        ensure!(
+            matches!(errno, Err(Some(libc::EIO | libc::ESTALE))),
+            "an application on it is told {errno:?}"
+        );
         for number in [1, 5 - victim] {
             holds(&cluster.path(number, FILE), 0xcc)?;
         }
@@ -151,7 +154,9 @@ fn the_drill_and_what_auto_takes() -> Result<()> {
         write(&cluster.path(1, FILE), 0xaa)?;
         let output = cluster.exec_ours("n1", "csvfs", &["fence-test", "vms"])?;
         let said = String::from_utf8(output.stdout)?;
-        for word in ["PREEMPT only", "lets UNMAP pass", "made again under the lease", "it is fenced", "PROVED"] {
+        for word in
+            ["PREEMPT only", "lets UNMAP pass", "made again under the lease", "it is fenced", "PROVED"]
+        {
             ensure!(said.contains(word), "{word:?} is not in: {said}");
         }
         write(&cluster.path(1, FILE), 0xbb)?;

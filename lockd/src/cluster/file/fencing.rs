@@ -51,7 +51,8 @@ pub(super) fn check(
             return Err(places.mistake(span, field(), message));
         }
         if volume.fence == FenceChoice::ScsiPr && !volume.lun.iter().all(|url| url.starts_with("iscsi://")) {
-            let message = "\"scsi-pr\" wants iscsi:// paths only: whoever is fenced must be refused on every path";
+            let message =
+                "\"scsi-pr\" wants iscsi:// paths only: whoever is fenced must be refused on every path";
             return Err(places.mistake(span, field(), message));
         }
         if volume.fence == FenceChoice::NbdTarget && volume.control.is_empty() {
