@@ -1,6 +1,6 @@
 # make help lists the targets. Everything that they need is installed by `make tools` (root, Debian), which the others call.
 SHELL := /bin/bash
-APT := fuse3 fio iproute2 nbdkit libnbd-bin nbdfuse nbd-server qemu-utils stress-ng ctdb acl attr openssl util-linux python3 procps pkg-config gcc make
+APT := fuse3 fio iproute2 nbdkit libnbd-bin nbdfuse nbd-server libiscsi-dev tgt qemu-utils stress-ng ctdb acl attr openssl util-linux python3 procps pkg-config gcc make
 PREFIX := /usr/local
 # Where systemd looks for the units of what is not packaged, and where they look for what this machine is.
 UNITS := $(PREFIX)/lib/systemd/system

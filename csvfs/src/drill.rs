@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lockd::cluster::FenceChoice;
 use lockd::cluster::tls::{Credentials, TlsError};
-use lockd::fencing::{AgentCommand, AgentError, TargetControl, TargetControlError, Targets};
+use lockd::fencing::{AgentCommand, AgentError, TargetControl, TargetControlError, Targets, UnitError};
 use lockd::ids::ClientId;
 use lockd::machine::FenceMethod;
 use lockd::random::{Random, SystemRandom};
@@ -18,12 +18,17 @@ use redirector::blocking;
 use redirector::buffer::Pool;
 use redirector::lun::{Identity, Lun, Outcome};
 use redirector::open::{OpenError, OpenOptions, open};
+use redirector::uri::LunUri;
 use serde_json::{Value, json};
 
 use crate::cluster::{ClusterError, Place, guarantee};
 use crate::disk::layout;
 use crate::disk::survey::{Survey, SurveyError};
 use crate::types::BLOCK;
+
+mod reservation;
+
+pub use reservation::release;
 
 /// How long the target may take over a word at its control port.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,6 +58,9 @@ pub enum DrillError {
     /// The drill's own block cannot be read or written before anything was fenced.
     #[error("the drill's block cannot be used (errno {0}), before anybody was fenced: look at the LUN")]
     Block(i32),
+    /// The units do not do what they are asked.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
     /// A fence agent does not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -78,7 +86,11 @@ pub fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillError> {
             Ok(())
         }
         FenceChoice::Agent(command) => of_agent(place, command, say),
-        FenceChoice::Auto | FenceChoice::NbdTarget | FenceChoice::ScsiPr => of_target(place, say),
+        FenceChoice::Auto if matches!(place.luns.first(), Some(LunUri::Iscsi(_))) => {
+            reservation::run(place, say)
+        }
+        FenceChoice::ScsiPr => reservation::run(place, say),
+        FenceChoice::Auto | FenceChoice::NbdTarget => of_target(place, say),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod failpoint;
 pub mod fencing;
 pub mod ids;
+pub mod iscsi;
 pub mod lease;
 pub mod local;
 pub mod locks;

@@ -9,6 +9,7 @@ pub mod blocking;
 pub mod buffer;
 pub mod file;
 pub mod ghosts;
+pub mod iscsi;
 pub mod lun;
 pub mod memory;
 pub mod metrics;

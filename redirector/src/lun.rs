@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockd::ids::ClientId;
+use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
 
 use crate::buffer::{Buffer, Slice};
+
+/// Why a LUN that is reached by something else has no reservations.
+pub(crate) const NO_RESERVATIONS: &str = "the LUN is not reached over iscsi://";
 
 /// What a LUN is and can do. Sizes in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,6 +150,14 @@ pub trait Lun: Send + Sync + Debug {
     /// The csv-target behind the LUN, if it is one.
     fn target(&self) -> Option<TargetMark> {
         None
+    }
+
+    /// Tries whether the target keeps out, by SCSI persistent reservations, who has been fenced.
+    ///
+    /// # Errors
+    /// Why it does not, or cannot be asked.
+    fn try_reservations(&self) -> Result<Shown, String> {
+        Err(NO_RESERVATIONS.to_owned())
     }
 
     /// What must be read at a place of the LUN whenever it is reached anew, known once the volume's label has been read

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use lockd::clock::{Clock, SystemClock};
 use lockd::ids::ClientId;
+use lockd::iscsi::SessionError;
 use lockd::rules::Rules;
 
 use crate::file::{self, FileLun, FileLunError};
+use crate::iscsi::Reservation;
+use crate::iscsi::portal::Portal;
 use crate::lun::{Identity, Lun};
 use crate::nbd::export::Export;
 use crate::nbd::handshake::{Credentials, HandshakeError};
@@ -42,6 +45,8 @@ pub struct OpenOptions {
     pub kept_max: usize,
     /// Nothing will be written.
     pub read_only: bool,
+    /// Where the others fence by persistent reservations: by what this client registers.
+    pub reservation: Option<Reservation>,
 }
 
 impl OpenOptions {
@@ -60,6 +65,7 @@ impl OpenOptions {
             probe_every: Duration::from_millis(500),
             kept_max: 64 << 20,
             read_only: false,
+            reservation: None,
         }
     }
 }
@@ -100,6 +106,22 @@ pub enum OpenError {
         lun: String,
         /// The name.
         name: String,
+    },
+    /// The iSCSI target and we did not agree.
+    #[error("{lun}: {source}")]
+    Iscsi {
+        /// The LUN.
+        lun: String,
+        /// Why.
+        source: SessionError,
+    },
+    /// The target refuses this client for good.
+    #[error("{lun}: {why}")]
+    Refused {
+        /// The LUN.
+        lun: String,
+        /// Why.
+        why: String,
     },
     /// The server that answers is not the bundled target any more.
     #[error(
@@ -152,7 +174,7 @@ pub enum OpenError {
 impl OpenError {
     /// Whether the target refuses this client for good: it has been fenced, or another has its number.
     pub(crate) fn is_for_good(&self) -> bool {
-        matches!(self, Self::Handshake { source: HandshakeError::NotAdmitted(_), .. })
+        matches!(self, Self::Handshake { source: HandshakeError::NotAdmitted(_), .. } | Self::Refused { .. })
     }
 }
 
@@ -178,6 +200,10 @@ fn way(uri: &LunUri, options: &OpenOptions) -> Result<Arc<dyn Way>, OpenError> {
             let credentials = Credentials { client: options.client, cookie: options.cookie };
             let clock = Arc::clone(&options.clock);
             Ok(Arc::new(Export::new(nbd, credentials, options.rules, clock, options.connections)?))
+        }
+        LunUri::Iscsi(unit) => {
+            let (reservation, clock) = (options.reservation.clone(), Arc::clone(&options.clock));
+            Ok(Arc::new(Portal::new(unit, options.client, reservation, options.rules, clock)))
         }
         LunUri::Device(_) | LunUri::File(_) => Err(OpenError::NoPath { lun: uri.to_string() }),
     }

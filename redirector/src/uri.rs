@@ -1,8 +1,10 @@
-//! How a LUN is named: NBD URIs, block devices, image files.
+//! How a LUN is named: NBD URIs, iSCSI URLs, block devices, image files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use lockd::iscsi::{IscsiUri, IscsiUriError};
 
 use crate::nbd::wire;
 
@@ -14,6 +16,8 @@ pub const CONNECTIONS_MAX: usize = 16;
 pub enum LunUri {
     /// `nbd://`, `nbds://`, `nbd+unix://`, `nbds+unix://`
     Nbd(NbdUri),
+    /// `iscsi://`
+    Iscsi(IscsiUri),
     /// `/dev/...`
     Device(PathBuf),
     /// `file:PATH`
@@ -63,8 +67,8 @@ impl fmt::Display for Endpoint {
 pub enum UriError {
     /// Neither a known scheme nor a device.
     #[error(
-        "{0:?} names no LUN; write nbd://HOST[:PORT]/EXPORT, nbds://..., nbd+unix:///EXPORT?socket=PATH, /dev/... or \
-         file:PATH"
+        "{0:?} names no LUN; write nbd://HOST[:PORT]/EXPORT, nbds://..., nbd+unix:///EXPORT?socket=PATH, \
+         iscsi://HOST[:PORT]/TARGET/LUN, /dev/... or file:PATH"
     )]
     Scheme(String),
     /// The host is missing, or stands where none may stand.
@@ -103,6 +107,9 @@ pub enum UriError {
         /// What is wrong.
         why: String,
     },
+    /// An iSCSI unit.
+    #[error(transparent)]
+    Iscsi(#[from] IscsiUriError),
     /// `file:` without a path.
     #[error("{0:?} has no path; write file:PATH")]
     Path(String),
@@ -127,6 +134,7 @@ impl FromStr for LunUri {
             Some(("nbds", rest)) => (true, false, rest),
             Some(("nbd+unix", rest)) => (false, true, rest),
             Some(("nbds+unix", rest)) => (true, true, rest),
+            Some(("iscsi", _)) => return Ok(Self::Iscsi(text.parse()?)),
             _ => return Err(UriError::Scheme(text.to_owned())),
         };
         NbdUri::parse(text, tls, unix, rest).map(Self::Nbd)
@@ -291,6 +299,7 @@ impl fmt::Display for LunUri {
             Self::Device(path) => write!(f, "{}", path.display()),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Nbd(uri) => uri.fmt(f),
+            Self::Iscsi(uri) => uri.fmt(f),
         }
     }
 }
@@ -362,6 +371,7 @@ mod tests {
             "nbd://storage/vms?replies=structured",
             "nbd+unix:///vms?socket=/run/nbd.sock",
             "nbds+unix:///a%20b%25?socket=/run/x%3Fy&tls-hostname=storage",
+            "iscsi://storage/iqn.2026-01.lab:vms/1",
             "/dev/mapper/vms",
             "file:disk.img",
             "file:/srv/disk.img",
@@ -378,7 +388,8 @@ mod tests {
     #[test]
     fn errors_name_the_wrong_part() {
         for (text, part) in [
-            ("iscsi://x/y/0", "names no LUN"),
+            ("fcp://x/y/0", "names no LUN"),
+            ("iscsi://x/y", "a target and a LUN are needed"),
             ("/etc/passwd", "names no LUN"),
             ("nbd:///vms", "the host"),
             ("nbd://u@h/vms", "user names"),

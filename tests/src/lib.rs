@@ -14,6 +14,7 @@ pub mod programs;
 pub mod server;
 pub mod site;
 pub mod suites;
+pub mod tgt;
 pub mod wait;
 
 pub use cluster::Cluster;

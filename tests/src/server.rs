@@ -1,5 +1,6 @@
-//! NBD servers of the lab, each on a Unix socket of its own.
+//! Servers of LUNs: NBD servers, each on a Unix socket of its own, and an iSCSI target on a port of loopback.
 
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +10,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::process::Running;
-use crate::programs;
 use crate::wait::until;
+use crate::{programs, tgt};
 
 /// What serves the LUN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +25,8 @@ pub enum Kind {
     NbdkitErrors,
     /// The bundled target.
     CsvTarget,
+    /// tgt, by iSCSI.
+    Tgt,
 }
 
 /// A running NBD server and its folder.
@@ -33,6 +36,8 @@ pub struct Server {
     folder: PathBuf,
     size: u64,
     process: Running,
+    /// Where tgt listens.
+    portal: SocketAddr,
     starts: u32,
     more: Vec<String>,
 }
@@ -46,13 +51,22 @@ impl Server {
     /// As [`Server::start`], with further arguments at the end of the command line.
     pub fn with(kind: Kind, folder: &Path, size: u64, more: &[&str]) -> Result<Self> {
         let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
-        let process = Self::spawn(kind, folder, size, 0, &more)?;
-        let server = Self { kind, folder: folder.to_owned(), size, process, starts: 1, more };
+        // Free at the moment.
+        let portal = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let process = Self::spawn(kind, folder, size, 0, portal, &more)?;
+        let mut server = Self { kind, folder: folder.to_owned(), size, process, portal, starts: 1, more };
         server.wait_ready()?;
         Ok(server)
     }
 
-    fn spawn(kind: Kind, folder: &Path, size: u64, starts: u32, more: &[String]) -> Result<Running> {
+    fn spawn(
+        kind: Kind,
+        folder: &Path,
+        size: u64,
+        starts: u32,
+        portal: SocketAddr,
+        more: &[String],
+    ) -> Result<Running> {
         let socket = folder.join("nbd.sock");
         let image = folder.join("lun.img");
         let _ = std::fs::remove_file(&socket);
@@ -81,6 +95,14 @@ impl Server {
                 }
                 command
             }
+            Kind::Tgt => {
+                if !image.exists() {
+                    std::fs::File::create(&image)?.set_len(size)?;
+                }
+                let mut command = Command::new("sh");
+                command.args(tgt::arguments(folder, &image, portal)?);
+                command
+            }
             Kind::CsvTarget => {
                 let mut command = Command::new(programs::ours("csv-target")?);
                 command.arg("--file").arg(&image).args(["--size", &size.to_string(), "--export", "vms"]);
@@ -91,10 +113,13 @@ impl Server {
             }
         };
         command.args(more);
-        Running::start("NBD server", &mut command, folder.join(format!("server-{starts}.log")))
+        Running::start("LUN server", &mut command, folder.join(format!("server-{starts}.log")))
     }
 
-    fn wait_ready(&self) -> Result<()> {
+    fn wait_ready(&mut self) -> Result<()> {
+        if self.kind == Kind::Tgt {
+            return self.process.first_line().map(drop);
+        }
         until("the NBD server answers", Duration::from_secs(10), || UnixStream::connect(self.socket()).ok())
             .map(drop)
             .with_context(|| self.process.errors())
@@ -115,6 +140,9 @@ impl Server {
     /// The URL of the LUN.
     #[must_use]
     pub fn url(&self) -> String {
+        if self.kind == Kind::Tgt {
+            return tgt::url(self.portal);
+        }
         format!("nbd+unix:///{}?socket={}", self.export(), self.socket().display())
     }
 
@@ -145,7 +173,7 @@ impl Server {
     /// Kills the server with SIGKILL and starts it again on what its file holds.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = Self::spawn(self.kind, &self.folder, self.size, self.starts, &self.more)?;
+        self.process = Self::spawn(self.kind, &self.folder, self.size, self.starts, self.portal, &self.more)?;
         self.starts += 1;
         self.wait_ready()
     }

@@ -5,8 +5,11 @@ use std::time::Duration;
 use lockd::cluster::tls::Credentials;
 use lockd::cluster::{ControlAddress, FenceChoice};
 use lockd::fencing::{TargetControl, TargetMark};
+use lockd::iscsi::reservation::{Shown, try_out};
 use lockd::machine::FenceMethod;
+use lockd::random::{Random, SystemRandom};
 use redirector::lun::Lun;
+use redirector::uri::LunUri;
 
 use super::error::ClusterError;
 use super::member::Place;
@@ -14,29 +17,69 @@ use super::member::Place;
 /// How long a target may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a LUN has proved of fencing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Proven {
+    /// By which method a node that goes silent is fenced.
+    pub(crate) method: FenceMethod,
+    /// What was seen when reservations were tried, if they are the method.
+    pub(crate) shown: Option<Shown>,
+}
+
+impl From<FenceMethod> for Proven {
+    fn from(method: FenceMethod) -> Self {
+        Self { method, shown: None }
+    }
+}
+
 impl Place {
     /// By which method a node that goes silent is fenced from the volume: the one that the cluster file names, if the LUN
     /// is good for it, or for `auto` the strongest that the LUN proves.
     ///
     /// # Errors
     /// If it proves too little; the text says what there is to choose from.
-    pub(crate) fn prove_fence(&self, lun: &dyn Lun) -> Result<FenceMethod, ClusterError> {
+    pub(crate) fn prove_fence(&self, lun: &dyn Lun) -> Result<Proven, ClusterError> {
         let volume = self.in_file();
+        let unproven = |fence, why| ClusterError::FenceUnproven { volume: self.volume.clone(), fence, why };
         match &volume.fence {
-            FenceChoice::Lease => Ok(FenceMethod::Lease),
-            FenceChoice::Agent(_) => Ok(FenceMethod::Agent),
-            FenceChoice::NbdTarget => self.prove_target(lun, &volume.control).map_err(|why| {
-                ClusterError::FenceUnproven { volume: self.volume.clone(), fence: "nbd-target", why }
-            }),
+            FenceChoice::Lease => Ok(FenceMethod::Lease.into()),
+            FenceChoice::Agent(_) => Ok(FenceMethod::Agent.into()),
+            FenceChoice::NbdTarget => self
+                .prove_target(lun, &volume.control)
+                .map(Proven::from)
+                .map_err(|why| unproven("nbd-target", why)),
+            FenceChoice::ScsiPr => {
+                let shown = self.prove_reservations(lun).map_err(|why| unproven("scsi-pr", why))?;
+                Ok(Proven { method: FenceMethod::ScsiPr, shown: Some(shown) })
+            }
+            FenceChoice::Auto if self.luns.iter().any(|lun| matches!(lun, LunUri::Iscsi(_))) => {
+                let whole = self.prove_reservations(lun).and_then(whole);
+                let none = |why| ClusterError::NoFence { volume: self.volume.clone(), why };
+                Ok(Proven { method: FenceMethod::ScsiPr, shown: Some(whole.map_err(none)?) })
+            }
             FenceChoice::Auto => self
                 .prove_target(lun, &volume.control)
+                .map(Proven::from)
                 .map_err(|why| ClusterError::NoFence { volume: self.volume.clone(), why }),
-            FenceChoice::ScsiPr => Err(ClusterError::FenceUnproven {
-                volume: self.volume.clone(),
-                fence: "scsi-pr",
-                why: "this release has no persistent reservations; nbd-target, agent:COMMAND and lease are there".to_owned(),
-            }),
         }
+    }
+
+    /// What reservations are good for, on every path: the least that one of them has shown.
+    fn prove_reservations(&self, lun: &dyn Lun) -> Result<Shown, String> {
+        let mut least = lun.try_reservations()?;
+        for path in self.luns.iter().skip(1) {
+            let LunUri::Iscsi(unit) = path else {
+                return Err(format!("the path {path} is no iscsi:// unit"));
+            };
+            let shown = try_out(unit, SystemRandom.number() >> 1);
+            let shown = shown.map_err(|error| format!("on the path {path} {error}"))?;
+            least = Shown {
+                aborts: least.aborts && shown.aborts,
+                persists: least.persists && shown.persists,
+                guards_unmap: least.guards_unmap && shown.guards_unmap,
+            };
+        }
+        Ok(least)
     }
 
     /// Whether csv-target is behind the LUN, keeps its list of refused clients, and obeys this cluster's nodes.
@@ -73,6 +116,21 @@ impl Place {
     }
 }
 
+/// Without being asked for by name, only a target that does all of it by itself is relied on.
+fn whole(shown: Shown) -> Result<Shown, String> {
+    let lacks = [
+        (!shown.aborts, "the target has no PREEMPT AND ABORT"),
+        (!shown.guards_unmap, "the target lets UNMAP pass from who has not registered"),
+    ];
+    match lacks.iter().find(|(lacks, _)| *lacks) {
+        None => Ok(shown),
+        Some((_, why)) => Err(format!(
+            "{why}; asked for by name, fence = \"scsi-pr\" does without: a victim's commands are aborted by a reset of the \
+             unit, and nobody sends UNMAP or WRITE SAME"
+        )),
+    }
+}
+
 fn hex(id: [u8; 16]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -90,7 +148,10 @@ pub fn guarantee(method: FenceMethod) -> &'static str {
              before anything is given away"
         }
         FenceMethod::Agent => "agent: a host that went silent is switched off before anything is given away",
-        FenceMethod::ScsiPr => "scsi-pr: the target rejects and aborts what a node that went silent sends",
+        FenceMethod::ScsiPr => {
+            "scsi-pr: the target rejects what a node that went silent sends, and has aborted what it had accepted, before \
+             anything is given away"
+        }
         FenceMethod::Quiesce => "quiesce: what dead processes have sent is waited for",
     }
 }

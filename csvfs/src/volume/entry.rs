@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use lockd::authority::Authority;
+use lockd::fencing::key_of;
 use lockd::ids::Epoch;
 use lockd::machine::FenceMethod;
+use redirector::iscsi::Reservation;
 use redirector::lun::{Identity, Lun};
 
 use super::{Settings, VolumeError, label_at};
@@ -28,21 +31,28 @@ impl Entry {
         let lun = redirector::open::open_all(&place.luns, &settings.lun_options())?;
         let survey = Survey::read(lun.as_ref())?;
         let label = survey.label.clone();
-        let fence = place.prove_fence(lun.as_ref())?;
+        let proven = place.prove_fence(lun.as_ref())?;
+        let fence = proven.method;
         // The epochs of a mount without a cluster are below those of the next superblock epoch.
         let seen = Epoch((survey.superblock.epoch.0 + 1) << 32);
         let member = Member::join(place, label.uuid, fence, seen, Arc::clone(&settings.clock))?;
         // From now on only this volume is accepted when the LUN is reached anew (P3).
         let identity = Identity { offset: label_at(&survey), bytes: label.encode().to_vec() };
-        if fence != FenceMethod::NbdTarget {
+        if !matches!(fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr) {
             lun.expect(identity);
             return Ok(Self { lun, label, member, settings });
         }
-        // Whoever fences this mount's session has this incarnation refused, and no other.
+        // Whoever fences this mount's session has this incarnation refused, and no other; by reservations, its key.
         drop(lun);
         let settings = Settings { client: member.incarnation, ..settings };
         let mut options = settings.lun_options();
         options.identity = Some(identity);
+        options.reservation = proven.shown.map(|shown| Reservation {
+            key: key_of(member.incarnation),
+            node: place.node.clone(),
+            lease: Arc::clone(member.plane.lease()),
+            guards_unmap: shown.guards_unmap,
+        });
         let lun = redirector::open::open_all(&place.luns, &options)?;
         Ok(Self { lun, label, member, settings })
     }

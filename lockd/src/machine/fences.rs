@@ -87,7 +87,8 @@ impl State {
             // Only its own host can know that all of its processes are dead; and a target that refuses and drains says
             // itself when it has.
             (FenceMethod::Quiesce, Victim::Session(session)) => {
-                self.node_of(session) == self.node_of(reporter) && configured != Some(FenceMethod::NbdTarget)
+                self.node_of(session) == self.node_of(reporter)
+                    && !matches!(configured, Some(FenceMethod::NbdTarget | FenceMethod::ScsiPr))
             }
             _ => true,
         };

@@ -13,7 +13,7 @@ use crate::lun::Geometry;
 use crate::nbd::channel::{Channel, Cipher};
 use crate::nbd::socket::Wait;
 use crate::nbd::wire::{self, drained, export_flag, handshake_flag, info, opt, rep};
-use crate::paths::way::{Abilities, Drained, Instance, ListId};
+use crate::paths::way::{Abilities, Drained, Instance, ListId, Restarts};
 
 /// How long a drain may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -372,6 +372,7 @@ impl Facts {
             multi_conn: can(export_flag::CAN_MULTI_CONN),
             instance,
             list,
+            restarts: if instance.is_some() { Restarts::ByBootId } else { Restarts::Unseen },
         })
     }
 }

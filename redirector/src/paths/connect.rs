@@ -94,7 +94,7 @@ impl Traffic {
             trouble.generation = generation;
             trouble.instance = link.abilities().instance;
             self.current.store(index, Ordering::Release);
-            trouble.roster.connected(index, link.abilities().instance, self.clock.boot());
+            trouble.roster.connected(index, link.abilities(), self.clock.boot());
             self.keeps.store(self.keeps_for(link.abilities()), Ordering::Release);
             self.settle_durability(&trouble);
             self.live.store(Some(Arc::new(Live { link, generation })));

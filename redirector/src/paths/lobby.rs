@@ -57,6 +57,7 @@ impl Traffic {
         let held = std::mem::take(&mut trouble.held);
         let (beats, held) = held.into_iter().partition::<VecDeque<_>, _>(|request| {
             let range = match &request.command {
+                Command::Flush(_) if let Some(written) = &request.after => written.clone(),
                 Command::Read(offset, buffer, _) => *offset..offset + buffer.len() as u64,
                 Command::Write(offset, data, ..) => *offset..offset + data.len() as u64,
                 Command::Flush(_) | Command::Zero(..) | Command::Trim(..) => return false,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lockd::clock::BootTime;
 
 use crate::paths::state::{Condition, PathState};
-use crate::paths::way::{Abilities, Instance, ListId};
+use crate::paths::way::{Abilities, Instance, ListId, Restarts};
 
 /// How often a path that stands by is asked whether it still answers, in probes of a path that is down.
 const STAND_BY: u32 = 4;
@@ -109,7 +109,7 @@ impl Roster {
         let path = &mut self.paths[index];
         if let Ok(abilities) = result {
             path.answered = Some(now);
-            path.instance = abilities.instance;
+            path.instance = known(abilities);
         }
         // How a path in use fares is for its link to say.
         if in_use {
@@ -119,11 +119,11 @@ impl Roster {
         }
     }
 
-    /// `index` is in use, and leads to `instance`.
-    pub fn connected(&mut self, index: usize, instance: Option<Instance>, now: BootTime) {
+    /// `index` is in use, and leads to a target with `abilities`.
+    pub fn connected(&mut self, index: usize, abilities: &Abilities, now: BootTime) {
         self.current = index;
         let path = &mut self.paths[index];
-        path.instance = instance;
+        path.instance = known(abilities);
         path.answered = Some(now);
         path.warned = None;
         path.state.recovered(now);
@@ -208,6 +208,11 @@ impl Roster {
             (self.state().condition() == Condition::Suspect).then(|| self.state().since().after(SECOND_LOOK));
         waits.into_iter().chain(look.filter(|due| *due > now)).min()
     }
+}
+
+/// The process of the target, if it is one for all paths: a boot id is, and what is made up for a session is not.
+fn known(abilities: &Abilities) -> Option<Instance> {
+    abilities.instance.filter(|_| abilities.restarts == Restarts::ByBootId)
 }
 
 #[cfg(test)]

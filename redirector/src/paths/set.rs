@@ -8,6 +8,7 @@ use std::thread;
 
 use arc_swap::ArcSwapOption;
 use lockd::ids::ClientId;
+use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
 use lockd::rules::Rule;
 use parking_lot::{Condvar, Mutex};
@@ -27,7 +28,7 @@ use crate::paths::state::Condition;
 use crate::paths::supervisor;
 use crate::paths::tenure::Tenure;
 use crate::paths::traffic::{Traffic, Trouble};
-use crate::paths::way::{Abilities, Purpose, Way};
+use crate::paths::way::{Abilities, Purpose, Restarts, Way};
 
 /// The longest range of one zero or trim, in bytes: longer ones are split, lest one request takes longer than a path
 /// may be silent.
@@ -178,19 +179,19 @@ impl PathSet {
         })
     }
 
-    /// A flush follows, and then `on_done` hears of it.
-    fn flushed_after(&self, on_done: OnDone) -> OnDone {
+    /// A flush follows what is written to `range`, and then `on_done` hears of it.
+    fn flushed_after(&self, range: Range<u64>, on_done: OnDone) -> OnDone {
         let traffic = Arc::clone(&self.traffic);
         Box::new(move |outcome| match outcome {
-            Outcome::Done => traffic.flush(on_done),
+            Outcome::Done => traffic.flush_write(range, on_done),
             other => on_done(other),
         })
     }
 
     /// What a change that cannot be durable by itself ends with (P8).
-    fn made_durable(&self, on_done: OnDone) -> OnDone {
+    fn made_durable(&self, range: &Range<u64>, on_done: OnDone) -> OnDone {
         let durable = self.traffic.durable.load(Ordering::Acquire) && self.traffic.abilities.flush;
-        if durable { self.flushed_after(on_done) } else { on_done }
+        if durable { self.flushed_after(range.clone(), on_done) } else { on_done }
     }
 
     fn request(&self, command: Command) {
@@ -265,7 +266,8 @@ impl Lun for PathSet {
         let fua = fua || self.traffic.durable.load(Ordering::Acquire);
         if fua && !abilities.fua && abilities.flush {
             // Durable by itself is what this target cannot do.
-            return self.request(Command::Write(offset, data, false, self.flushed_after(on_done)));
+            let then = self.flushed_after(offset..offset + length, on_done);
+            return self.request(Command::Write(offset, data, false, then));
         }
         self.request(Command::Write(offset, data, fua && abilities.fua, on_done));
     }
@@ -286,7 +288,7 @@ impl Lun for PathSet {
         if length == 0 {
             return on_done(Outcome::Done);
         }
-        let on_done = self.made_durable(on_done);
+        let on_done = self.made_durable(&range, on_done);
         if self.traffic.abilities.geometry.write_zeroes {
             Self::split(&range, RANGE_MAX, on_done, |part, done| self.request(Command::Zero(part, done)));
         } else {
@@ -323,7 +325,22 @@ impl Lun for PathSet {
         Proof::Ended(ended.join("; "))
     }
 
+    fn try_reservations(&self) -> Result<Shown, String> {
+        // What every path has shown.
+        let mut all = Shown { aborts: true, persists: true, guards_unmap: true };
+        for way in &self.traffic.ways {
+            let shown = way.try_reservations().map_err(|why| format!("{}: {why}", way.name()))?;
+            all.aborts &= shown.aborts;
+            all.persists &= shown.persists;
+            all.guards_unmap &= shown.guards_unmap;
+        }
+        Ok(all)
+    }
+
     fn target(&self) -> Option<TargetMark> {
+        if self.traffic.abilities.restarts != Restarts::ByBootId {
+            return None;
+        }
         let boot = self.traffic.trouble.lock().instance?;
         Some(TargetMark { boot, list: self.traffic.abilities.list })
     }
@@ -369,13 +386,18 @@ impl Lun for PathSet {
         if !trouble.ghosts.is_empty() {
             text += &format!(", ghosts in {} ranges", trouble.ghosts.ranges().len());
         }
-        text += &match trouble.instance {
-            Some([a, b, c, d, ..]) => {
+        text += &match (traffic.abilities.restarts, trouble.instance) {
+            (Restarts::ByBootId, Some([a, b, c, d, ..])) => {
                 format!(
                     "; csv-target instance {a:02x}{b:02x}{c:02x}{d:02x}: proves drains, and its restarts are seen"
                 )
             }
-            None => format!(
+            (Restarts::ByAttention, _) => format!(
+                "; assumed of this target: it executes nothing later than {} s after a session is gone (target_quiesce), \
+                 and reports each reset by a unit attention",
+                traffic.target_quiesce.as_secs()
+            ),
+            _ => format!(
                 "; assumed of this server: it executes nothing later than {} s after a connection is closed \
                  (target_quiesce), and a restart of it loses nothing that was completed",
                 traffic.target_quiesce.as_secs()

@@ -255,17 +255,22 @@ impl Traffic {
         if self.flush_fails.swap(false, Ordering::AcqRel) {
             return on_done(Outcome::Failed(libc::EIO));
         }
-        self.send_flush(on_done, false);
+        self.send_flush(on_done, false, None);
+    }
+
+    /// Makes one write durable.
+    pub fn flush_write(&self, written: Range<u64>, on_done: OnDone) {
+        self.send_flush(on_done, false, Some(written));
     }
 
     /// A flush by which kept changes need not be kept any more.
     pub fn flush_kept(&self) {
-        self.send_flush(Box::new(|_| {}), true);
+        self.send_flush(Box::new(|_| {}), true, None);
     }
 
-    fn send_flush(&self, on_done: OnDone, background: bool) {
+    fn send_flush(&self, on_done: OnDone, background: bool, after: Option<Range<u64>>) {
         let mut request = Request::new(Command::Flush(on_done), self.clock.boot());
-        request.background = background;
+        (request.background, request.after) = (background, after);
         if self.keeps.load(Ordering::Acquire) {
             request.covers = self.kept.lock().last();
         }
@@ -302,6 +307,7 @@ impl Traffic {
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.calm.store(false, Ordering::Release);
+        self.ways.iter().for_each(|way| way.part());
         let live = self.live.swap(None);
         if let Some(live) = live {
             live.link.close("the LUN is closed");

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use lockd::clock::BootTime;
 use lockd::ids::ClientId;
+use lockd::iscsi::reservation::Shown;
 
-use crate::lun::{Geometry, Outcome, Proof};
+use crate::lun::{Geometry, NO_RESERVATIONS, Outcome, Proof};
 use crate::open::OpenError;
 use crate::paths::request::Request;
 
@@ -35,6 +36,19 @@ pub struct Abilities {
     pub instance: Option<Instance>,
     /// Its list of refused clients.
     pub list: Option<ListId>,
+    /// How a restart of it is noticed.
+    pub restarts: Restarts,
+}
+
+/// How a restart of the target is told from a lost connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Restarts {
+    /// Not at all.
+    Unseen,
+    /// By csv-target's boot id.
+    ByBootId,
+    /// By a SCSI unit attention.
+    ByAttention,
 }
 
 /// What a drain of the earlier connections has proved.
@@ -69,6 +83,14 @@ pub trait Way: Send + Sync + Debug {
 
     /// Its name in messages.
     fn name(&self) -> String;
+
+    /// Tries persistent reservations (see [`crate::lun::Lun::try_reservations`]).
+    fn try_reservations(&self) -> Result<Shown, String> {
+        Err(NO_RESERVATIONS.to_owned())
+    }
+
+    /// The client leaves in order: what a link holds at the target is given back when it is closed.
+    fn part(&self) {}
 }
 
 /// A live connection, or several, to one target.

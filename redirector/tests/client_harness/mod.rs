@@ -2,8 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod exercise;
 pub mod fake;
 pub mod portal;
+pub mod tgt;
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;

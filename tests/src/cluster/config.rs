@@ -1,21 +1,36 @@
 //! The cluster file of a lab.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use super::network::{Network, TARGET};
-use super::plan::Plan;
+use super::plan::{Plan, TargetKind};
+use crate::tgt;
 
 /// The port of the LUN.
 pub const LUN_PORT: u16 = 10809;
+/// The port of the LUN by iSCSI.
+const PORTAL_PORT: u16 = 3260;
 /// The port of the bundled target's control requests.
 pub const CONTROL_PORT: u16 = 10810;
 /// The name of the volume, and of the export.
 pub const VOLUME: &str = "vms";
 
+/// Where tgt listens.
+#[must_use]
+pub(super) fn portal() -> SocketAddr {
+    SocketAddr::new(Network::San.address(TARGET).into(), PORTAL_PORT)
+}
+
 /// The URL of the LUN, as every node reaches it.
 #[must_use]
-pub fn lun_url() -> String {
-    format!("nbd://{}:{LUN_PORT}/{VOLUME}", Network::San.address(TARGET))
+pub fn lun_url(target: TargetKind) -> String {
+    match target {
+        TargetKind::CsvTarget | TargetKind::Nbdkit => {
+            format!("nbd://{}:{LUN_PORT}/{VOLUME}", Network::San.address(TARGET))
+        }
+        TargetKind::Tgt => tgt::url(portal()),
+    }
 }
 
 /// The cluster file for `plan` of the cluster `name`.
@@ -38,7 +53,7 @@ pub fn cluster_file(name: &str, plan: &Plan) -> String {
         let voter = number <= plan.voters;
         text += &format!("\n[[node]]\nname = \"n{number}\"\naddress = \"{address}\"\nvoter = {voter}\n");
     }
-    text += &format!("\n[[volume]]\nname = \"{VOLUME}\"\nlun = [\"{}\"]\n", lun_url());
+    text += &format!("\n[[volume]]\nname = \"{VOLUME}\"\nlun = [\"{}\"]\n", lun_url(plan.target));
     text += &format!("fence = \"{}\"\n", plan.fence);
     if plan.has_control() {
         text += &format!("control = [\"{}:{CONTROL_PORT}\"]\n", Network::San.address(TARGET));

@@ -24,6 +24,8 @@ pub enum TargetKind {
     CsvTarget,
     /// nbdkit's file plugin.
     Nbdkit,
+    /// tgt, by iSCSI.
+    Tgt,
 }
 
 impl std::str::FromStr for TargetKind {
@@ -33,7 +35,8 @@ impl std::str::FromStr for TargetKind {
         match text {
             "csv-target" => Ok(Self::CsvTarget),
             "nbdkit" => Ok(Self::Nbdkit),
-            _ => Err(format!("{text:?} is no target of the lab: say csv-target or nbdkit")),
+            "tgt" => Ok(Self::Tgt),
+            _ => Err(format!("{text:?} is no target of the lab: say csv-target, nbdkit or tgt")),
         }
     }
 }

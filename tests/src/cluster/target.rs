@@ -18,7 +18,7 @@ use super::daemon::{Daemon, DaemonSpec, Ready};
 use super::namespace::Namespace;
 use super::network::{Network, TARGET};
 use super::plan::{Plan, TargetKind};
-use crate::programs;
+use crate::{programs, tgt};
 
 /// How long a target may take to flush and end.
 const STOP: Duration = Duration::from_secs(20);
@@ -112,6 +112,9 @@ pub(super) fn spec(plan: &Plan, folder: &Path, cluster_folder: &Path) -> Result<
                 .args(["--foreground", "--threads=16", "--ipaddr", &address, "--port", &port, "file"])
                 .args([image])
         }
+        TargetKind::Tgt => DaemonSpec::new("target", programs::installed("sh")?)
+            .ready(Ready::Line(tgt::READY.into()))
+            .args(tgt::arguments(folder, &image, config::portal())?),
     };
     Ok(spec.args(&plan.target_args))
 }
@@ -144,7 +147,7 @@ impl Target {
     /// The URL of the LUN, as every node reaches it.
     #[must_use]
     pub fn url(&self) -> String {
-        config::lun_url()
+        config::lun_url(self.kind)
     }
 
     /// The URL of the LUN's image, for programs that look at it while no target serves it.
@@ -227,6 +230,10 @@ impl Target {
 
     /// Asks it to end, which flushes.
     pub fn stop(&self) -> Result<()> {
+        if self.kind == TargetKind::Tgt {
+            // It ignores SIGTERM while it has a target. What it has acknowledged is in the kernel's cache.
+            return self.kill();
+        }
         self.daemon.stop(STOP).map(drop)
     }
 }

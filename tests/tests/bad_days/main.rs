@@ -7,6 +7,7 @@ mod foreign;
 mod full;
 mod helper;
 mod hostile;
+mod iscsi;
 mod label;
 mod limits;
 mod metadata;

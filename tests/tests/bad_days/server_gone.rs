@@ -119,6 +119,11 @@ fn nbdkit_is_restarted_under_load() -> Result<()> {
 }
 
 #[test]
+fn tgt_is_restarted_under_load() -> Result<()> {
+    under_load(Kind::Tgt, restarted)
+}
+
+#[test]
 fn csv_target_loses_its_cache_under_load() -> Result<()> {
     under_load(Kind::CsvTarget, |_, server| {
         server.control(&json!({"op": "volatile", "on": true}))?;

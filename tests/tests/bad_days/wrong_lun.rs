@@ -64,7 +64,8 @@ fn what_cannot_be_a_lun_is_refused() -> Result<()> {
     all_refuse(&site, &folder, &["neither a regular file nor a block device"])?;
     all_refuse(&site, "/dev/null", &["neither a regular file nor a block device"])?;
     all_refuse(&site, "disk.img", &["names no LUN", "file:PATH"])?;
-    all_refuse(&site, "iscsi://h/iqn/0", &["names no LUN"])?;
+    all_refuse(&site, "fcp://h/wwn/0", &["names no LUN"])?;
+    all_refuse(&site, "iscsi://h/iqn", &["a target and a LUN are needed", "iscsi://[USER@]HOST"])?;
     all_refuse(&site, "nbd+unix:///x", &["socket=PATH"])
 }
 

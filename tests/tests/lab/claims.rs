@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
-use lab::cluster::{DaemonSpec, Network, Plan, Ready, VOLUME, lun_url};
+use lab::cluster::{DaemonSpec, Network, Plan, Ready, VOLUME};
 use lab::mounted::fsck_clean;
 use lab::{Cluster, programs};
 
@@ -65,7 +65,7 @@ fn v1_a_second_cluster_on_the_same_lun_is_refused_and_the_first_is_named() -> Re
             "name = \"other\"\n[tls]\ndir = \"tls\"\n\n[[node]]\nname = \"n3\"\naddress = \"{}\"\nport = 7600\n\
              voter = true\n\n[[volume]]\nname = \"{VOLUME}\"\nlun = [\"{}\"]\nfence = \"lease\"\n",
             Network::Lan.address(3),
-            lun_url()
+            cluster.target().url()
         );
         fs::write(&file, text)?;
         let file = file.display().to_string();

@@ -15,6 +15,7 @@ mod pages;
 mod ping_pong;
 mod program;
 mod random_faults;
+mod reservations;
 mod source_tree;
 mod status;
 mod suites;

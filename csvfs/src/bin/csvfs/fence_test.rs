@@ -20,6 +20,10 @@ pub struct FenceTest {
     /// The volume of the cluster file. Nobody who has it mounted notices the drill.
     #[arg(value_name = "VOLUME")]
     volume: String,
+    /// No drill: end the reservation of a volume with fence = "scsi-pr" that nobody has mounted, so that the LUN can be used
+    /// by others, or formatted anew.
+    #[arg(long)]
+    release: bool,
     /// Where the sockets of the node's daemons are.
     #[arg(long, env = "CSV_RUN_DIR", default_value = super::RUN_DIR)]
     run_dir: PathBuf,
@@ -28,6 +32,11 @@ pub struct FenceTest {
 impl FenceTest {
     pub fn run(self) -> Result<ExitCode> {
         let place = Place::find(&self.cluster, &self.node, &self.volume, &self.run_dir)?;
+        if self.release {
+            drill::release(&place)?;
+            say!("the LUN of volume {} is reserved no more", self.volume);
+            return Ok(ExitCode::SUCCESS);
+        }
         drill::run(&place, &mut |line| say!("{line}"))?;
         Ok(ExitCode::SUCCESS)
     }

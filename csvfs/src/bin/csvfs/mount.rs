@@ -167,7 +167,13 @@ impl MountCommand {
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
         command.args(["mount", "--foreground"]).arg("--run-dir").arg(&self.run_dir);
         for lun in &self.lun {
-            command.args(["--lun", &absolute(lun)?.to_string()]);
+            let lun = absolute(lun)?;
+            command.args(["--lun", &lun.to_string()]);
+            if let LunUri::Iscsi(unit) = &lun
+                && let Some((variable, secret)) = unit.secret_variable()
+            {
+                command.env(variable, secret);
+            }
         }
         if let (true, Some(file)) = (self.lun.is_empty(), &self.cluster) {
             let file = file.canonicalize().with_context(|| format!("the cluster file {}", file.display()))?;
@@ -272,6 +278,7 @@ pub fn absolute(text: &str) -> Result<LunUri> {
             nbd.tls_certificates = nbd.tls_certificates.map(from_here);
             LunUri::Nbd(nbd)
         }
+        LunUri::Iscsi(unit) => LunUri::Iscsi(unit.with_files(|path| from_here(path.to_owned()))),
         other => other,
     })
 }

@@ -9,8 +9,9 @@ use super::super::nonce::incarnation_of;
 use super::super::session::OpenSession;
 use super::Seen;
 use crate::cluster::{FenceChoice, Volume};
-use crate::fencing::{AgentCommand, Targets, incarnation};
+use crate::fencing::{AgentCommand, Targets, Units, incarnation, key_of};
 use crate::ids::{ClientId, NodeName, SessionId};
+use crate::iscsi::reservation::Key;
 use crate::local::process::Process;
 use crate::machine::{ClientInfo, FenceInfo, FenceMethod, SessionInfo, SessionState, Victim, VolumeInfo};
 
@@ -39,6 +40,8 @@ pub(super) enum Plan {
 pub(super) enum Step {
     /// Have these incarnations refused by every target.
     Targets(Targets, Vec<ClientId>),
+    /// Have these keys removed from every unit.
+    Units(Units, Vec<Key>),
     /// Have a host switched off.
     Agent(AgentCommand, NodeName),
     /// It cannot be taken; why.
@@ -49,6 +52,7 @@ impl Step {
     pub(super) fn method(&self) -> FenceMethod {
         match self {
             Self::Targets(..) => FenceMethod::NbdTarget,
+            Self::Units(..) => FenceMethod::ScsiPr,
             Self::Agent(..) => FenceMethod::Agent,
             Self::Impossible(method, _) => *method,
         }
@@ -61,6 +65,7 @@ impl Step {
                 targets.fence(victims).map_err(|error| error.to_string())?;
                 Ok(format!("refused for good and drained: {}", count(victims.len(), "incarnation")))
             }
+            Self::Units(units, victims) => units.fence(victims).map_err(|error| error.to_string()),
             Self::Agent(agent, _) => agent.off().map_err(|error| error.to_string()),
             Self::Impossible(_, why) => Err(why.clone()),
         }
@@ -73,6 +78,10 @@ impl fmt::Display for Step {
             Self::Targets(targets, victims) => {
                 let places: Vec<_> = targets.iter().map(|target| target.address().to_string()).collect();
                 write!(f, "{} refused at {}", count(victims.len(), "incarnation"), places.join(", "))
+            }
+            Self::Units(units, victims) => {
+                let places: Vec<_> = units.names().collect();
+                write!(f, "{} removed at {}", count(victims.len(), "key"), places.join(", "))
             }
             Self::Agent(_, node) => write!(f, "the fence agent switches node {node} off"),
             Self::Impossible(method, _) => write!(f, "{method}"),
@@ -112,9 +121,10 @@ fn of_session(
     let mounts = seen.mounts_of(fence.volume, victim.session);
     let here = victim.node == core.node;
     match volume.fence {
-        FenceMethod::NbdTarget => {
+        FenceMethod::NbdTarget | FenceMethod::ScsiPr => {
             let first = here.then_some(open.session);
-            in_turn(core, open, seen, fence, (volume, first), TURN, || targets(core, in_file, &mounts))
+            let step = || at_target(core, volume, in_file, &mounts);
+            in_turn(core, open, seen, fence, (volume, first), TURN, step)
         }
         // A host that has come back proves by itself that nothing of its former session runs, and waits for what that
         // has sent: nobody else needs to switch it off, and it cannot do so itself.
@@ -144,9 +154,10 @@ fn of_client(
     (volume, in_file): (&VolumeInfo, Option<&Volume>),
     victim: &ClientInfo,
 ) -> Plan {
-    if volume.fence == FenceMethod::NbdTarget {
+    if matches!(volume.fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr) {
         let first = Some(victim.session);
-        return in_turn(core, open, seen, fence, (volume, first), TURN, || targets(core, in_file, &[victim]));
+        let step = || at_target(core, volume, in_file, &[victim]);
+        return in_turn(core, open, seen, fence, (volume, first), TURN, step);
     }
     // L10: the target may still execute what the dead process had sent. Its own node waits for that.
     if victim.session != open.session {
@@ -193,6 +204,27 @@ fn dead_for(core: &Core, fence: &FenceInfo, mounts: &[&ClientInfo]) -> Option<Du
         None => true,
     };
     core.attempts.dead_for((fence.volume, fence.victim), mounts.iter().all(is_dead))
+}
+
+/// The step by which the target of the LUN itself keeps `mounts` out.
+fn at_target(core: &Core, volume: &VolumeInfo, in_file: Option<&Volume>, mounts: &[&ClientInfo]) -> Step {
+    match volume.fence {
+        FenceMethod::ScsiPr => units(core, in_file, mounts),
+        _ => targets(core, in_file, mounts),
+    }
+}
+
+fn units(core: &Core, in_file: Option<&Volume>, mounts: &[&ClientInfo]) -> Step {
+    let paths = in_file.map_or(&[][..], |volume| &volume.lun);
+    let keys = mounts.iter().map(|info| key_of(incarnation(info.nonce))).collect();
+    match Units::new(paths, &core.node) {
+        Ok(_) if paths.is_empty() => {
+            let why = "this node's cluster file does not name the volume: give all nodes the same file";
+            Step::Impossible(FenceMethod::ScsiPr, why.to_owned())
+        }
+        Ok(units) => Step::Units(units, keys),
+        Err(why) => Step::Impossible(FenceMethod::ScsiPr, why),
+    }
 }
 
 fn targets(core: &Core, in_file: Option<&Volume>, mounts: &[&ClientInfo]) -> Step {

@@ -118,6 +118,9 @@ fn advice(by: Option<FenceMethod>, fence: &FenceInfo, node: &str, waiting: &[Str
         (None, Some(FenceMethod::NbdTarget)) => {
             "start csv-target with its --control and --control-tls, or mend the way to it from one node"
         }
+        (None, Some(FenceMethod::ScsiPr)) => {
+            "mend the way to the iSCSI targets of the volume's paths from one node, or what they refuse"
+        }
         (None, Some(FenceMethod::Agent)) => "mend what the fence agent says, or switch the host off by hand",
         (None, Some(FenceMethod::Lease)) => "wait until lease and grace are over",
         (None, _) => "wait",

@@ -13,6 +13,7 @@ use super::fencing;
 use super::place::Places;
 use super::{RawCluster, RawNode, RawVolume};
 use crate::ids::{InvalidName, NodeName, is_valid_name};
+use crate::iscsi::IscsiUri;
 
 const NODES_MAX: usize = 64;
 const VOLUMES_MAX: usize = 64;
@@ -174,12 +175,18 @@ fn volumes(raw: &[Spanned<RawVolume>], places: &Places<'_>) -> Result<Vec<Volume
                     format!("{url:?} is no path to a LUN: it begins with {} or /", LUN_SCHEMES.join(", "));
                 return Err(places.mistake(path.span(), of("lun"), message));
             }
+            // A URL of iSCSI may hold a secret.
+            let shown = match url.starts_with("iscsi://").then(|| url.parse::<IscsiUri>()) {
+                Some(Ok(unit)) => unit.to_string(),
+                Some(Err(error)) => return Err(places.mistake(path.span(), of("lun"), error.to_string())),
+                None => url.clone(),
+            };
             if let Some(other) = volumes.iter().find(|other| other.lun.contains(url)) {
-                let message = format!("{url:?} is the LUN of volume {} already", other.name);
+                let message = format!("{shown:?} is the LUN of volume {} already", other.name);
                 return Err(places.mistake(path.span(), of("lun"), message));
             }
             if lun.contains(url) {
-                return Err(places.mistake(path.span(), of("lun"), format!("{url:?} is there twice")));
+                return Err(places.mistake(path.span(), of("lun"), format!("{shown:?} is there twice")));
             }
             lun.push(url.clone());
         }

@@ -50,6 +50,11 @@ pub(super) fn check(
             );
             return Err(places.mistake(span, field(), message));
         }
+        if volume.fence == FenceChoice::ScsiPr && !volume.lun.iter().all(|url| url.starts_with("iscsi://")) {
+            let message =
+                "\"scsi-pr\" wants iscsi:// paths only: whoever is fenced must be refused on every path";
+            return Err(places.mistake(span, field(), message));
+        }
         if volume.fence == FenceChoice::NbdTarget && volume.control.is_empty() {
             let message = format!(
                 "\"nbd-target\" wants the address of csv-target's control port for each path in `lun`: control = \

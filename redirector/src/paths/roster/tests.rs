@@ -19,13 +19,23 @@ fn target(instance: u8) -> Abilities {
         volatile_cache: true,
     };
     let instance = (instance > 0).then_some([instance; 16]);
-    Abilities { geometry, read_only: false, fua: true, flush: true, multi_conn: true, instance, list: None }
+    let restarts = if instance.is_some() { Restarts::ByBootId } else { Restarts::Unseen };
+    Abilities {
+        geometry,
+        read_only: false,
+        fua: true,
+        flush: true,
+        multi_conn: true,
+        instance,
+        list: None,
+        restarts,
+    }
 }
 
 /// Two paths to targets `first` and `second`: the first in use since 0, the second known to answer.
 fn two(first: u8, second: u8) -> Roster {
     let mut roster = Roster::new(2, at(0), EVERY);
-    roster.connected(0, target(first).instance, at(0));
+    roster.connected(0, &target(first), at(0));
     assert_eq!(roster.next_probe(1), Some(at(0)));
     roster.probed(1, Ok(&target(second)), at(1));
     roster
@@ -49,7 +59,7 @@ fn the_next_path_is_used_when_one_is_lost_and_the_first_again_after_three_answer
     let mut roster = two(1, 1);
     roster.lost("reset", at(70_000));
     assert_eq!(roster.choice(), Some(1));
-    roster.connected(1, target(1).instance, at(70_001));
+    roster.connected(1, &target(1), at(70_001));
     for ms in [70_500, 71_000] {
         roster.probed(0, Ok(&target(1)), at(ms));
         assert_eq!(roster.better(at(ms)), None);
@@ -66,15 +76,15 @@ fn a_path_that_flaps_has_to_answer_for_longer_each_time() {
     let mut roster = two(1, 1);
     for (round, rest) in [(1_u64, 1000), (2, 2000), (3, 4000)] {
         let start = round * 100_000;
-        roster.connected(0, None, at(start));
+        roster.connected(0, &target(0), at(start));
         roster.lost("reset", at(start + 10));
-        roster.connected(1, None, at(start + 11));
+        roster.connected(1, &target(0), at(start + 11));
         (1..=3).for_each(|probe| roster.probed(0, Ok(&target(1)), at(start + probe * 500)));
         let up = start + 1500;
         roster.probed(0, Ok(&target(1)), at(up + rest - 1));
         assert_eq!((roster.better(at(up + rest - 1)), roster.better(at(up + rest))), (None, Some(0)));
     }
-    roster.connected(0, None, at(500_000));
+    roster.connected(0, &target(0), at(500_000));
     roster.lost("reset", at(600_000));
     assert_eq!(roster.path_mut(0).rest, REST.0, "it was good for more than a minute");
 }
@@ -112,7 +122,7 @@ fn only_what_is_known_to_be_one_process_is_one_target() {
     assert!(two(1, 1).is_one_target());
     assert!(!two(1, 2).is_one_target() && !two(0, 0).is_one_target());
     let mut roster = Roster::new(2, at(0), EVERY);
-    roster.connected(0, target(1).instance, at(0));
+    roster.connected(0, &target(1), at(0));
     assert!(!roster.is_one_target(), "the second has not been met");
 }
 

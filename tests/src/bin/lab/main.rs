@@ -187,7 +187,7 @@ fn document(cluster: &Cluster, state: &State) -> serde_json::Value {
         "name": state.name,
         "folder": cluster.folder(),
         "cluster_file": cluster.cluster_file(),
-        "lun": cluster::lun_url(),
+        "lun": cluster.target().url(),
         "nodes": nodes,
         "daemons": daemons,
         "cuts": state.cuts,
@@ -201,7 +201,7 @@ fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
         say(serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
-    say(format_args!("lab {} in {}; LUN {}", state.name, cluster.folder().display(), cluster::lun_url()));
+    say(format_args!("lab {} in {}; LUN {}", state.name, cluster.folder().display(), cluster.target().url()));
     for node in cluster.nodes() {
         let (lan, san) = (Network::Lan.address(node.number()), Network::San.address(node.number()));
         let at = node.mount_point();

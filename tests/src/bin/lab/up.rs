@@ -18,7 +18,7 @@ pub struct Up {
     /// How many of them are voters; by default 1 of up to two, 3 of up to four, 5 of more.
     #[arg(long)]
     voters: Option<u8>,
-    /// What serves the LUN: csv-target or nbdkit.
+    /// What serves the LUN: csv-target, nbdkit or tgt.
     #[arg(long, default_value = "csv-target")]
     target: TargetKind,
     /// The size of the LUN, with K, M or G for powers of 1000.
