@@ -147,6 +147,7 @@ impl Member {
             volume,
             name: place.volume.clone(),
             fence,
+            quiesce_ns: u64::try_from(place.in_file().target_quiesce.as_nanos()).unwrap_or(u64::MAX),
             epoch_floor: seen,
         })?;
         tool.leave(tool.client())?;

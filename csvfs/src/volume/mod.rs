@@ -150,6 +150,7 @@ impl Volume {
         let (label, label_at) = (ground.label.clone(), ground.label_at);
         // From now on only this volume is accepted when the LUN is reached anew (P3).
         lun.expect(Identity { offset: label_at, bytes: label.encode().to_vec() });
+        lun.assume_quiesce(settings.quiesce_of(&label));
         // Epochs of files start far above those of earlier sessions: each session has a range of its own.
         let first_epoch = Epoch(ground.epoch.0 << 32);
         let lease = Arc::clone(&ground.lease);
@@ -185,7 +186,7 @@ impl Volume {
         // A store that was copied had a writer whose last writes may still land; one opened in place has not.
         let settle = match &opened.opened {
             Opened::InPlace(_) => Duration::ZERO,
-            Opened::Copied { .. } | Opened::Rebuilt => opened.label.quiesce,
+            Opened::Copied { .. } | Opened::Rebuilt => settings.quiesce_of(&opened.label),
         };
         let OpenVolume { label, epoch, session, database, area, journal, lease, hold, checked, .. } = opened;
         let (again, cache_bytes, rules) = (Arc::downgrade(&area), settings.cache_bytes, settings.rules);

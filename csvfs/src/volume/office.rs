@@ -58,7 +58,7 @@ impl Office {
             read_only: settings.read_only,
             discard: settings.discard,
             settle: ground.settle,
-            quiesce: ground.label.quiesce,
+            quiesce: settings.quiesce_of(&ground.label),
             journal: ground.journal,
             beside: Some(ground.beside),
             scrub: !ground.checked,

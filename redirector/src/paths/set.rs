@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use lockd::ids::ClientId;
@@ -95,7 +96,6 @@ impl PathSet {
             rules: options.rules,
             clock: Arc::clone(&options.clock),
             hold: options.hold,
-            target_quiesce: options.target_quiesce,
             abilities,
             live: ArcSwapOption::empty(),
             calm: AtomicBool::new(false),
@@ -114,6 +114,7 @@ impl PathSet {
                 last_token: 0,
                 generation: 0,
                 instance: None,
+                target_quiesce: options.target_quiesce,
                 identity: options.identity.clone(),
                 warned: None,
             }),
@@ -266,6 +267,10 @@ impl Lun for PathSet {
         self.traffic.trouble.lock().identity = Some(identity);
     }
 
+    fn assume_quiesce(&self, quiesce: Duration) {
+        self.traffic.trouble.lock().target_quiesce = quiesce;
+    }
+
     fn under(&self, lease: Arc<Lease>, free: Range<u64>) {
         *self.traffic.tenure.lock() = Some(Tenure { lease, free });
     }
@@ -311,7 +316,7 @@ impl Lun for PathSet {
             None => format!(
                 "; assumed of this server: it executes nothing later than {} s after a connection is closed \
                  (target_quiesce), and a restart of it loses nothing that was completed",
-                traffic.target_quiesce.as_secs()
+                trouble.target_quiesce.as_secs_f64()
             ),
         };
         let off: Vec<_> = traffic.rules.switched_off().map(Rule::name).collect();

@@ -14,6 +14,7 @@ mod networks;
 mod pages;
 mod ping_pong;
 mod program;
+mod quiesce;
 mod random_faults;
 mod source_tree;
 mod status;
