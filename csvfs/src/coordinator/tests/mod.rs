@@ -382,6 +382,7 @@ fn launch(
         rules,
         key: HashKey([3; 16]),
         epoch: EPOCH,
+        openings: Default::default(),
         volume: VOLUME,
         read_only: false,
         discard: true,
