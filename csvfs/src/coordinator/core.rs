@@ -121,6 +121,8 @@ pub struct Call {
     pub wanted: bool,
     /// Somebody waits for it.
     pub urgent: bool,
+    /// It is to look again by itself then: something is held back that time makes free.
+    pub due: Option<BootTime>,
     /// Who is told what the next whole pass did.
     pub told: Vec<Sender<Result<u64, Refusal>>>,
     /// It is to end.
