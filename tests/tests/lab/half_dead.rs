@@ -59,8 +59,10 @@ fn under_load(cluster: &Cluster, meanwhile: impl FnOnce(&Done, &Done) -> Result<
     let ((happened, of_free), of_owned) = workload.run(&owned, |on_owned| {
         let inner = workload.run(&free, |on_free| {
             let happened = meanwhile(on_owned, on_free);
+            // Whoever waits for what is cut off goes on, also when something was wrong.
+            let healed = cluster.heal_all();
             on_free.stop();
-            happened
+            happened.and(healed)
         });
         on_owned.stop();
         inner

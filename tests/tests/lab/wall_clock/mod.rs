@@ -25,6 +25,8 @@ const BLOCKS: u64 = 8;
 const HOUR: i64 = 3600;
 /// How long a jump lasts: longer than a lease and its grace.
 const LASTS: Duration = Duration::from_secs(5);
+/// That of [`Plan::short_sessions`].
+const LEASE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How far the times of files may be off beside the jump: what a busy machine takes longer.
 const OFF: i64 = 60;
@@ -141,12 +143,20 @@ fn civil_time_that_jumps_by_hours_changes_nothing_but_the_times_of_files() -> Re
                         );
                     }
                 }
-                // New connections, whose certificates are looked at, are made with a node whose clock is off.
-                clocks.set(1, 6 * HOUR)?;
-                clocks.set(3, -6 * HOUR)
+                // A lease does not last longer where civil time goes back while it runs.
+                clocks.set(3, 6 * HOUR)?;
+                goes_on(done)?;
+                cluster.pause("n3", "lockd")?;
+                clocks.set(3, -6 * HOUR)?;
+                thread::sleep(LEASE + Duration::from_millis(500));
+                let before = done.succeeded(2);
+                thread::sleep(Duration::from_secs(1));
+                ensure!(done.succeeded(2) == before, "n3 reads or writes without its lease");
+                Ok(())
             })();
+            let resumed = cluster.resume("n3", "lockd");
             done.stop();
-            happened
+            happened.and(resumed)
         });
         happened?;
         drop(registers);
@@ -154,7 +164,9 @@ fn civil_time_that_jumps_by_hours_changes_nothing_but_the_times_of_files() -> Re
             let said: Vec<String> = violations.iter().map(ToString::to_string).collect();
             bail!("{}", said.join("\n"));
         }
-        cluster.stop("n3", "csvfs")?;
+        // Its session has ended. New connections, whose certificates are looked at, are made with nodes whose clocks are off.
+        clocks.set(1, 6 * HOUR)?;
+        cluster.daemon("n3", "csvfs")?.stop(PATIENCE)?;
         cluster.restart("n3", "csvfs")?;
         ensure!(fs::read(cluster.path(3, FILE))? == fs::read(cluster.path(1, FILE))?);
         // With twelve hours between the two, a mount dies and its files are free as soon as otherwise.
