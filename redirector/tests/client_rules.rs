@@ -180,7 +180,7 @@ fn a_ghost_is_dead_after_the_quiesce_time_of_the_volume() {
     lun.assume_quiesce(Duration::from_millis(1500));
     assert!(lun.describe().contains("nothing later than 1.5 s"), "{}", lun.describe());
     haunted_write(&place, &fake, &*lun);
-    assert_eq!(lun.ghosts(), [0..4096]);
+    assert_eq!(lun.ghosts().first(), Some(&(0..4096)));
     let over = start_write(&*lun, 0, place.filled(0x22, 4096), false);
     assert_pending("a write over a ghost", &over);
     assert_eq!(end(&over), Outcome::Done);

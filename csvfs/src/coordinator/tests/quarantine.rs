@@ -58,7 +58,7 @@ impl Still {
         Some(passed)
     }
 
-    fn is_clean(self, blocks: u64) {
+    fn ends_clean(self, blocks: u64) {
         self.coordinator.stop();
         assert_clean(&self.volume, blocks);
     }
@@ -87,7 +87,7 @@ fn what_a_coordinator_finds_in_quarantine_becomes_free_by_itself() {
             took >= expected && took <= expected + Duration::from_secs(1),
             "{took:?} with {settle:?}, {quiesce:?}"
         );
-        still.is_clean(300);
+        still.ends_clean(300);
     }
 }
 
@@ -104,7 +104,7 @@ fn what_a_node_puts_into_quarantine_becomes_free_by_itself() {
     assert_eq!(still.quarantined(), 3);
     let took = still.drains_within(Duration::from_secs(60)).expect("it stays in quarantine");
     assert!(took >= quiesce && took <= quiesce + Duration::from_secs(1), "{took:?}");
-    still.is_clean(300);
+    still.ends_clean(300);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn p6_what_lies_under_a_ghost_of_the_coordinators_own_is_free_when_that_is_dead(
     still.volume.plate.ghosts.lock().clear();
     let took = still.drains_within(Duration::from_secs(60)).expect("it stays in quarantine");
     assert!(took <= Duration::from_secs(1), "{took:?}");
-    still.is_clean(300);
+    still.ends_clean(300);
 }
 
 #[test]
