@@ -59,6 +59,9 @@ pub enum Refusal {
     /// The file is used in a way that forbids this.
     #[error("busy: {0}")]
     Busy(String),
+    /// The same, for a moment: what is in the way passes by itself.
+    #[error("busy for a moment: {0}")]
+    Passing(String),
     /// A lock could not be had at once.
     #[error("locked by another process")]
     WouldBlock,
@@ -105,7 +108,7 @@ impl Refusal {
             Self::TooBig => libc::E2BIG,
             Self::ReadOnly => libc::EROFS,
             Self::NotSupported => libc::EOPNOTSUPP,
-            Self::Busy(_) => libc::EBUSY,
+            Self::Busy(_) | Self::Passing(_) => libc::EBUSY,
             Self::WouldBlock => libc::EAGAIN,
             Self::Deadlock => libc::EDEADLK,
             Self::TooManyLocks => libc::ENOLCK,

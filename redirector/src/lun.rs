@@ -166,6 +166,12 @@ pub trait Lun: Send + Sync + Debug {
         let _ = identity;
     }
 
+    /// For how long a target that proves nothing may still execute what it was sent (P4), known once it is known which
+    /// volume is on the LUN. Ways that leave no ghosts need not look.
+    fn assume_quiesce(&self, quiesce: Duration) {
+        let _ = quiesce;
+    }
+
     /// Under whose lease the LUN is changed from now on (L3): a change that was held because no path worked, or that
     /// waited for a ghost, is sent only while `lease` holds, and given up when it has ended; who submitted it saw the
     /// lease before that. Changes within `free`, the blocks by which the lease is kept alive, need none. Ways that hold

@@ -35,7 +35,8 @@ pub struct OpenOptions {
     pub identity: Option<Identity>,
     /// How long I/O is held while no path works.
     pub hold: Duration,
-    /// How long a target that cannot prove anything may still execute what it was sent: an assumption, shown in status.
+    /// How long a target that cannot prove anything may still execute what it was sent, until it is known which volume is
+    /// there ([`Lun::assume_quiesce`]): an assumption, shown in status.
     pub target_quiesce: Duration,
     /// Connections to a target that allows several; the URI's `connections=` goes before.
     pub connections: Option<usize>,

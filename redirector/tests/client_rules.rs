@@ -171,6 +171,23 @@ fn p4_a_new_write_waits_for_the_ghost() {
 }
 
 #[test]
+fn a_ghost_is_dead_after_the_quiesce_time_of_the_volume() {
+    let place = Place::new();
+    let fake = Fake::start(place.dir.path());
+    let mut options = options();
+    options.target_quiesce = Duration::from_secs(3600);
+    let lun = try_open(&fake.uri(), &options).unwrap();
+    lun.assume_quiesce(Duration::from_millis(1500));
+    assert!(lun.describe().contains("nothing later than 1.5 s"), "{}", lun.describe());
+    haunted_write(&place, &fake, &*lun);
+    assert_eq!(lun.ghosts().first(), Some(&(0..4096)));
+    let over = start_write(&*lun, 0, place.filled(0x22, 4096), false);
+    assert_pending("a write over a ghost", &over);
+    assert_eq!(end(&over), Outcome::Done);
+    assert!(lun.ghosts().is_empty());
+}
+
+#[test]
 fn a_drain_by_the_target_kills_the_ghost_at_once() {
     let place = Place::new();
     let fake = Fake::start(place.dir.path());

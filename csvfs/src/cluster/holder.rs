@@ -12,6 +12,7 @@ use lockd::local::message::Recipient;
 use lockd::machine::{Cookie, MOVES_MAX, Refusal as LockdRefusal};
 use parking_lot::Mutex;
 
+use super::not_done::NotDone;
 use super::plane::Plane;
 use crate::node::{Given, Node, Offer};
 use crate::types::Ino;
@@ -30,13 +31,13 @@ pub trait Roles: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// Why it was not, and who has it now.
-    fn give(&self, to: &NodeName) -> Result<(Epoch, Duration), String>;
+    fn give(&self, to: &NodeName) -> Result<(Epoch, Duration), NotDone>;
 
-    /// Agrees to take it from the one who has it.
+    /// Agrees to take it from the one who has it in that epoch.
     ///
     /// # Errors
     /// Why not.
-    fn agree(&self, cookie: Cookie) -> Result<(), String>;
+    fn agree(&self, epoch: Epoch) -> Result<(), NotDone>;
 }
 
 /// Serves them.
@@ -61,14 +62,16 @@ enum Escrow {
     Drop,
 }
 
-fn wait<T: Send + 'static, E: ToString + Send + 'static>(
+fn wait<T: Send + 'static, E: Into<NotDone> + Send + 'static>(
     start: impl FnOnce(Box<dyn FnOnce(Result<T, E>) + Send>),
-) -> Result<T, String> {
+) -> Result<T, NotDone> {
     let (sender, receiver) = sync_channel(1);
     start(Box::new(move |result| drop(sender.send(result))));
     match receiver.recv_timeout(PATIENCE) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("not done within {} s; look what became of it", PATIENCE.as_secs())),
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => {
+            Err(NotDone::Refused(format!("not done within {} s; look what became of it", PATIENCE.as_secs())))
+        }
     }
 }
 
@@ -126,7 +129,7 @@ impl Holder {
         if !pinned.is_empty()
             && let Err(error) = self.release(pinned)
         {
-            tracing::warn!(error, "it goes back when the session ends");
+            tracing::warn!(%error, "it goes back when the session ends");
         }
     }
 
@@ -138,9 +141,11 @@ impl Holder {
     ) -> Result<Vec<u8>, String> {
         let reply = match HolderRequest::decode(request)? {
             HolderRequest::Acquire(resources) => {
-                self.inos(&resources).and_then(|inos| self.acquire(inos, None))
+                self.inos(&resources).map_err(Into::into).and_then(|inos| self.acquire(inos, None))
             }
-            HolderRequest::Release(resources) => self.inos(&resources).and_then(|inos| self.release(inos)),
+            HolderRequest::Release(resources) => {
+                self.inos(&resources).map_err(Into::into).and_then(|inos| self.release(inos))
+            }
             HolderRequest::Transfer { resources, to, with_locks } => {
                 self.transfer(&resources, &to, with_locks, None)
             }
@@ -150,11 +155,14 @@ impl Holder {
             HolderRequest::Take { cookie, resources, with_locks, .. } => {
                 self.take(cookie, resources, with_locks)
             }
-            HolderRequest::Adopt { cookie, owner } => self.escrow(cookie, Escrow::Adopt(owner)),
-            HolderRequest::DropLocks { cookie } => self.escrow(cookie, Escrow::Drop),
-            HolderRequest::Status => self.status(),
+            HolderRequest::TakeRole { role, epoch } => self.agree(&role, epoch),
+            HolderRequest::Adopt { cookie, owner } => {
+                self.escrow(cookie, Escrow::Adopt(owner)).map_err(Into::into)
+            }
+            HolderRequest::DropLocks { cookie } => self.escrow(cookie, Escrow::Drop).map_err(Into::into),
+            HolderRequest::Status => self.status().map_err(Into::into),
         };
-        reply.unwrap_or_else(HolderReply::Refused).encode()
+        reply.unwrap_or_else(HolderReply::from).encode()
     }
 
     fn inos(&self, resources: &[ResourceId]) -> Result<BTreeSet<Ino>, String> {
@@ -177,20 +185,22 @@ impl Holder {
         self.plane.upgrade().ok_or_else(|| "the mount is being closed".to_owned())
     }
 
-    fn acquire(&self, inos: BTreeSet<Ino>, offer: Option<Cookie>) -> Result<HolderReply, String> {
+    fn acquire(&self, inos: BTreeSet<Ino>, offer: Option<Cookie>) -> Result<HolderReply, NotDone> {
         let node = self.node()?;
         let files: Vec<Ino> = inos.iter().copied().collect();
-        let pinned: Result<Option<Epoch>, String> = wait(|done| node.pin(files, offer, done));
+        let pinned = wait(|done| node.pin(files, offer, done));
         // Of an offered set, also what has come without the others.
         self.pinned.lock().extend(inos.iter().copied().filter(|ino| node.pins(*ino)));
-        let epoch = pinned.map_err(|why| format!("the files cannot be owned here: {why}"))?;
+        let epoch =
+            pinned.map_err(|error| error.said(|why| format!("the files cannot be owned here: {why}")))?;
         Ok(HolderReply::Done { epoch, pause_ns: 0, cookie: None })
     }
 
-    fn release(&self, inos: BTreeSet<Ino>) -> Result<HolderReply, String> {
+    fn release(&self, inos: BTreeSet<Ino>) -> Result<HolderReply, NotDone> {
         let node = self.node()?;
         let files: Vec<Ino> = inos.iter().copied().collect();
-        wait(|done| node.unpin(files, done)).map_err(|why| format!("not given back: {why}"))?;
+        wait(|done| node.unpin(files, done))
+            .map_err(|error| error.said(|why| format!("not given back: {why}")))?;
         self.pinned.lock().retain(|ino| !inos.contains(ino));
         Ok(HolderReply::Done { epoch: None, pause_ns: 0, cookie: None })
     }
@@ -203,15 +213,16 @@ impl Holder {
         to: &NodeName,
         with_locks: bool,
         epoch: Option<Epoch>,
-    ) -> Result<HolderReply, String> {
+    ) -> Result<HolderReply, NotDone> {
         if let Some(roles) = self.role(resources) {
             let (epoch, pause) = roles?.give(to)?;
             return Ok(HolderReply::Done { epoch: Some(epoch), pause_ns: nanoseconds(pause), cookie: None });
         }
         let inos = self.inos(resources)?;
-        let Some(first) = resources.first() else { return Err("no files are named".to_owned()) };
+        let Some(first) = resources.first() else { return Err("no files are named".to_owned().into()) };
         if inos.len() > MOVES_MAX {
-            return Err(format!("{} files are too many for one set; there can be {MOVES_MAX}", inos.len()));
+            let why = format!("{} files are too many for one set; there can be {MOVES_MAX}", inos.len());
+            return Err(why.into());
         }
         let (node, plane) = (self.node()?, self.plane()?);
         // Looked at again when nothing can change any more.
@@ -226,8 +237,9 @@ impl Holder {
             // What nobody owns comes here first, so that one party has all of it to give.
             let missing: Vec<Ino> = inos.iter().copied().filter(|ino| !node.owns(*ino)).collect();
             if !missing.is_empty() {
-                wait(|done| node.acquire(missing, done))
-                    .map_err(|why| format!("the set cannot be brought together here: {why}"))?;
+                wait(|done| node.acquire(missing, done)).map_err(|error| {
+                    error.said(|why| format!("the set cannot be brought together here: {why}"))
+                })?;
             }
         }
         let (cookie, from) = (plane.client().cookie(), plane.client().client());
@@ -240,18 +252,19 @@ impl Holder {
         let answer =
             answer.map_err(|error| error.to_string()).and_then(|answer| HolderReply::decode(&answer));
         let given = wait(|done| node.close_offer(cookie, done))
-            .map_err(|why| format!("nothing was handed over: {why}"))?;
+            .map_err(|error| error.said(|why| format!("nothing was handed over: {why}")))?;
         let Some(given) = given else {
             let why = match answer {
-                Err(why) | Ok(HolderReply::Refused(why)) => why,
-                Ok(_) => "it did not take the files".to_owned(),
+                Ok(HolderReply::Passing(why)) => NotDone::Passing(why),
+                Err(why) | Ok(HolderReply::Refused(why)) => NotDone::Refused(why),
+                Ok(_) => NotDone::Refused("it did not take the files".to_owned()),
             };
-            return Err(format!("nothing was handed over: node {to}: {why}"));
+            return Err(why.said(|why| format!("nothing was handed over: node {to}: {why}")));
         };
         self.pinned.lock().retain(|ino| !inos.contains(ino));
         let pause = match answer {
-            Ok(HolderReply::Refused(why)) => {
-                return Err(not_all_taken_up(to, &given, &why, with_locks.then_some(cookie)));
+            Ok(HolderReply::Refused(why) | HolderReply::Passing(why)) => {
+                return Err(not_all_taken_up(to, &given, &why, with_locks.then_some(cookie)).into());
             }
             Ok(_) => node.now_boot().since(given.stopped),
             Err(why) => {
@@ -268,11 +281,7 @@ impl Holder {
         cookie: Cookie,
         resources: Vec<ResourceId>,
         with_locks: bool,
-    ) -> Result<HolderReply, String> {
-        if let Some(roles) = self.role(&resources) {
-            roles?.agree(cookie)?;
-            return Ok(HolderReply::Done { epoch: None, pause_ns: 0, cookie: None });
-        }
+    ) -> Result<HolderReply, NotDone> {
         let inos = self.inos(&resources)?;
         let reply = self.acquire(inos.clone(), Some(cookie));
         let pinned = self.pinned.lock().intersection(&inos).count();
@@ -285,6 +294,12 @@ impl Holder {
             }
         }
         reply
+    }
+
+    fn agree(&self, role: &ResourceId, epoch: Epoch) -> Result<HolderReply, NotDone> {
+        let roles = self.role(std::slice::from_ref(role));
+        roles.ok_or_else(|| format!("{role} is not the role of a coordinator here"))??.agree(epoch)?;
+        Ok(HolderReply::Done { epoch: None, pause_ns: 0, cookie: None })
     }
 
     /// The locks of all files that came with a cookie.

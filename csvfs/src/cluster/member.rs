@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockd::authority::Authority;
-use lockd::client::{ClientConfig, Deaf, LockClient};
+use lockd::client::{ClientConfig, ClientError, Deaf, LockClient};
 use lockd::clock::Clock;
 use lockd::cluster::tls::Credentials;
 use lockd::cluster::{Cluster, Program};
 use lockd::fencing::incarnation;
 use lockd::ids::{ClientId, Epoch, NodeName, VolumeId};
 use lockd::local::run_dir::RunDir;
-use lockd::machine::{ClientKind, Command, FenceMethod};
+use lockd::machine::{ClientKind, ClientState, Command, FenceMethod};
 use lockd::network::{Carrier, InProcess, Service};
 use lockd::peers::quic::{QuicConfig, QuicEndpoint};
 use lockd::peers::sync::ServedBy;
@@ -121,11 +121,28 @@ pub struct Member {
 
 impl Member {
     /// Joins: waits for lockd and a quorum, registers this process and the volume, whose fence has been proved, and listens
-    /// for the others.
+    /// for the others. A session that ends meanwhile takes nothing along: it is joined under the next one.
     ///
     /// # Errors
     /// If lockd refuses, or the network cannot be used.
     pub fn join(
+        place: &Place,
+        volume: VolumeId,
+        fence: FenceMethod,
+        seen: Epoch,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ClusterError> {
+        loop {
+            match Self::join_session(place, volume, fence, seen, Arc::clone(&clock)) {
+                Err(ClusterError::Lockd(ClientError::SessionEnded(session))) => {
+                    tracing::warn!(%session, "the session of this node has ended while the mount joined; joining the next");
+                }
+                joined => return joined,
+            }
+        }
+    }
+
+    fn join_session(
         place: &Place,
         volume: VolumeId,
         fence: FenceMethod,
@@ -147,6 +164,7 @@ impl Member {
             volume,
             name: place.volume.clone(),
             fence,
+            quiesce_ns: u64::try_from(place.in_file().target_quiesce.as_nanos()).unwrap_or(u64::MAX),
             epoch_floor: seen,
         })?;
         tool.leave(tool.client())?;
@@ -155,8 +173,9 @@ impl Member {
         let client = Arc::new(LockClient::connect(config(kind, Arc::clone(&plane) as _))?);
         let me = client.client();
         let registered = client.clients_of(kind)?.into_iter().find(|info| info.client == me);
-        // Ended already: the first question says so.
-        let incarnation = registered.map_or(me, |info| incarnation(info.nonce));
+        let registered = registered.filter(|info| info.state == ClientState::Live);
+        let registered = registered.ok_or_else(|| ClientError::SessionEnded(client.session_id()))?;
+        let incarnation = incarnation(registered.nonce);
         plane.connect(Arc::clone(&client));
         client.watch()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

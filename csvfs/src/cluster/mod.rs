@@ -9,6 +9,7 @@ mod holder;
 mod locks;
 mod member;
 mod mortal;
+mod not_done;
 mod plane;
 mod ways;
 
@@ -17,6 +18,7 @@ pub use fencing::guarantee;
 pub use holder::Roles;
 pub use locks::ClusterLocks;
 pub use member::{Member, Place};
+pub use not_done::NotDone;
 #[cfg(test)]
 pub(crate) use plane::Control;
 pub use plane::Plane;

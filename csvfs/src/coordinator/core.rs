@@ -58,6 +58,8 @@ pub struct Parts {
     pub key: HashKey,
     /// The epoch in which this coordinator serves.
     pub epoch: Epoch,
+    /// By whom the store was opened.
+    pub openings: Openings,
     /// Which volume it is.
     pub volume: VolumeId,
     /// Nothing is changed.
@@ -73,6 +75,15 @@ pub struct Parts {
     pub settle: Duration,
     /// For so long after a node has told of a ghost, that one may still land (P6).
     pub quiesce: Duration,
+}
+
+/// The epochs in which the store was opened for writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Openings {
+    /// By whoever had it before.
+    pub last: Epoch,
+    /// For this coordinator.
+    pub this: Epoch,
 }
 
 /// Tenures of one coordinator: each has a range of its own.
@@ -110,6 +121,8 @@ pub struct Call {
     pub wanted: bool,
     /// Somebody waits for it.
     pub urgent: bool,
+    /// It is to look again by itself then: something is held back that time makes free.
+    pub due: Option<BootTime>,
     /// Who is told what the next whole pass did.
     pub told: Vec<Sender<Result<u64, Refusal>>>,
     /// It is to end.

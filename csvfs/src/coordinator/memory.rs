@@ -113,7 +113,8 @@ pub fn execute(core: &Arc<Core>, request: Request, on_reply: OnReply) {
             }
             finish.reply(Ok(Answer::Done));
         }
-        Operation::Attach { first, last, open, kept } => {
+        Operation::Attach { first, last, open, left, kept } => {
+            let kept = if left == core.parts.openings.last { kept } else { Vec::new() };
             match core.assembly.gather(head.client, (first, last), open, kept) {
                 Some((open, kept)) => attach(core, open, kept, finish),
                 None => finish.reply(Ok(Answer::Done)),

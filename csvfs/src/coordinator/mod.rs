@@ -51,13 +51,13 @@ use lockd::network::{CarrierError, OnReply, Service};
 use parking_lot::Mutex;
 
 use self::core::Core;
-pub use self::core::{Beside, Parts};
+pub use self::core::{Beside, Openings, Parts};
 use self::due::{encoded, frame};
 use self::queue::{Internal, NotTaken, Pending, Work};
 pub use self::scrub::Scrub;
 use self::writer::Writer;
 use crate::proto::codec::decode;
-use crate::proto::{Answered, FileSlots, Head, Kept, Operation, Request};
+use crate::proto::{Answered, Bequest, FileSlots, Head, Operation, Request};
 use crate::refusal::Refusal;
 use crate::store::StoreError;
 use crate::types::Run;
@@ -166,8 +166,8 @@ impl Coordinator {
     /// What the next coordinator is to be told of files that nobody serves: that all in them is committed, and the slots of
     /// their remote users, of which `slots` are those that this node had.
     #[must_use]
-    pub fn bequeath(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
-        self.core.opens.lock().bequeath(slots)
+    pub fn bequeath(&self, slots: Vec<FileSlots>) -> Bequest {
+        Bequest { left: self.core.parts.openings.this, kept: self.core.opens.lock().bequeath(slots) }
     }
 
     /// Takes no more changes, finishes those that wait, and ends the threads. Whoever waits for space is told that the

@@ -51,7 +51,7 @@ enum Plan {
 }
 
 fn on_its_way(ino: Ino) -> Refusal {
-    Refusal::Busy(format!("{ino} is on its way to another node; try again"))
+    Refusal::Passing(format!("{ino} is on its way to another node"))
 }
 
 /// Moves files to the asker: their server yields, then the asker owns them.
@@ -104,7 +104,7 @@ fn plan(
 ) -> Result<Plan, Refusal> {
     // Looked at again under the lock: whoever has seen that nothing moves hands on what rests.
     if opens.is_quiet() {
-        return Err(Refusal::Busy("another mount is to coordinate the volume; try again".to_owned()));
+        return Err(Refusal::Passing("another mount is to coordinate the volume".to_owned()));
     }
     let (mut settled, mut moving, mut server) = (Vec::new(), Vec::new(), None::<Term>);
     for ino in files {
@@ -183,19 +183,19 @@ fn depart(core: &Arc<Core>, journey: Journey, finish: Finish) {
 /// Nobody knows what the last server has done, but the authority.
 fn is_lost(core: &Core, journey: &Journey, finish: Finish) {
     let (number, files) = (journey.number, journey.inos());
-    let why = "the node that served the files has gone meanwhile; try again".to_owned();
+    let why = "the node that served the files has gone meanwhile".to_owned();
     match journey.next.filter(|_| core.parts.rules.keeps(Rule::L7)) {
         Some(next) => {
             core.opens.lock().doubt(&files, number);
             // Once it is told, the next one gives back what it has got.
-            finish.reply(Err(Refusal::Busy(why)));
+            finish.reply(Err(Refusal::Passing(why)));
             core.doubts.lock().push(Doubt { journey: number, files, next: next.client });
             core.watch.wake();
         }
         None => {
             let told = core.opens.lock().rest(&files, number, Rest::Stays);
             core.rested(told);
-            finish.reply(Err(Refusal::Busy(why)));
+            finish.reply(Err(Refusal::Passing(why)));
         }
     }
 }
@@ -260,7 +260,7 @@ mod tests {
         let mut opens = Opens::new(0);
         opens.open(ino, other.1, true);
         opens.set_quiet(true);
-        assert!(matches!(plan(&mut opens, &[ino], Some(next), claim, home), Err(Refusal::Busy(_))));
+        assert!(matches!(plan(&mut opens, &[ino], Some(next), claim, home), Err(Refusal::Passing(_))));
         assert!(!opens.is_any_moving());
         opens.set_quiet(false);
         assert!(matches!(plan(&mut opens, &[ino], Some(next), claim, home), Ok(Plan::Moves(_))));

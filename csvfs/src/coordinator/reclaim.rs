@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
+use lockd::clock::BootTime;
 use lockd::rules::Rule;
 
 use super::core::Core;
@@ -27,9 +28,8 @@ const GHOST_LOOK: Duration = Duration::from_millis(500);
 
 /// Runs passes until the coordinator stops.
 pub fn serve(core: &Core) {
-    let mut quarantined = false;
-    while let Some(told) = wait(core, quarantined) {
-        if !step(core, told, &mut quarantined) {
+    while let Some(told) = wait(core) {
+        if !step(core, told) {
             break;
         }
     }
@@ -39,23 +39,25 @@ pub fn serve(core: &Core) {
     call.told.clear();
 }
 
-/// Does a pass, and tells `told` of it. Whether to go on.
-fn step(core: &Core, told: Vec<Sender<Result<u64, Refusal>>>, quarantined: &mut bool) -> bool {
+/// Does a pass, tells `told` of it, and notes when the next one is due. Whether to go on.
+fn step(core: &Core, told: Vec<Sender<Result<u64, Refusal>>>) -> bool {
     let result = pass(core);
-    let progress = match &result {
-        Ok(passed) => {
-            *quarantined = passed.quarantined;
-            if let Some(left) = passed.unsettled {
-                again_after(core, left, told);
-                return true;
-            }
-            passed.freed > 0
+    let (progress, again) = match &result {
+        Ok(passed) if passed.unsettled => {
+            let mut call = core.call.lock();
+            call.told.extend(told);
+            call.urgent |= !call.told.is_empty();
+            call.due = due(core, passed.again);
+            return true;
         }
+        Ok(passed) => (passed.freed > 0, passed.again),
         Err(refusal) => {
             tracing::warn!(%refusal, "freed blocks stay held back");
-            false
+            // What fails for good is not tried again.
+            (false, core.failure().is_none().then_some(GHOST_LOOK))
         }
     };
+    core.call.lock().due = due(core, again);
     let passed = core.run(Internal::Passed { progress });
     for sender in told {
         let _ = sender.send(result.as_ref().map(|passed| passed.freed).map_err(Clone::clone));
@@ -63,25 +65,34 @@ fn step(core: &Core, told: Vec<Sender<Result<u64, Refusal>>>, quarantined: &mut 
     passed.is_ok()
 }
 
-/// A pass if one is wanted, for those who start the coordinator without its threads.
-#[cfg(test)]
-pub fn round(core: &Core) {
-    let wanted = std::mem::take(&mut core.call.lock().wanted);
-    if wanted {
-        let told = std::mem::take(&mut core.call.lock().told);
-        step(core, told, &mut false);
-    }
+fn due(core: &Core, again: Option<Duration>) -> Option<BootTime> {
+    again.map(|again| core.parts.clock.boot().after(again))
 }
 
-/// Waits until a pass is wanted. Returns who wants to hear of it, or nothing when the coordinator stops.
-fn wait(core: &Core, quarantined: bool) -> Option<Vec<Sender<Result<u64, Refusal>>>> {
+/// A pass if one is wanted or due, for those who start the coordinator without its threads.
+#[cfg(test)]
+pub fn round(core: &Core) {
+    let told = {
+        let mut call = core.call.lock();
+        let is_due = call.due.is_some_and(|due| due <= core.parts.clock.boot());
+        if !is_due && !call.wanted {
+            return;
+        }
+        call.wanted = false;
+        std::mem::take(&mut call.told)
+    };
+    step(core, told);
+}
+
+/// Waits until a pass is wanted or due. Returns who wants to hear of it, or nothing when the coordinator stops.
+fn wait(core: &Core) -> Option<Vec<Sender<Result<u64, Refusal>>>> {
     let mut call = core.call.lock();
     while !call.wanted && !call.stop {
-        if quarantined {
-            core.called.wait_for(&mut call, GHOST_LOOK);
-            break;
+        match call.due.map(|due| due.since(core.parts.clock.boot())) {
+            Some(left) if left.is_zero() => break,
+            Some(left) => drop(core.called.wait_for(&mut call, left)),
+            None => core.called.wait(&mut call),
         }
-        core.called.wait(&mut call);
     }
     // Frees come in series; a pass for each would double the commits.
     if !call.urgent && !call.stop {
@@ -94,25 +105,15 @@ fn wait(core: &Core, quarantined: bool) -> Option<Vec<Sender<Result<u64, Refusal
     Some(std::mem::take(&mut call.told))
 }
 
-/// Lets the next pass come when writes of earlier incarnations cannot land any more.
-fn again_after(core: &Core, left: Duration, told: Vec<Sender<Result<u64, Refusal>>>) {
-    let mut call = core.call.lock();
-    call.told.extend(told);
-    if !call.stop {
-        core.called.wait_for(&mut call, left);
-    }
-    (call.wanted, call.urgent) = (true, true);
-}
-
 /// What a pass did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Passed {
     /// Blocks made free.
     freed: u64,
-    /// Whether blocks stay in quarantine.
-    quarantined: bool,
-    /// Writes of earlier incarnations may land for so long; nothing was freed.
-    unsettled: Option<Duration>,
+    /// Blocks are held back that are to be looked at again after that.
+    again: Option<Duration>,
+    /// Writes of earlier incarnations may land: nothing of what is held back was looked at.
+    unsettled: bool,
 }
 
 /// One pass over all that is to be reclaimed.
@@ -124,8 +125,9 @@ fn pass(core: &Core) -> Result<Passed, Refusal> {
     let mut passed = Passed::default();
     let since = core.parts.clock.boot().since(core.started);
     if let Some(left) = core.parts.settle.checked_sub(since).filter(|left| !left.is_zero()) {
-        let held = snapshot(core)?.counters.pending.get() > 0;
-        passed.unsettled = held.then_some(left);
+        let counters = snapshot(core)?.counters;
+        passed.unsettled = counters.pending.get() > 0;
+        passed.again = (passed.unsettled || counters.quarantined.get() > 0).then_some(left);
         return Ok(passed);
     }
     loop {
@@ -140,15 +142,16 @@ fn pass(core: &Core) -> Result<Passed, Refusal> {
     let quarantined = held(core, true)?;
     let (count, now) = (quarantined.len(), core.parts.clock.boot());
     let runs = core.quarantine.lock().over(quarantined, (core.started, now), core.parts.quiesce);
-    passed.quarantined = runs.len() < count;
+    let mut is_left = runs.len() < count;
     if !runs.is_empty() {
         let (free, ghosts) = trimmed(core, &runs);
-        passed.quarantined |= !ghosts.is_empty();
+        is_left |= !ghosts.is_empty();
         passed.freed += free.iter().map(|run| run.len).sum::<u64>();
         if !free.is_empty() {
             core.run(Internal::ReleaseQuarantine(free))?;
         }
     }
+    passed.again = is_left.then_some(GHOST_LOOK);
     Ok(passed)
 }
 

@@ -196,7 +196,10 @@ impl Writer {
         let dirty = change.finish(core.parts.journal.as_ref().map(Journal::epoch))?;
         let settles = std::mem::take(&mut self.gauge.settles) && !dirty;
         let (counters, hints, log) = (change.counters, change.hints, change.tables.take_log());
-        outcome.reclaim = counters.pending.get() > 0 || counters.orphans.get() > self.counters.orphans.get();
+        // What is in quarantine is looked at again by itself once it has been looked at.
+        outcome.reclaim = counters.pending.get() > 0
+            || counters.orphans.get() > self.counters.orphans.get()
+            || counters.quarantined.get() > self.counters.quarantined.get();
         drop(change);
         if !core.parts.rules.keeps(Rule::V3) {
             // The mutant: acknowledged before it is durable.

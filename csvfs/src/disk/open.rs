@@ -134,6 +134,8 @@ pub struct OpenVolume {
     pub label: Label,
     /// The epoch of this opening.
     pub epoch: Epoch,
+    /// That of the last one by a writer.
+    pub last_epoch: Epoch,
     /// The session of a mount without a cluster: the epoch's number.
     pub session: SessionId,
     /// The client that has it open.
@@ -640,6 +642,7 @@ impl Opening {
         let volume = OpenVolume {
             label: self.around.label.clone(),
             epoch: won.claim.epoch,
+            last_epoch: won.survey.superblock.epoch,
             session: SessionId(won.claim.epoch.0),
             client: won.claim.client,
             size: hold.superblock.size,

@@ -13,36 +13,13 @@ use lockd::network::Carrier;
 
 use super::Core;
 use super::file::File;
-use crate::proto::{Declared, Kept, Operation};
+use crate::proto::{Bequest, Declared, Kept, Operation};
 use crate::refusal::Refusal;
 
 /// Files of one message, and bytes of slots after which no more are added: well below
 /// [`FRAME_MAX`](crate::proto::codec::FRAME_MAX).
 const FILES_MAX: usize = 4096;
 const SLOTS_MAX: usize = 256 << 10;
-
-/// What the next coordinator is told of files that this node has served for nobody, as the last coordinator's node.
-#[derive(Default)]
-pub(super) struct Legacy {
-    kept: Vec<Kept>,
-    /// The line by which it was told.
-    told: Option<u64>,
-}
-
-impl Legacy {
-    pub(super) fn new(kept: Vec<Kept>) -> Self {
-        Self { kept, told: None }
-    }
-
-    /// What is told by a line. Nothing if it was told by another one: that coordinator may have served the files, so that
-    /// with it was lost what is not committed (P9).
-    fn told_by(&mut self, line: u64) -> Vec<Kept> {
-        if *self.told.get_or_insert(line) != line {
-            self.kept.clear();
-        }
-        self.kept.clone()
-    }
-}
 
 /// One message.
 #[derive(Default)]
@@ -106,7 +83,7 @@ impl Core {
         // What was kept before is not covered by leases any more.
         self.channel.cache.switch(false);
         self.drop_attributes(None).await;
-        loop {
+        let told = loop {
             // What is opened or closed between the list and its arrival would be neither as it says nor as it was told.
             let stops = [self.openings.stop(), self.givings.stop()];
             self.openings.drain().await;
@@ -121,17 +98,25 @@ impl Core {
                 }
                 open.extend(file.declaration());
             }
-            match self.tell_open(number, open).await {
-                Ok(()) => break,
+            let bequest = self.legacy.lock().clone();
+            let left = bequest.left;
+            match self.tell_open(number, open, bequest).await {
+                Ok(()) => break left,
                 // No way to this node is known yet.
                 Err(Refusal::Busy(_)) => {}
                 Err(refusal) => return Err(refusal),
             }
             drop(stops);
             self.media.tick_passed().await;
-        }
+        };
         self.files.values().iter().for_each(|file| file.forget_home());
-        *self.legacy.lock() = Legacy::default();
+        {
+            // Not what has been left since.
+            let mut legacy = self.legacy.lock();
+            if legacy.left == told {
+                *legacy = Bequest::default();
+            }
+        }
         self.channel.cache.switch(true);
         if !self.channel.open(number) {
             return Err(other_coordinator());
@@ -143,11 +128,12 @@ impl Core {
         Ok(())
     }
 
-    async fn tell_open(&self, number: u64, open: Vec<Declared>) -> Result<(), Refusal> {
-        let parts = parts(open, self.legacy.lock().told_by(number));
+    async fn tell_open(&self, number: u64, open: Vec<Declared>, bequest: Bequest) -> Result<(), Refusal> {
+        let Bequest { left, kept } = bequest;
+        let parts = parts(open, kept);
         let last = parts.len() - 1;
         for (at, Part { open, kept }) in parts.into_iter().enumerate() {
-            let attach = Operation::Attach { first: at == 0, last: at == last, open, kept };
+            let attach = Operation::Attach { first: at == 0, last: at == last, open, left, kept };
             self.channel.call_on(number, attach).await?;
         }
         Ok(())
@@ -167,16 +153,5 @@ mod tests {
         let all = parts((0..10_000).map(declared).collect(), (0..3).map(kept).collect());
         let counts: Vec<(usize, usize)> = all.iter().map(|part| (part.open.len(), part.kept.len())).collect();
         assert_eq!(counts, [(4096, 0), (4096, 0), (1808, 0), (0, 2), (0, 1)]);
-    }
-
-    /// Found: what a node had committed for the last coordinator was told to the one after the next, too, which took what was
-    /// lost between for handed over.
-    #[test]
-    fn what_is_handed_on_is_told_to_one_coordinator_only() {
-        let mut legacy = Legacy::new(vec![Kept { ino: Ino(1), owned: false, since: 1, slots: Vec::new() }]);
-        assert_eq!(legacy.told_by(4).len(), 1);
-        assert_eq!(legacy.told_by(4).len(), 1, "once more, to the same one");
-        assert!(legacy.told_by(5).is_empty());
-        assert!(legacy.told_by(4).is_empty());
     }
 }

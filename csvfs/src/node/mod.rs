@@ -106,7 +106,7 @@ use redirector::buffer::Pool;
 use redirector::lun::Lun;
 
 use crate::peers::Peers;
-use crate::proto::{FileSlots, Kept};
+use crate::proto::{Bequest, FileSlots};
 use crate::refusal::Refusal;
 use crate::service::{Done, Pages};
 use crate::types::{Ino, Timestamp};
@@ -213,7 +213,7 @@ struct Core {
     /// This node is ceasing to be the coordinator's: it serves nothing more that nobody owns.
     resigns: AtomicBool,
     /// What it hands on to the next coordinator of what it has served for nobody.
-    legacy: Mutex<attaching::Legacy>,
+    legacy: Mutex<Bequest>,
     /// Requests to other nodes that are under way.
     sendings: remote::Sendings,
     closings: closings::Closings,
@@ -422,9 +422,9 @@ impl Node {
         self.core.media.tick();
     }
 
-    /// Nobody is asked any more until [`Node::follow`]. The next coordinator is handed `kept`.
-    pub fn hang_up(&self, kept: Vec<Kept>) {
-        *self.core.legacy.lock() = attaching::Legacy::new(kept);
+    /// Nobody is asked any more until [`Node::follow`]. The next coordinator is handed `bequest`.
+    pub fn hang_up(&self, bequest: Bequest) {
+        *self.core.legacy.lock() = bequest;
         self.core.channel.switch(None, Epoch::NOBODY);
     }
 

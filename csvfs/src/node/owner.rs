@@ -153,7 +153,7 @@ impl Core {
     ) -> Result<bool, Refusal> {
         let opened = opened?;
         let Some(term) = opened.term.filter(|term| term.client == self.client) else {
-            return Err(Refusal::Busy("it has gone to another node meanwhile".to_owned()));
+            return Err(Refusal::Passing("it has gone to another node meanwhile".to_owned()));
         };
         let _turn = file.turn.take().await;
         let _stop = file.gate.stop();

@@ -214,10 +214,10 @@ impl Core {
         // What another coordinator is told of this node holds: nothing is given for one that is not any more.
         let giving = self.givings.enter().await;
         if demand.coordinator != self.channel.coordinator() {
-            return Err(Refusal::Stale("another mount coordinates the volume now; try again".to_owned()));
+            return Err(Refusal::Passing("another mount coordinates the volume now".to_owned()));
         }
         if self.resigns.load(SeqCst) {
-            return Err(Refusal::Busy("another mount is to coordinate the volume; try again".to_owned()));
+            return Err(Refusal::Passing("another mount is to coordinate the volume".to_owned()));
         }
         let epoch = self.give(set, next, terms.escrow).await?;
         failpoint::reached("yield.given");

@@ -13,8 +13,8 @@ use lockd::ids::{ClientId, Epoch, Sequence, SessionId, SlotId};
 
 pub use callback::{Call, CallAnswer, Callback, Key, Next};
 pub use operation::{
-    Allocation, Claim, CommitPart, Created, Declared, FileSlots, Kept, Operation, RenameMode, Served,
-    SetAttr, WrittenRun, XattrMode,
+    Allocation, Bequest, Claim, CommitPart, Created, Declared, FileSlots, Kept, Operation, RenameMode,
+    Served, SetAttr, WrittenRun, XattrMode,
 };
 pub use reply::{Answer, Answered, LayoutPart, OpenedFile, Term};
 
@@ -22,7 +22,7 @@ use crate::refusal::Refusal;
 use crate::types::Ino;
 
 /// The version of the messages; the first byte of each frame.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// The slot in which a client attaches: beyond those of its other requests, of which all may be waiting for that.
 pub const ATTACH_SLOT: SlotId = SlotId(lockd::slots::SLOTS_PER_CLIENT);

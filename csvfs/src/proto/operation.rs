@@ -125,6 +125,16 @@ pub struct Kept {
     pub slots: Vec<u8>,
 }
 
+/// What the coordinator's node hands on when that coordinator ends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Bequest {
+    /// The epoch of the store's opening by that coordinator. It holds only for who opens the store next: another one that has
+    /// had it open may have served the files, so that with it was lost what is not committed (P9).
+    pub left: Epoch,
+    /// The files.
+    pub kept: Vec<Kept>,
+}
+
 /// How a client wants to own files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Claim {
@@ -235,9 +245,10 @@ pub enum Operation {
     /// of its remote users. Answer: `Done`.
     Close { files: Vec<FileSlots> },
     /// The client is here and can be called back. Leases that it had are over, and what it holds open is this, in several
-    /// parts if it is much; `kept` is what the last coordinator's node hands on. The last part is answered when everybody who
+    /// parts if it is much; `kept` is what a coordinator's node hands on that has left the store in the epoch `left`
+    /// ([`Bequest`]). The last part is answered when everybody who
     /// may have been leased something by an earlier coordinator has done the same, or is over (V9). Answer: `Done`.
-    Attach { first: bool, last: bool, open: Vec<Declared>, kept: Vec<Kept> },
+    Attach { first: bool, last: bool, open: Vec<Declared>, left: Epoch, kept: Vec<Kept> },
     /// Who serves a file that somebody holds open; answered when it is not on its way from one server to another.
     /// Answer: `Opened`.
     Serving { ino: Ino },

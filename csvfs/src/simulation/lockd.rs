@@ -92,8 +92,13 @@ impl Lockd {
         let settings = Settings { lease_ns: nanos(LEASE), grace_ns: nanos(GRACE) };
         machine.apply(rules, 0, &Command::Configure(settings));
         let (name, fence) = ("volume".to_owned(), FenceMethod::Lease);
-        let register =
-            Command::RegisterVolume { volume: VOLUME, name, fence, epoch_floor: Default::default() };
+        let register = Command::RegisterVolume {
+            volume: VOLUME,
+            name,
+            fence,
+            quiesce_ns: 0,
+            epoch_floor: Default::default(),
+        };
         machine.apply(rules, 0, &register);
         let lockd = Arc::new(Self {
             cluster: Mutex::new(Cluster {

@@ -310,6 +310,12 @@ impl Member {
     pub fn hand_on(self: &Arc<Self>, world: &Arc<World>, to: &Self) -> bool {
         let door = self.door.lock().clone();
         if let Some(door) = door {
+            for _ in 0..REST_TRIES_AT_END {
+                if self.agent.has_ended() || (self.is_served_in(door.epoch) && to.is_served_in(door.epoch)) {
+                    break;
+                }
+                self.rest(world, Duration::from_millis(10));
+            }
             self.files_rest(world, &door, REST_TRIES_AT_END);
             door.coordinator.stay();
         }
@@ -328,6 +334,11 @@ impl Member {
         is_done
     }
 
+    /// Whether the coordinator of that epoch serves it.
+    fn is_served_in(&self, epoch: Epoch) -> bool {
+        *self.way.lock() == Way::Attached(epoch)
+    }
+
     /// Lets no file begin to change hands, and waits for those that do. Whether none does.
     fn files_rest(&self, world: &World, door: &Door, tries: usize) -> bool {
         for _ in 0..tries {
@@ -344,6 +355,9 @@ impl Member {
 
     fn hand_over_now(self: &Arc<Self>, world: &Arc<World>, door: &Arc<Door>, to: &Self) -> bool {
         world.schedule.note("hands over", &[self.number as u64, to.number as u64]);
+        if !self.is_served_in(door.epoch) || !to.is_served_in(door.epoch) {
+            return false;
+        }
         if self.wait(world, |node, done| node.prepare_to_resign(done)).is_err() {
             return false;
         }

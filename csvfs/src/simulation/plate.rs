@@ -4,8 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use lockd::ids::Epoch;
 use parking_lot::Mutex;
 use redb::StorageBackend;
+
+use crate::coordinator::Openings;
 
 /// The metadata areas of a volume: the one in force.
 #[derive(Debug, Default)]
@@ -34,6 +37,11 @@ impl Plates {
 }
 
 impl Plate {
+    /// The numbers of this opening and of the one before.
+    pub fn openings(&self) -> Openings {
+        Openings { last: Epoch(self.opening - 1), this: Epoch(self.opening) }
+    }
+
     fn check(&self) -> Result<(), std::io::Error> {
         if self.openings.load(SeqCst) == self.opening {
             return Ok(());

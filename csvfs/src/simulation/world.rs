@@ -196,7 +196,9 @@ impl World {
         if member.agent.has_ended() {
             return Err("the session has ended".to_owned());
         }
-        let database = Database::builder().create_with_backend(self.plates.copy());
+        let plate = self.plates.copy();
+        let openings = plate.openings();
+        let database = Database::builder().create_with_backend(plate);
         let database = Arc::new(database.map_err(|error| error.to_string())?);
         let coordinator = Coordinator::simulated(coordinator::Parts {
             database: Arc::clone(&database),
@@ -209,6 +211,7 @@ impl World {
             rules: self.rules,
             key: KEY,
             epoch,
+            openings,
             volume: VOLUME,
             read_only: false,
             discard: false,

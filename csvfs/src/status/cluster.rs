@@ -152,7 +152,7 @@ fn ask_mount(connection: &Connection, node: &NodeName, volume: VolumeId) -> Resu
         Ok(HolderReply::Document(text)) => {
             serde_json::from_str(&text).map_err(|error| format!("its answer is of another release: {error}"))
         }
-        Ok(HolderReply::Refused(why)) => Err(why),
+        Ok(HolderReply::Refused(why) | HolderReply::Passing(why)) => Err(why),
         Ok(HolderReply::Done { .. } | HolderReply::Locks(_)) => {
             Err("its answer is of another release".to_owned())
         }

@@ -2,6 +2,7 @@
 //! cluster knows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::fencing::key_of;
@@ -38,8 +39,11 @@ impl Entry {
         let member = Member::join(place, label.uuid, fence, seen, Arc::clone(&settings.clock))?;
         // From now on only this volume is accepted when the LUN is reached anew (P3).
         let identity = Identity { offset: label_at(&survey), bytes: label.encode().to_vec() };
+        let quiesce = settings.quiesce_of(&label);
+        warn_of_label(&label, quiesce);
         if !matches!(fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr) {
             lun.expect(identity);
+            lun.assume_quiesce(quiesce);
             return Ok(Self { lun, label, member, settings });
         }
         // Whoever fences this mount's session has this incarnation refused, and no other; by reservations, its key.
@@ -54,6 +58,19 @@ impl Entry {
             guards_unmap: shown.guards_unmap,
         });
         let lun = redirector::open::open_all(&place.luns, &options)?;
+        lun.assume_quiesce(quiesce);
         Ok(Self { lun, label, member, settings })
+    }
+}
+
+/// Whoever opens the volume without its cluster knows of its label only.
+fn warn_of_label(label: &Label, quiesce: Duration) {
+    if label.quiesce < quiesce {
+        tracing::warn!(
+            "the volume was formatted for a target that executes nothing later than {:?} after its sender is gone, and the \
+             cluster file says {quiesce:?}: after a crash, mount it without its cluster (or repair it) only when that has \
+             passed",
+            label.quiesce
+        );
     }
 }

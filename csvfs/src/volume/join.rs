@@ -21,6 +21,7 @@ impl Volume {
             read_only: false,
             cluster: Some(place.mark()?),
             node: place.node.to_string(),
+            quiesce: Some(place.in_file().target_quiesce),
             ..settings
         };
         let Entry { lun, label, member, settings } = Entry::find(place, settings)?;

@@ -39,7 +39,7 @@ use self::office::Office;
 use self::succession::{Left, Succession};
 
 use crate::cluster::ClusterLocks;
-use crate::coordinator::{self, Beside};
+use crate::coordinator::{self, Beside, Openings};
 use crate::disk::area::{Area, AreaError};
 use crate::disk::journal::Journal;
 use crate::disk::label::Label;
@@ -51,6 +51,7 @@ use crate::fsck::{Rescued, rescue};
 use crate::lock_service::LockService;
 use crate::node::{self, Node};
 use crate::peers::Alone;
+use crate::proto::Bequest;
 use crate::refusal::Refusal;
 use crate::service::FileService;
 use crate::status::Opening;
@@ -92,7 +93,7 @@ impl Control {
 /// What opening gave, for reading or for writing.
 struct Ground {
     label: Label,
-    epoch: Epoch,
+    openings: Openings,
     session: SessionId,
     lease: Arc<Lease>,
     database: redb::Database,
@@ -150,8 +151,9 @@ impl Volume {
         let (label, label_at) = (ground.label.clone(), ground.label_at);
         // From now on only this volume is accepted when the LUN is reached anew (P3).
         lun.expect(Identity { offset: label_at, bytes: label.encode().to_vec() });
+        lun.assume_quiesce(settings.quiesce_of(&label));
         // Epochs of files start far above those of earlier sessions: each session has a range of its own.
-        let first_epoch = Epoch(ground.epoch.0 << 32);
+        let first_epoch = Epoch(ground.openings.this.0 << 32);
         let lease = Arc::clone(&ground.lease);
         let alone = Arc::new(Standalone::new(ground.session, lease, settings.client, first_epoch));
         let authority: Arc<dyn Authority> = Arc::clone(&alone) as _;
@@ -185,9 +187,21 @@ impl Volume {
         // A store that was copied had a writer whose last writes may still land; one opened in place has not.
         let settle = match &opened.opened {
             Opened::InPlace(_) => Duration::ZERO,
-            Opened::Copied { .. } | Opened::Rebuilt => opened.label.quiesce,
+            Opened::Copied { .. } | Opened::Rebuilt => settings.quiesce_of(&opened.label),
         };
-        let OpenVolume { label, epoch, session, database, area, journal, lease, hold, checked, .. } = opened;
+        let OpenVolume {
+            label,
+            epoch,
+            last_epoch,
+            session,
+            database,
+            area,
+            journal,
+            lease,
+            hold,
+            checked,
+            ..
+        } = opened;
         let (again, cache_bytes, rules) = (Arc::downgrade(&area), settings.cache_bytes, settings.rules);
         let beside = Beside::new(move || {
             let area = again.upgrade().ok_or(AreaError::Closed)?;
@@ -196,7 +210,7 @@ impl Volume {
         let space: Arc<Area> = area;
         Ok(Ground {
             label,
-            epoch,
+            openings: Openings { last: last_epoch, this: epoch },
             session,
             lease,
             database,
@@ -240,7 +254,7 @@ impl Volume {
         });
         Ok(Ground {
             label: view.survey.label,
-            epoch,
+            openings: Openings { last: epoch, this: epoch },
             session: SessionId(epoch.0),
             lease: Arc::new(Lease::unlimited()),
             database: view.database,
@@ -380,7 +394,7 @@ fn close_office(
     drained.map_err(VolumeError::Commit)?;
     office.coordinator.end_client(client).map_err(VolumeError::Commit)?;
     office.stop(Vec::new());
-    node.hang_up(Vec::new());
+    node.hang_up(Bequest::default());
     drop(node);
     office.close(lun)
 }

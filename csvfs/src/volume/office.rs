@@ -11,7 +11,7 @@ use super::{Ground, Settings, VolumeError};
 use crate::coordinator::{self, Coordinator};
 use crate::disk::open::Hold;
 use crate::peers::Peers;
-use crate::proto::{FileSlots, Kept};
+use crate::proto::{Bequest, FileSlots};
 use crate::status::Opening;
 use crate::store::cookie::HashKey;
 
@@ -54,11 +54,12 @@ impl Office {
             rules: settings.rules,
             key: HashKey(ground.label.hash_key),
             epoch,
+            openings: ground.openings,
             volume: ground.label.uuid,
             read_only: settings.read_only,
             discard: settings.discard,
             settle: ground.settle,
-            quiesce: ground.label.quiesce,
+            quiesce: settings.quiesce_of(&ground.label),
             journal: ground.journal,
             beside: Some(ground.beside),
             scrub: !ground.checked,
@@ -72,7 +73,7 @@ impl Office {
     }
 
     /// Ends the coordinator, when what is queued is done. What the next one has to be told of files that nobody owns.
-    pub(super) fn stop(&self, slots: Vec<FileSlots>) -> Vec<Kept> {
+    pub(super) fn stop(&self, slots: Vec<FileSlots>) -> Bequest {
         self.coordinator.stop();
         self.coordinator.bequeath(slots)
     }

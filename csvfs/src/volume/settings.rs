@@ -12,6 +12,7 @@ use redirector::buffer::Pool;
 
 use crate::disk;
 use crate::disk::claim::ClusterMark;
+use crate::disk::label::Label;
 use crate::disk::member::MemberOptions;
 use crate::disk::open::{OpenVolume, Opened};
 use crate::node;
@@ -44,6 +45,9 @@ pub struct Settings {
     pub discard: bool,
     /// How long I/O waits for a LUN that is gone (P2).
     pub hold: Duration,
+    /// How long the LUN's target may execute what it was sent, if not what the label says (P4, P6, V2): a cluster's volume
+    /// has it from the cluster file, for all of its nodes.
+    pub quiesce: Option<Duration>,
     /// The window of claims, if not the label's (V1).
     pub window: Option<Duration>,
     /// How long data that nobody syncs stays uncommitted.
@@ -76,12 +80,18 @@ impl Settings {
             read_only: false,
             discard: true,
             hold: Duration::from_secs(120),
+            quiesce: None,
             window: None,
             commit_every: Duration::from_secs(5),
             cache_bytes: 64 << 20,
             check_max: 16 << 20,
             pool: Pool::default(),
         }
+    }
+
+    /// How long the target of the volume with this label may execute what it was sent.
+    pub(super) fn quiesce_of(&self, label: &Label) -> Duration {
+        self.quiesce.unwrap_or(label.quiesce)
     }
 
     pub(crate) fn lun_options(&self) -> redirector::open::OpenOptions {
@@ -98,6 +108,7 @@ impl Settings {
         options.who.cluster = self.cluster.clone();
         options.living_nodes = self.living_nodes.clone();
         options.window = self.window;
+        options.quiesce = self.quiesce;
         options.cache_bytes = self.cache_bytes;
         options.check_max = self.check_max;
         options.hold = self.hold;

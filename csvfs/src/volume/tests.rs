@@ -21,7 +21,7 @@ const SIZE: u64 = 512 << 20;
 
 /// A LUN that proves nothing: after a crash the store is copied.
 #[derive(Debug)]
-struct Silent(MemoryLun);
+struct Silent(MemoryLun, parking_lot::Mutex<Option<Duration>>);
 
 impl Lun for Silent {
     fn geometry(&self) -> Geometry {
@@ -51,6 +51,9 @@ impl Lun for Silent {
     fn prove_alone(&self) -> Proof {
         Proof::Unprovable
     }
+    fn assume_quiesce(&self, quiesce: Duration) {
+        *self.1.lock() = Some(quiesce);
+    }
     fn describe(&self) -> String {
         "a LUN that proves nothing".to_owned()
     }
@@ -66,7 +69,7 @@ fn settings() -> Settings {
 
 fn lun(image: Image, proves: bool) -> Arc<dyn Lun> {
     let lun = MemoryLun::with_geometry(redirector::memory::geometry(SIZE), image);
-    if proves { Arc::new(lun) } else { Arc::new(Silent(lun)) }
+    if proves { Arc::new(lun) } else { Arc::new(Silent(lun, Default::default())) }
 }
 
 fn wait<T: Send + 'static>(call: impl FnOnce(crate::service::Done<T>)) -> Result<T, Refusal> {
@@ -197,4 +200,18 @@ fn v12_a_store_with_a_damaged_page_is_made_anew_with_what_the_journal_has() {
     let Rescued { database, walk, journal } = rescue(&lun, &survey).unwrap().unwrap();
     assert!(walk.bad.is_empty() && journal.is_none());
     assert!(dump(&database).unwrap() == rows);
+}
+
+#[test]
+fn a_mount_assumes_of_its_target_what_the_cluster_says_and_else_the_label() {
+    let (image, _) = crashed();
+    for (of_cluster, expected_ms) in [(None, 200), (Some(Duration::from_millis(700)), 700)] {
+        let memory = MemoryLun::with_geometry(redirector::memory::geometry(SIZE), image.clone());
+        let silent = Arc::new(Silent(memory, Default::default()));
+        let settings = Settings { quiesce: of_cluster, ..settings() };
+        let volume = Volume::open(Arc::clone(&silent) as Arc<dyn Lun>, settings.clone()).unwrap();
+        assert_eq!(*silent.1.lock(), Some(Duration::from_millis(expected_ms)));
+        volume.abandon();
+        assert_eq!(settings.open_options().quiesce, of_cluster, "V2");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -90,7 +90,8 @@ impl Clients {
         missing.map(|(client, member)| (*client, member.process)).collect()
     }
 
-    /// Registers a client of the process behind `connection`, or finds the one that it registered by that number.
+    /// Registers a client of the process behind `connection`, or finds the one that it registered by that number. Who has
+    /// none yet is registered under the next session if this one has ended meanwhile (L2).
     pub(super) async fn register(
         &self,
         core: &Arc<Core>,
@@ -100,26 +101,52 @@ impl Clients {
         known: Option<(SessionId, ClientId)>,
         patience: Option<Duration>,
     ) -> Result<Registered, Failure> {
-        if let (ClientKind::Csvfs { volume }, None) = (kind, known) {
-            former::wait_until_over(core, volume, patience).await?;
-        }
-        let OpenSession { session, line, .. } = core.session(patience).await?;
-        if let Some((before, _)) = known.filter(|(before, _)| *before != session) {
-            return Err(Failure::SessionEnded(before));
-        }
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let process = connection.process.incarnation();
         let nonce = client_nonce(process, core.boot, number);
-        let command = Command::AddClient { session, nonce, kind, pid: process.pid };
-        let client = match core.route.propose(&command, patience).await? {
-            Reply::Client(client) => client,
-            Reply::Refused(Refusal::SessionEnded(session)) => return Err(Failure::SessionEnded(session)),
-            Reply::Refused(refusal) => return Err(Failure::Refused(refusal.to_string())),
-            other => return Err(Failure::Refused(format!("an odd reply: {other:?}"))),
-        };
+        let mut over = None;
+        loop {
+            let open = core.session_after(over, left()).await?;
+            let session = open.session;
+            if let Some((before, _)) = known.filter(|(before, _)| *before != session) {
+                return Err(Failure::SessionEnded(before));
+            }
+            // F2: under the session, so that all earlier ones have ended, and what they have run here is known.
+            if let (ClientKind::Csvfs { volume }, None) = (kind, known) {
+                former::wait_until_over(core, volume, left()).await?;
+            }
+            let command = Command::AddClient { session, nonce, kind, pid: process.pid };
+            let added = match core.route.propose(&command, left()).await? {
+                Reply::Client(client) => self.add(core, connection, &open, (client, kind, process)),
+                Reply::Refused(Refusal::SessionEnded(_)) => None,
+                Reply::Refused(refusal) => return Err(Failure::Refused(refusal.to_string())),
+                other => return Err(Failure::Refused(format!("an odd reply: {other:?}"))),
+            };
+            match added {
+                Some(registered) => return Ok(registered),
+                None if known.is_some() => return Err(Failure::SessionEnded(session)),
+                None => {
+                    tracing::warn!(%session, "a program that registers waits for the next session: this one has ended");
+                    over = Some(session);
+                }
+            }
+        }
+    }
+
+    /// A client has been registered under the session `open`; nothing if that is over already.
+    fn add(
+        &self,
+        core: &Arc<Core>,
+        connection: &Arc<Connection>,
+        open: &OpenSession,
+        (client, kind, process): (ClientId, ClientKind, Incarnation),
+    ) -> Option<Registered> {
+        let session = open.session;
         let new = {
             let mut state = self.state.lock();
             if state.session != session {
-                return Err(Failure::SessionEnded(session));
+                return None;
             }
             let connection = Some(Arc::clone(connection));
             let member = Member { kind, process: Some(process), connection };
@@ -130,7 +157,7 @@ impl Clients {
             core.watch_process(session, client, Some(process));
         }
         let (cluster, node) = (core.cluster.name.clone(), core.node.clone());
-        Ok(Registered { session, client, line, cluster, node })
+        Some(Registered { session, client, line: open.line, cluster, node })
     }
 
     /// The connection of `client`, if it has one.

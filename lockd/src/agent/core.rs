@@ -123,9 +123,20 @@ impl Core {
 
     /// The session; waits for one as long as the patience goes.
     pub(super) async fn session(&self, patience: Option<Duration>) -> Result<OpenSession, Failure> {
+        self.session_after(None, patience).await
+    }
+
+    /// The same, and not `over`, which has ended.
+    pub(super) async fn session_after(
+        &self,
+        over: Option<SessionId>,
+        patience: Option<Duration>,
+    ) -> Result<OpenSession, Failure> {
         let mut open = self.open.clone();
         let opened = async {
-            let session = open.wait_for(Option::is_some).await;
+            let is_next =
+                |open: &Option<OpenSession>| open.as_ref().is_some_and(|open| over != Some(open.session));
+            let session = open.wait_for(is_next).await;
             session.ok().and_then(|session| session.clone())
         };
         let opened = match patience {

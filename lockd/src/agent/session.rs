@@ -18,6 +18,8 @@ use crate::rules::{Rule, Rules};
 pub(super) const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// How many keep-alives may be on their way.
 const UNDER_WAY_MAX: usize = 8;
+/// How long is waited before a session is kept alive for the first time once more.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// How long is waited before a session that was refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -67,8 +69,15 @@ async fn open_session(core: &Arc<Core>) -> OpenSession {
         match try_open(core).await {
             Ok(Reply::Session(session)) => {
                 let (line, lease) = core.page.begin(session);
-                core.clients.begin(core, session).await;
-                return OpenSession { session, line, lease: Arc::new(lease) };
+                let open = OpenSession { session, line, lease: Arc::new(lease) };
+                // One that was resumed may be about to be ended: nobody starts under it before it has its lease.
+                if is_granted(core, &open).await {
+                    core.clients.begin(core, session).await;
+                    return open;
+                }
+                open.lease.end();
+                tracing::warn!(%session, "the session of this node was being ended; a new one is opened");
+                forget_nonce(core);
             }
             // L2: it has ended while lockd was away.
             Ok(Reply::Refused(Refusal::SessionEnded(session))) => {
@@ -86,6 +95,23 @@ async fn open_session(core: &Arc<Core>) -> OpenSession {
             Err(why) => {
                 core.say(&format!("no session yet: {why}"));
                 tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Keeps a session alive for the first time. False if it has ended.
+async fn is_granted(core: &Arc<Core>, open: &OpenSession) -> bool {
+    loop {
+        match beat(core, open.session).await {
+            Beat::Alive { sent, answered, lease } => {
+                open.lease.extend(lease_until(core.rules, sent, answered, lease));
+                return true;
+            }
+            Beat::Over => return false,
+            Beat::Unanswered(failure) => {
+                core.say(&format!("session {} has no lease yet: {failure}", open.session));
+                tokio::time::sleep(FIRST_RETRY).await;
             }
         }
     }

@@ -84,9 +84,10 @@ impl Steward {
             HolderRequest::TransferIn { epoch, resources, to, .. } => {
                 self.transfer(core, &resources, &to, Some(epoch)).await
             }
-            HolderRequest::Take { .. } | HolderRequest::Adopt { .. } | HolderRequest::DropLocks { .. } => {
-                Err("this volume is not mounted on that node".to_owned())
-            }
+            HolderRequest::Take { .. }
+            | HolderRequest::TakeRole { .. }
+            | HolderRequest::Adopt { .. }
+            | HolderRequest::DropLocks { .. } => Err("this volume is not mounted on that node".to_owned()),
             HolderRequest::Status => Err(format!("node {} has no such volume mounted", core.node)),
         };
         done.unwrap_or_else(HolderReply::Refused).encode()

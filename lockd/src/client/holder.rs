@@ -67,6 +67,13 @@ pub enum HolderRequest {
         /// As in `Transfer`.
         with_locks: bool,
     },
+    /// From a volume's coordinator to the mount that is to be the next one: agree to take the role.
+    TakeRole {
+        /// The role.
+        role: ResourceId,
+        /// In which the asker has it.
+        epoch: Epoch,
+    },
 }
 
 /// The answer to a [`HolderRequest`].
@@ -87,6 +94,8 @@ pub enum HolderReply {
     Refused(String),
     /// How the program is: a JSON document.
     Document(String),
+    /// Nothing is done, because of something that passes by itself: it may be asked for again a moment later.
+    Passing(String),
 }
 
 /// Whether a holding is in the epoch that is expected, if one is (L6).

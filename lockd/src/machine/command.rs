@@ -230,7 +230,7 @@ pub enum Command {
         /// Which.
         client: ClientId,
     },
-    /// A volume is there: its id, name and fence. All who have it mounted have registered it with the same fence.
+    /// A volume is there: its id, name, fence and quiesce time. All who have it mounted have registered it with the same ones.
     RegisterVolume {
         /// By its superblock.
         volume: VolumeId,
@@ -238,6 +238,8 @@ pub enum Command {
         name: String,
         /// The method that was proven.
         fence: FenceMethod,
+        /// For how long its target may execute what it was sent by those who are gone (P4, P5, L10), in nanoseconds.
+        quiesce_ns: u64,
         /// No epoch is granted from now on that is not above this one: the highest that the volume has seen.
         epoch_floor: Epoch,
     },

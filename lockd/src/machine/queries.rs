@@ -88,6 +88,7 @@ impl State {
                 volume: *id,
                 name: volume.name.clone(),
                 fence: volume.fence,
+                quiesce_ns: volume.quiesce_ns,
                 coordinator: coordinator.and_then(|held| held.first()).map(|holding| self.show(holding)),
                 sessions: self.sessions_of(*id).into_iter().collect(),
             }

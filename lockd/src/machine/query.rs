@@ -179,6 +179,8 @@ pub struct VolumeInfo {
     pub name: String,
     /// How sessions are fenced from it.
     pub fence: FenceMethod,
+    /// For how long its target may execute what it was sent by those who are gone, in nanoseconds.
+    pub quiesce_ns: u64,
     /// Who coordinates it.
     pub coordinator: Option<HolderInfo>,
     /// The live sessions that have it mounted.

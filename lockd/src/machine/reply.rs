@@ -1,5 +1,7 @@
 //! What the state machine answers.
 
+use std::time::Duration;
+
 use bincode::{Decode, Encode};
 
 use super::bounds::Bound;
@@ -257,5 +259,20 @@ pub enum Refusal {
         registered: FenceMethod,
         /// What was asked for.
         asked: FenceMethod,
+    },
+    /// The volume is in use with another quiesce time.
+    #[error(
+        "volume {volume} is mounted, or somebody is being fenced from it, with target_quiesce_s = {}, and this mount \
+         would have {}: give all nodes the same cluster file; to change it, unmount everywhere first",
+        Duration::from_nanos(*registered_ns).as_secs_f64(),
+        Duration::from_nanos(*asked_ns).as_secs_f64()
+    )]
+    OtherQuiesce {
+        /// Which volume.
+        volume: VolumeId,
+        /// What the others have, in nanoseconds.
+        registered_ns: u64,
+        /// What was asked for, in nanoseconds.
+        asked_ns: u64,
     },
 }

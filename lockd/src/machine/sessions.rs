@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::bounds::{
     Bound, CLIENTS_MAX, CLIENTS_PER_SESSION_MAX, NODES_MAX, SESSIONS_MAX, VM_NAME_MAX, VOLUMES_MAX,
 };
-use super::command::{ClientKind, EndCause, FenceMethod, Nonce, Settings, Victim};
+use super::command::{ClientKind, EndCause, Nonce, Settings, Victim};
 use super::event::{Audience, EventKind};
 use super::query::{ClientState, SessionState};
 use super::reply::{Refusal, Reply};
@@ -191,30 +191,29 @@ impl State {
         self.free_client(client);
     }
 
-    pub(super) fn register_volume(
-        &mut self,
-        volume: VolumeId,
-        name: &str,
-        fence: FenceMethod,
-        epoch_floor: Epoch,
-    ) -> Outcome {
-        check_name(name)?;
+    pub(super) fn register_volume(&mut self, volume: VolumeId, asked: Volume, epoch_floor: Epoch) -> Outcome {
+        check_name(&asked.name)?;
         if epoch_floor.0 > NUMBER_MAX >> 1 {
             return Err(Refusal::Full(Bound::Numbers));
         }
-        let other = self.volumes.iter().find(|(id, known)| **id != volume && known.name == name);
+        let other = self.volumes.iter().find(|(id, known)| **id != volume && known.name == asked.name);
         let other = other.map(|(id, _)| *id);
         if let Some(other) = other
             && self.is_in_use(other)
         {
-            return Err(Refusal::VolumeName { name: name.to_owned(), volume: other });
+            return Err(Refusal::VolumeName { name: asked.name, volume: other });
         }
-        // What holds for one mount must hold for all: the weakest fence is everybody's.
-        let differs = self.volumes.get(&volume).filter(|known| known.fence != fence).map(|known| known.fence);
-        if let Some(registered) = differs
+        // What holds for one mount must hold for all: the weakest fence is everybody's, and so is the shortest wait.
+        if let Some(known) = self.volumes.get(&volume)
             && self.is_in_use(volume)
         {
-            return Err(Refusal::OtherFence { volume, registered, asked: fence });
+            if known.fence != asked.fence {
+                return Err(Refusal::OtherFence { volume, registered: known.fence, asked: asked.fence });
+            }
+            if known.quiesce_ns != asked.quiesce_ns {
+                let (registered_ns, asked_ns) = (known.quiesce_ns, asked.quiesce_ns);
+                return Err(Refusal::OtherQuiesce { volume, registered_ns, asked_ns });
+            }
         }
         let replaced = usize::from(other.is_some());
         if !self.volumes.contains_key(&volume) && self.volumes.len() - replaced >= VOLUMES_MAX {
@@ -224,7 +223,7 @@ impl State {
             // It was formatted anew.
             self.volumes.remove(&other);
         }
-        self.volumes.insert(volume, Volume { name: name.to_owned(), fence });
+        self.volumes.insert(volume, asked);
         self.last_epoch = self.last_epoch.max(epoch_floor);
         Ok(Reply::Done)
     }

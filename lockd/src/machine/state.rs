@@ -50,6 +50,7 @@ pub(super) struct Client {
 pub(super) struct Volume {
     pub(super) name: String,
     pub(super) fence: FenceMethod,
+    pub(super) quiesce_ns: u64,
 }
 
 /// One holding of a resource.
@@ -152,8 +153,9 @@ impl State {
                 self.add_client(rules, *session, *nonce, *kind, *pid)
             }
             Command::ClientGone { session, client } => self.client_gone(rules, *session, *client),
-            Command::RegisterVolume { volume, name, fence, epoch_floor } => {
-                self.register_volume(*volume, name, *fence, *epoch_floor)
+            Command::RegisterVolume { volume, name, fence, quiesce_ns, epoch_floor } => {
+                let asked = Volume { name: name.clone(), fence: *fence, quiesce_ns: *quiesce_ns };
+                self.register_volume(*volume, asked, *epoch_floor)
             }
             Command::FenceReport { volume, victim, reporter, report } => {
                 self.fence_report(rules, *volume, *victim, *reporter, *report)

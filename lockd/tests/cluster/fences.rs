@@ -73,3 +73,36 @@ fn f1_a_node_that_does_not_report_is_ended_and_fenced_itself() {
     wait_for("the file to be free", || mount.holder(&file).is_none().then_some(()));
     drop(silent);
 }
+
+/// Found: what an earlier session had run was looked at before the session was waited for: a mount that asked while that session
+/// ended got the next one beside the old one's living process.
+#[test]
+fn f2_a_mount_that_asks_as_the_session_ends_waits_for_the_old_one_too() {
+    let site = Site::start(1, 1, 2.0);
+    site.register_volume_fenced(0, FenceMethod::NbdTarget);
+    let other = site.client(0, MOUNT);
+    let old = Holder::start(&site, 1, &ResourceId::File(VOLUME, 7), false);
+    let number = || session_of(&site, "n1")?["session"].as_u64();
+    let before = wait_for("a session", number);
+    site.signal(1, libc::SIGSTOP);
+    wait_for("its end", || session_of(&site, "n1")?["ended"].is_object().then_some(()));
+    other
+        .report_fenced(VOLUME, Victim::Session(SessionId(before)), FenceMethod::NbdTarget)
+        .expect("reported");
+    wait_for("the fence to be complete", || (site.json(&["fences"]) == serde_json::json!([])).then_some(()));
+    let mounts: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| mount_within(&site, 1, Duration::from_secs(10)).map(drop)))
+            .collect();
+        // They are in the socket when it goes on.
+        std::thread::sleep(Duration::from_millis(300));
+        site.signal(1, libc::SIGCONT);
+        asking.into_iter().map(|mount| mount.join().expect("asked")).collect()
+    });
+    for mount in mounts {
+        let refused = mount.expect_err("the old one lives");
+        assert!(refused.to_string().contains("still runs: unmount its folder"), "{refused}");
+    }
+    old.kill();
+    mount_within(&site, 1, Duration::from_secs(10)).expect("nothing is left of the old one");
+}

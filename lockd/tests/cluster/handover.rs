@@ -1,6 +1,7 @@
 //! Sets of resources change hands.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use lockd::authority::Authority;
@@ -66,6 +67,8 @@ fn acquire(client: &lockd::client::LockClient, file: &ResourceId) -> Epoch {
 #[derive(Debug, Default)]
 struct Host {
     asked: Mutex<Vec<(ClientId, NodeName, HolderRequest)>>,
+    /// How often something is in the way.
+    in_the_way: AtomicU64,
 }
 
 impl Listener for Host {
@@ -73,6 +76,10 @@ impl Listener for Host {
         let request = HolderRequest::decode(request)?;
         let reply = match &request {
             HolderRequest::Release(_) => HolderReply::Refused("not now".to_owned()),
+            HolderRequest::Acquire(_) if self.in_the_way.load(SeqCst) > 0 => {
+                self.in_the_way.fetch_sub(1, SeqCst);
+                HolderReply::Passing("it is on its way".to_owned())
+            }
             _ => HolderReply::Done { epoch: Some(Epoch(42)), pause_ns: 3_000_000, cookie: None },
         };
         self.asked.lock().push((client, from.clone(), request));
@@ -123,4 +130,23 @@ fn what_an_operator_holds_without_a_program_moves_too() {
     assert!(error.contains("n9"), "{error}");
     run(&["release", "vm/web", "vm/db"]);
     assert_eq!(site.json(&["ls"]), serde_json::json!([]));
+}
+
+/// Found: `lockctl acquire` failed when another mount was about to coordinate the volume, for some milliseconds.
+#[test]
+fn what_is_in_the_way_for_a_moment_is_waited_for_and_told_when_it_stays() {
+    let site = Site::start(1, 2, 8.0);
+    let host = Arc::new(Host::default());
+    let _client = site.listening(1, ClientKind::Vmhost, Arc::clone(&host) as _);
+    let acquire = ["acquire", "vm/web", "--node", "n1", "--timeout", "2"];
+    host.in_the_way.store(3, SeqCst);
+    let acquired = site.lockctl(&acquire);
+    assert!(acquired.status.success(), "{acquired:?}");
+    assert_eq!(host.asked.lock().len(), 4);
+    host.in_the_way.store(1000, SeqCst);
+    let since = Instant::now();
+    let refused = site.lockctl(&acquire);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("it is on its way; tried for 2 s"), "{text}");
+    assert!(since.elapsed() >= Duration::from_secs(1), "{:?}", since.elapsed());
 }

@@ -96,3 +96,25 @@ fn l3_the_clients_of_a_lockd_that_stands_still_stop_by_themselves() {
     assert_ne!(next.session_id(), client.session_id());
     next.acquire(&vm("web"), next.client()).expect("under the new session");
 }
+
+/// Found: a program that registered as its node's session ended was told that it had ended, under which it never was.
+#[test]
+fn l2_programs_that_register_as_the_session_ends_get_the_next_one() {
+    let site = Site::start(1, 1, 2.0);
+    let before = site.client(1, ClientKind::Tool).session_id();
+    site.signal(1, libc::SIGSTOP);
+    wait_for("the end of the session", || {
+        session_of(&site, "n1").is_none_or(|session| session["ended"].is_object()).then_some(())
+    });
+    // The node goes on, and asks for them under the session of which it cannot hear yet that it is over.
+    site.signal(0, libc::SIGSTOP);
+    site.signal(1, libc::SIGCONT);
+    let sessions: Vec<_> = std::thread::scope(|scope| {
+        let connecting: Vec<_> =
+            (0..16).map(|_| scope.spawn(|| site.client(1, ClientKind::Vmhost).session_id())).collect();
+        std::thread::sleep(Duration::from_millis(700));
+        site.signal(0, libc::SIGCONT);
+        connecting.into_iter().map(|client| client.join().expect("registered")).collect()
+    });
+    assert!(sessions.iter().all(|session| *session > before), "{sessions:?} after {before}");
+}

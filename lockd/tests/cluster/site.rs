@@ -199,6 +199,7 @@ impl Site {
             volume: VOLUME,
             name: "vms".to_owned(),
             fence,
+            quiesce_ns: 500_000_000,
             epoch_floor: lockd::ids::Epoch(0),
         };
         tool.register_volume(&command).expect("registered");

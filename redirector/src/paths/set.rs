@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use lockd::ids::ClientId;
@@ -89,7 +90,6 @@ impl PathSet {
             rules: options.rules,
             clock: Arc::clone(&options.clock),
             hold: options.hold,
-            target_quiesce: options.target_quiesce,
             abilities,
             live: ArcSwapOption::empty(),
             calm: AtomicBool::new(false),
@@ -110,6 +110,7 @@ impl PathSet {
                 generation: 0,
                 last_generation: 0,
                 instance: None,
+                target_quiesce: options.target_quiesce,
                 identity: options.identity.clone(),
             }),
             news: Condvar::new(),
@@ -349,6 +350,10 @@ impl Lun for PathSet {
         self.traffic.trouble.lock().identity = Some(identity);
     }
 
+    fn assume_quiesce(&self, quiesce: Duration) {
+        self.traffic.trouble.lock().target_quiesce = quiesce;
+    }
+
     fn under(&self, lease: Arc<Lease>, free: Range<u64>) {
         *self.traffic.tenure.lock() = Some(Tenure { lease, free });
     }
@@ -395,12 +400,12 @@ impl Lun for PathSet {
             (Restarts::ByAttention, _) => format!(
                 "; assumed of this target: it executes nothing later than {} s after a session is gone (target_quiesce), \
                  and reports each reset by a unit attention",
-                traffic.target_quiesce.as_secs()
+                trouble.target_quiesce.as_secs_f64()
             ),
             _ => format!(
                 "; assumed of this server: it executes nothing later than {} s after a connection is closed \
                  (target_quiesce), and a restart of it loses nothing that was completed",
-                traffic.target_quiesce.as_secs()
+                trouble.target_quiesce.as_secs_f64()
             ),
         };
         for (index, path) in trouble.roster.paths().iter().enumerate() {

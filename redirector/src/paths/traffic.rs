@@ -55,6 +55,8 @@ pub struct Trouble {
     pub last_generation: u64,
     /// The process of the target that the link in use, or the last one, leads to.
     pub instance: Option<Instance>,
+    /// How long the target may still execute what it was sent, where it proves nothing.
+    pub target_quiesce: Duration,
     /// How the LUN is known.
     pub identity: Option<Identity>,
 }
@@ -68,7 +70,6 @@ pub struct Traffic {
     pub(super) rules: Rules,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) hold: Duration,
-    pub(super) target_quiesce: Duration,
     pub(super) abilities: Abilities,
     pub(super) live: ArcSwapOption<Live>,
     /// A link is in use and there are no ghosts: requests go straight to it.
@@ -225,7 +226,7 @@ impl Traffic {
 
     /// Remembers that copies of these requests may still land, and names them.
     fn haunt(&self, trouble: &mut Trouble, sent: &mut [Request], instance: Option<Instance>, trial: bool) {
-        let dead_at = self.clock.boot().after(self.target_quiesce);
+        let dead_at = self.clock.boot().after(trouble.target_quiesce);
         for request in sent {
             // P6: trims and zeroes count like writes.
             let counts = matches!(request.command, Command::Write(..)) || self.rules.keeps(Rule::P6);

@@ -372,6 +372,11 @@ impl Connection {
                 exchange.link().cut();
                 return Ok(());
             }
+            Action::Forget if job.request.kind == Kind::Read => return self.submit(job),
+            Action::Forget => {
+                reply::simple(&mut self.out, job.request.cookie, 0);
+                return Ok(());
+            }
             Action::Delay { .. } | Action::Hang | Action::Late { .. } => {}
         }
         let Some(hold) = exchange.faults.hold(fault) else {

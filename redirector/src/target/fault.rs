@@ -44,6 +44,9 @@ pub enum Action {
         /// Milliseconds; until the fault is released, if there are none.
         ms: Option<u64>,
     },
+    /// A change is answered as done and never executed, which no target may do: for those who want to see that it is found.
+    /// Reads pass.
+    Forget,
 }
 
 /// A fault: which requests, and what happens to them.

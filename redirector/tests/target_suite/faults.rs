@@ -49,6 +49,20 @@ fn errors_strike_the_requests_they_name() {
 }
 
 #[test]
+fn a_forgotten_change_is_answered_and_not_executed() {
+    let lab = Lab::new();
+    let mut peer = lab.peer();
+    assert_eq!(peer.write(0, &[1; 512]).unwrap(), 0);
+    let id = lab.server.faults().add(FaultSpec::new(Action::Forget).times(2)).unwrap();
+    assert_eq!(peer.read(0, 512).unwrap(), [1; 512]);
+    assert_eq!(peer.write(0, &[2; 512]).unwrap(), 0);
+    assert_eq!(peer.read(0, 512).unwrap(), [1; 512], "as if it had not been written");
+    assert_eq!(lab.server.faults().fired(id), 2);
+    assert_eq!(peer.write(0, &[3; 512]).unwrap(), 0);
+    assert_eq!(peer.read(0, 512).unwrap(), [3; 512]);
+}
+
+#[test]
 fn a_cut_closes_the_connection_and_executes_nothing() {
     let lab = Lab::new();
     lab.server.faults().add(FaultSpec::new(Action::Cut).on(Kind::Write).after(2).times(1)).unwrap();

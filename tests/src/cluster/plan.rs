@@ -76,8 +76,8 @@ pub struct Plan {
     pub target_quiesce_ms: Option<u32>,
     /// Further lines of the cluster file's volume.
     pub volume_lines: String,
-    /// For how long whoever opens the volume watches the claims of others (V1), in milliseconds; also the quiesce time
-    /// that the volume is formatted with (V2).
+    /// For how long whoever opens the volume watches the claims of others (V1), in milliseconds; without a cluster also the
+    /// quiesce time that the volume is formatted with (V2).
     pub window_ms: u64,
     /// Whether the lab stays when the program that made it ends.
     pub kept: bool,
@@ -131,7 +131,7 @@ impl Plan {
             lease_ms: None,
             grace_ms: None,
             hold_ms: None,
-            target_quiesce_ms: None,
+            target_quiesce_ms: Some(2000),
             volume_lines: String::new(),
             window_ms: 2000,
             kept: false,

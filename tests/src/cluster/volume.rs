@@ -99,9 +99,8 @@ impl Cluster {
     pub fn format(&self) -> Result<()> {
         let file = self.cluster_file().display().to_string();
         let window = self.plan().window_ms.to_string();
-        let times = ["--window-ms", &window, "--quiesce-ms", &window];
-        let arguments = [&["format", "--cluster", &file, VOLUME], &times[..]].concat();
-        self.exec_ours("n1", "csvfs", &arguments).map(drop)
+        self.exec_ours("n1", "csvfs", &["format", "--cluster", &file, VOLUME, "--window-ms", &window])
+            .map(drop)
     }
 
     /// Mounts the cluster's volume on a node.

@@ -34,6 +34,8 @@ const RUNS: u64 = 4;
 const RUNS_SOAK: u64 = 200;
 /// How long anything may take that must go on: a lease and an election, and much more on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Where the data of files is on the LUN, and no claim.
+const DATA: std::ops::Range<u64> = 1 << 20..4 << 30;
 /// Where the mounts tell their figures.
 const METRICS_PORT: u16 = 9100;
 
@@ -52,6 +54,8 @@ enum Fault {
     RestartTarget,
     MoveRole(u8),
     TransferTo(u8),
+    /// Some of the node's writes are acknowledged and dropped: a violation, which is never drawn.
+    ForgetWrites(u8),
 }
 
 impl Fault {
@@ -237,6 +241,12 @@ fn strike(cluster: &Cluster, fault: Fault, scissors: &mut Vec<Scissors<'_>>) -> 
             let spec = FaultSpec { client: counters.client, ..FaultSpec::new(late) };
             cluster.target().fault(&spec.on(Kind::Write).times(3)).map(drop)
         }
+        Fault::ForgetWrites(number) => {
+            let client = cluster.target().counters_of_node(number)?.client;
+            let spec = FaultSpec { client, ..FaultSpec::new(Action::Forget) };
+            // Of data, and not of the claims that the node beats.
+            cluster.target().fault(&spec.on(Kind::Write).within(DATA).times(5)).map(drop)
+        }
         Fault::RestartTarget => {
             cluster.target().kill()?;
             cluster.restart(SAN_HOST, "target")
@@ -412,5 +422,29 @@ fn random_faults_leave_one_truth() -> Result<()> {
         eprintln!("{totals}");
         ensure!(totals.ghosts > 0 && totals.late > 0, "nothing was late: {totals}");
         cluster.end_clean()
+    })
+}
+
+/// A violation is planted among random faults: some writes of the owner are acknowledged and never come to the disk. The checker
+/// must say so, and of the right file.
+#[test]
+fn a_planted_violation_is_found() -> Result<()> {
+    let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
+    let plan = Plan { fence: "nbd-target".to_owned(), ..Plan::short_sessions(3, memory.path()) };
+    Cluster::run(plan, |cluster| {
+        cluster.init()?;
+        cluster.start_lockd()?;
+        cluster.format()?;
+        NODES.iter().try_for_each(|number| mount(cluster, *number))?;
+        let mut draw = Draw { owner: 2, ..Draw::from(1) };
+        draw.faults.insert(0, (Fault::ForgetWrites(2), Duration::from_millis(500)));
+        eprintln!("{draw:?}");
+        let said = match one_run(cluster, &draw, &mut Totals::default()) {
+            Err(error) => format!("{error:#}"),
+            Ok(()) => bail!("writes were acknowledged and dropped, and nothing was found"),
+        };
+        eprintln!("{said}");
+        ensure!(said.contains("owned: ") && said.contains("violations: block "), "another failure: {said}");
+        Ok(())
     })
 }

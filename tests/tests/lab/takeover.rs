@@ -265,3 +265,66 @@ fn the_role_stays_where_it_is_when_the_other_node_cannot_have_it() -> Result<()>
         cluster.restart("n3", "csvfs")
     })
 }
+
+/// Found: the role was handed on to whoever asked first while its mount ended, or to nobody.
+#[test]
+fn an_unmount_and_a_move_at_the_same_time_lose_nothing() -> Result<()> {
+    with_three_nodes(|cluster| {
+        let shared = File::create(cluster.path(3, "shared"))?;
+        for round in 0_u64..8 {
+            let (from, to) = if round % 2 == 0 { (1, 2) } else { (2, 1) };
+            if cluster.coordinator(3)? != from {
+                cluster.move_coordinator(3, from)?;
+            }
+            shared.write_all_at(&round.to_le_bytes(), round * 4096)?;
+            let name = format!("n{from}");
+            let moved = thread::scope(|scope| {
+                let moves = scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(round * 3));
+                    cluster.lockctl("n3", &["coordinator", VOLUME, "--to", &format!("n{to}")])
+                });
+                cluster.stop(&name, "csvfs")?;
+                Ok::<_, anyhow::Error>(moves.join())
+            })?;
+            // The role is where it was to go, or the mount that took it has no reason to give it away.
+            if let Ok(Err(why)) = moved {
+                eprintln!("round {round}: {why:#}");
+            }
+            shared.sync_all().with_context(|| format!("round {round}: what was handed on is lost"))?;
+            cluster.restart(&name, "csvfs")?;
+        }
+        Ok(())
+    })
+}
+
+/// The role is on its way to n2, which dies before it has opened the store.
+#[test]
+fn what_is_handed_on_comes_to_the_one_who_opens_the_store() -> Result<()> {
+    let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
+    Cluster::run(Plan::short_sessions(3, memory.path()), |cluster| {
+        cluster.use_failpoints()?;
+        cluster.init()?;
+        cluster.start_lockd()?;
+        cluster.format()?;
+        (1..=3).try_for_each(|number| cluster.mount(number).map(drop))?;
+        let shared = File::create(cluster.path(3, "shared"))?;
+        shared.write_all_at(&[7; 8192], 0)?;
+        cluster.arm("takeover.acquired")?;
+        thread::scope(|scope| {
+            let moves = scope.spawn(|| cluster.lockctl("n1", &["coordinator", VOLUME, "--to", "n2"]));
+            let at = cluster.await_reached("takeover.acquired", PATIENCE)?;
+            ensure!(at == 2, "n{at} has the role");
+            // n1 has told it what is left, or tries to.
+            thread::sleep(Duration::from_millis(500));
+            cluster.kill("n2", "csvfs")?;
+            let _ = moves.join();
+            Ok(())
+        })?;
+        shared.sync_all().context("what was written at n1 was committed there, and is said to be lost")?;
+        drop(shared);
+        ensure!(cluster.coordinator(3)? != 2);
+        cluster.restart("n2", "csvfs")?;
+        ensure!(fs::read(cluster.path(2, "shared"))? == [7; 8192]);
+        (1..=3).try_for_each(|number| cluster.stop(&format!("n{number}"), "csvfs"))
+    })
+}

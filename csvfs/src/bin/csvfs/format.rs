@@ -29,15 +29,17 @@ pub struct Format {
     /// How long whoever opens the volume watches the claims of others (V1), in milliseconds.
     #[arg(long, hide = true, default_value_t = 10_000, value_name = "MS")]
     window_ms: u64,
-    /// How long a write may be under way when its sender is gone (V2), in milliseconds.
-    #[arg(long, hide = true, default_value_t = 10_000, value_name = "MS")]
-    quiesce_ms: u64,
+    /// How long a write may be under way when its sender is gone (V2), in milliseconds; in a cluster, `target_quiesce_s`
+    /// of the cluster file.
+    #[arg(long, hide = true, value_name = "MS")]
+    quiesce_ms: Option<u64>,
 }
 
 impl Format {
     pub fn run(self) -> Result<ExitCode> {
-        let (lun, name) = match (self.lun, self.cluster, self.volume) {
-            (Some(lun), _, None) => (lun, self.name.unwrap_or_else(|| "csvfs".to_owned())),
+        let defaults = FormatSettings::default();
+        let (lun, name, quiesce) = match (self.lun, self.cluster, self.volume) {
+            (Some(lun), _, None) => (lun, self.name.unwrap_or(defaults.name), defaults.quiesce),
             (None, Some(file), Some(volume)) => {
                 let cluster = Cluster::read(&file)?;
                 let Some((_, found)) = cluster.volume(&volume) else {
@@ -45,7 +47,7 @@ impl Format {
                     bail!("{} has no volume {volume:?}; it has {}", file.display(), names.join(", "))
                 };
                 let lun = found.lun.first().with_context(|| format!("the volume {volume:?} has no LUN"))?;
-                (lun.clone(), volume)
+                (lun.clone(), volume, found.target_quiesce)
             }
             (Some(_), _, Some(volume)) => bail!("with --lun no volume is named, but {volume:?} is"),
             (None, Some(_), None) => bail!("which volume of the cluster? csvfs format --cluster FILE VOLUME"),
@@ -58,7 +60,7 @@ impl Format {
             force: self.force,
             name,
             window: Duration::from_millis(self.window_ms),
-            quiesce: Duration::from_millis(self.quiesce_ms),
+            quiesce: self.quiesce_ms.map_or(quiesce, Duration::from_millis),
             rules: super::rules(),
         };
         let made = format_url(&url, &settings)?;

@@ -5,6 +5,7 @@ mod data;
 mod figures;
 mod model;
 mod names;
+mod quarantine;
 mod reclaim;
 mod rename;
 mod rules;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockd::authority::{Authority, AuthorityError, Holding};
-use lockd::clock::SystemClock;
+use lockd::clock::{Clock, SystemClock};
 use lockd::ids::{ClientId, Epoch, ResourceId, Sequence, SessionId, SlotId, VolumeId};
 use lockd::lease::Lease;
 use lockd::network::Service;
@@ -369,19 +370,32 @@ fn launch(
     plate: &Arc<Plate>,
     area: &Arc<Area>,
     rules: Rules,
-    [settle, quiesce]: [Duration; 2],
+    times: [Duration; 2],
 ) -> Arc<Coordinator> {
-    Coordinator::start(Parts {
+    Coordinator::start(parts((database, court, plate, area), rules, times, Arc::new(SystemClock))).unwrap()
+}
+
+type Ground<'a> = (&'a Arc<Database>, &'a Arc<Court>, &'a Arc<Plate>, &'a Arc<Area>);
+
+/// What a coordinator is made of.
+pub fn parts(
+    (database, court, plate, area): Ground<'_>,
+    rules: Rules,
+    [settle, quiesce]: [Duration; 2],
+    clock: Arc<dyn Clock>,
+) -> Parts {
+    Parts {
         database: Arc::clone(database),
         journal: None,
         space: area.clone(),
         lun: plate.clone(),
         authority: court.clone(),
         peers: Arc::new(crate::peers::Alone),
-        clock: Arc::new(SystemClock),
+        clock,
         rules,
         key: HashKey([3; 16]),
         epoch: EPOCH,
+        openings: Default::default(),
         volume: VOLUME,
         read_only: false,
         discard: true,
@@ -389,8 +403,7 @@ fn launch(
         quiesce,
         beside: None,
         scrub: false,
-    })
-    .unwrap()
+    }
 }
 
 pub const NOW: Timestamp = Timestamp(1_000_000_000);

@@ -121,6 +121,7 @@ fn a_stopped_coordinator_says_so_and_a_read_only_one_answers_questions() {
         rules: volume.rules,
         key: HashKey([3; 16]),
         epoch: EPOCH,
+        openings: Default::default(),
         volume: VOLUME,
         read_only: true,
         discard: false,

@@ -136,6 +136,7 @@ impl World {
             rules,
             key: HashKey([1; 16]),
             epoch,
+            openings: Default::default(),
             volume: VOLUME,
             read_only: false,
             discard: false,

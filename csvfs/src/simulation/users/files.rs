@@ -204,7 +204,7 @@ impl Users {
                 user,
                 What::Acquire(file),
                 move |users, world, _, _, result| match result {
-                    Ok(()) | Err(Refusal::Busy(_)) => {}
+                    Ok(()) | Err(Refusal::Busy(_) | Refusal::Passing(_)) => {}
                     Err(Refusal::NotFound) if !users.state.lock().is_current(file) => {}
                     Err(refusal) => users.refused(world, "acquire", &refusal),
                 },

@@ -52,7 +52,7 @@ fn registered(coordinator: Option<&str>) -> VolumeInfo {
         state: HolderState::Live,
     });
     let (name, fence) = ("vms".to_owned(), FenceMethod::Lease);
-    VolumeInfo { volume: VOLUME, name, fence, coordinator, sessions: vec![] }
+    VolumeInfo { volume: VOLUME, name, fence, quiesce_ns: 0, coordinator, sessions: vec![] }
 }
 
 /// The state when it is five seconds old.

@@ -15,8 +15,6 @@ use crate::iscsi::reservation::Key;
 use crate::local::process::Process;
 use crate::machine::{ClientInfo, FenceInfo, FenceMethod, SessionInfo, SessionState, Victim, VolumeInfo};
 
-/// How long a target may execute what has reached it, for a volume that the cluster file does not name (P5).
-const QUIESCE: Duration = Duration::from_secs(10);
 /// After how long the next node in turn tries, too.
 const TURN: Duration = Duration::from_secs(1);
 /// The same with an agent, which takes its time.
@@ -129,7 +127,7 @@ fn of_session(
         // A host that has come back proves by itself that nothing of its former session runs, and waits for what that
         // has sent: nobody else needs to switch it off, and it cannot do so itself.
         _ if here && let Some(dead) = dead_for(core, fence, &mounts) => {
-            let quiesce = quiesce_of(in_file);
+            let quiesce = Duration::from_nanos(volume.quiesce_ns);
             if dead >= quiesce { Plan::Waited(FenceMethod::Quiesce) } else { Plan::In(quiesce - dead) }
         }
         // Lease and grace are over, by the cluster's own count. The lowest live session says so. Its count may be ahead of
@@ -163,7 +161,7 @@ fn of_client(
     if victim.session != open.session {
         return Plan::Others;
     }
-    waited(core, seen, fence, quiesce_of(in_file), FenceMethod::Quiesce)
+    waited(core, seen, fence, Duration::from_nanos(volume.quiesce_ns), FenceMethod::Quiesce)
 }
 
 /// Whether `wait` has passed since the fence began: by the cluster's time, which on a node that does not vote is that of
@@ -172,10 +170,6 @@ fn waited(core: &Core, seen: &Seen, fence: &FenceInfo, wait: Duration, method: F
     let by_cluster = Duration::from_nanos(seen.time_ns.saturating_sub(fence.since_ns));
     let passed = by_cluster.max(core.attempts.known_for((fence.volume, fence.victim)));
     if passed >= wait { Plan::Waited(method) } else { Plan::In(wait - passed) }
-}
-
-fn quiesce_of(in_file: Option<&Volume>) -> Duration {
-    in_file.map_or(QUIESCE, |volume| volume.target_quiesce)
 }
 
 /// The step, if it is this node's turn by now: each node that is in turn waits a while for those before it.

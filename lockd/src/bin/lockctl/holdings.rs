@@ -1,7 +1,8 @@
 //! What changes hands: asked of the programs that hold it, or are to.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use lockd::client::{Connection, HolderReply, HolderRequest};
@@ -23,12 +24,33 @@ struct Done {
     cookie: Option<Cookie>,
 }
 
+/// How long is waited before what is in the way for a moment is asked for again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Asks a program, which `to` finds, until it is done, or refused for another reason than one that passes by itself.
+fn ask(
+    common: &Common,
+    connection: &Connection,
+    request: &HolderRequest,
+    to: impl Fn() -> anyhow::Result<Recipient>,
+) -> anyhow::Result<Done> {
+    let since = Instant::now();
+    loop {
+        let left = common.patience().saturating_sub(since.elapsed()).max(AGAIN);
+        match connection.ask_holder_within(to()?, request, left)? {
+            HolderReply::Passing(_) if since.elapsed() + AGAIN < common.patience() => thread::sleep(AGAIN),
+            HolderReply::Passing(why) => bail!("{why}; tried for {} s", common.patience().as_secs_f64()),
+            reply => return done(reply),
+        }
+    }
+}
+
 fn done(reply: HolderReply) -> anyhow::Result<Done> {
     match reply {
         HolderReply::Done { epoch, pause_ns, cookie } => {
             Ok(Done { epoch, pause: Duration::from_nanos(pause_ns), cookie })
         }
-        HolderReply::Locks(_) | HolderReply::Document(_) => {
+        HolderReply::Locks(_) | HolderReply::Document(_) | HolderReply::Passing(_) => {
             bail!("the holder's answer is of another release")
         }
         HolderReply::Refused(why) => Err(anyhow!(why)),
@@ -81,7 +103,7 @@ pub(crate) fn acquire(common: &Common, connection: &Connection, paths: &[String]
         let Some(first) = set.first().cloned() else { continue };
         let what = called(&set);
         let to = Recipient::Node { node: node.clone(), resource: first };
-        done(connection.ask_holder(to, &HolderRequest::Acquire(set))?).context(what)?;
+        ask(common, connection, &HolderRequest::Acquire(set), || Ok(to.clone())).context(what)?;
     }
     let holders = holders(connection, &resources)?;
     let lines: Vec<Value> = resources
@@ -110,7 +132,7 @@ pub(crate) fn release(common: &Common, connection: &Connection, paths: &[String]
     }
     for ((client, _), set) in sets {
         let what = called(&set);
-        done(connection.ask_holder(Recipient::Client(client), &HolderRequest::Release(set))?)
+        ask(common, connection, &HolderRequest::Release(set), || Ok(Recipient::Client(client)))
             .context(what)?;
     }
     let lines: Vec<Value> =
@@ -170,7 +192,7 @@ pub(crate) fn transfer(
     with_locks: bool,
     expected: Option<Epoch>,
 ) -> anyhow::Result<()> {
-    let source = source(connection, &resources)?;
+    let named = resources.clone();
     let count = resources.len();
     let to_node = to.clone();
     let request = match expected {
@@ -178,7 +200,7 @@ pub(crate) fn transfer(
         // Who holds them compares: what is looked up here may have changed when it is asked.
         Some(epoch) => HolderRequest::TransferIn { epoch, resources, to: to_node, with_locks },
     };
-    let Done { epoch, pause, cookie } = done(connection.ask_holder(source, &request)?)?;
+    let Done { epoch, pause, cookie } = ask(common, connection, &request, || source(connection, &named))?;
     let cookie = cookie.map(|cookie| cookie.to_string());
     let pause_s = pause.as_secs_f64();
     let epoch = epoch.map(|epoch| epoch.0);
@@ -220,7 +242,7 @@ pub(crate) fn adopt(
                 return Ok(());
             }
             HolderReply::Refused(why) => refused = why,
-            HolderReply::Done { .. } | HolderReply::Document(_) => {
+            HolderReply::Done { .. } | HolderReply::Document(_) | HolderReply::Passing(_) => {
                 bail!("the holder's answer is of another release")
             }
         }

@@ -12,6 +12,7 @@ use crate::rules::Rules;
 pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 pub(super) const OTHER_VOLUME: VolumeId = VolumeId([8; 16]);
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
+pub(super) const QUIESCE_NS: u64 = 10 * SECOND_NS;
 
 pub(super) fn node(name: &str) -> NodeName {
     name.parse().unwrap()
@@ -60,6 +61,7 @@ impl Cluster {
                 volume,
                 name: name.to_owned(),
                 fence: FenceMethod::NbdTarget,
+                quiesce_ns: QUIESCE_NS,
                 epoch_floor: Epoch(0),
             });
         }

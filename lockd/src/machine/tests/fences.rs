@@ -21,6 +21,7 @@ fn registration(fence: FenceMethod) -> Command {
         volume: VOLUME,
         name: "vms".to_owned(),
         fence,
+        quiesce_ns: QUIESCE_NS,
         epoch_floor: crate::ids::Epoch(0),
     }
 }
@@ -264,6 +265,18 @@ fn all_mounts_of_a_volume_have_the_same_fence() {
         cluster.ask_done(mounts[0], Operation::Leave);
     }
     cluster.done(registration(asked));
+}
+
+#[test]
+fn all_mounts_of_a_volume_have_the_same_quiesce_time() {
+    let Nodes { mut cluster, .. } = nodes();
+    let mut other = registration(FenceMethod::NbdTarget);
+    let Command::RegisterVolume { quiesce_ns, .. } = &mut other else { panic!() };
+    *quiesce_ns = 20 * SECOND_NS;
+    let refusal = cluster.refused(other);
+    let (registered_ns, asked_ns) = (QUIESCE_NS, 20 * SECOND_NS);
+    assert_eq!(refusal, Refusal::OtherQuiesce { volume: VOLUME, registered_ns, asked_ns });
+    assert!(refusal.to_string().contains("target_quiesce_s = 10, and this mount would have 20"), "{refusal}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Step {
                 volume: [VOLUME, OTHER_VOLUME, VolumeId([3; 16])][self.pick[0].index(3)],
                 name: ["vms", "other", "x", "a/b"][self.pick[1].index(4)].to_owned(),
                 fence: if self.flags[0] { FenceMethod::Lease } else { FenceMethod::ScsiPr },
+                quiesce_ns: [QUIESCE_NS, SECOND_NS][self.pick[2].index(2)],
                 epoch_floor: Epoch(self.number),
             },
             15 => Command::Configure(Settings {

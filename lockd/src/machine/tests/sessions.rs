@@ -63,6 +63,7 @@ fn a_name_goes_to_a_new_volume_when_the_old_one_is_out_of_use() {
         volume: again,
         name: "vms".to_owned(),
         fence: FenceMethod::Lease,
+        quiesce_ns: QUIESCE_NS,
         epoch_floor: Epoch(500),
     };
     let refusal = Refusal::VolumeName { name: "vms".to_owned(), volume: VOLUME };

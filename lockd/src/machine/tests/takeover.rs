@@ -168,6 +168,7 @@ impl Takeover {
                 volume: VOLUME,
                 name: "vms".to_owned(),
                 fence: FenceMethod::Lease,
+                quiesce_ns: QUIESCE_NS,
                 epoch_floor: Epoch(0),
             });
         }

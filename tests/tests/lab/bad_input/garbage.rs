@@ -341,6 +341,7 @@ fn for_mounts() -> Result<Vec<(Channel, Vec<u8>)>> {
             first: true,
             last: true,
             open: vec![Declared { ino: Ino(2), write: true, served: None }; 3],
+            left: Default::default(),
             kept: Vec::new(),
         },
     ];

@@ -19,7 +19,7 @@ use super::super::platter::Platter;
 use super::super::world::{FIRST, NoSpaceNeeded, VOLUME, WHO, bytes, slice, start, until, wait};
 use super::network::Network;
 use super::realm::{Realm, Seat};
-use crate::coordinator::{self, Coordinator};
+use crate::coordinator::{self, Coordinator, Openings};
 use crate::node::{Given, Node, Offer, Options, Parts, SetRefusal};
 use crate::proto::SetAttr;
 use crate::refusal::Refusal;
@@ -48,6 +48,8 @@ pub struct Stage {
     /// Whose node is the coordinator's.
     pub home: usize,
     database: Arc<Database>,
+    /// How often the store was opened.
+    opened: u64,
 }
 
 fn open_coordinator(
@@ -55,7 +57,7 @@ fn open_coordinator(
     platter: &Arc<Platter>,
     seat: &Arc<Seat>,
     network: &Arc<Network>,
-    epoch: Epoch,
+    (epoch, opening): (Epoch, u64),
 ) -> Arc<Coordinator> {
     let parts = coordinator::Parts {
         database: Arc::clone(database),
@@ -68,6 +70,7 @@ fn open_coordinator(
         rules: Rules::from_test_environment(),
         key: KEY,
         epoch,
+        openings: Openings { last: Epoch(opening - 1), this: Epoch(opening) },
         volume: VOLUME,
         read_only: false,
         discard: false,
@@ -101,7 +104,7 @@ impl Stage {
         let home = realm.sit();
         let first = home.add_client().unwrap();
         let role = home.acquire(&ResourceId::Coordinator(VOLUME), first).unwrap().epoch;
-        let coordinator = open_coordinator(&database, &platter, &home, &network, role);
+        let coordinator = open_coordinator(&database, &platter, &home, &network, (role, 1));
         let options = Options {
             cluster: true,
             reserve_min: 64,
@@ -143,7 +146,7 @@ impl Stage {
             members.push(Member { seat, client, node });
         }
         let home = 0;
-        Self { realm, network, platter, coordinator, members, home, database }
+        Self { realm, network, platter, coordinator, members, home, database, opened: 1 }
     }
 
     /// The coordinator's node dies: it hears and says nothing more, and what it has not answered it never does.
@@ -158,7 +161,9 @@ impl Stage {
         let role = ResourceId::Coordinator(VOLUME);
         let epoch = member.seat.acquire(&role, member.client).unwrap().epoch;
         let (platter, network) = (&self.platter, &self.network);
-        self.coordinator = open_coordinator(&self.database, platter, &member.seat, network, epoch);
+        self.opened += 1;
+        let epochs = (epoch, self.opened);
+        self.coordinator = open_coordinator(&self.database, platter, &member.seat, network, epochs);
         self.home = number;
         for follower in followers {
             self.follow(*follower);
@@ -179,6 +184,13 @@ impl Stage {
 
     /// The role goes to node `number` while everything goes on, as a planned move has it.
     pub fn move_to(&mut self, number: usize) {
+        self.retire();
+        let all: Vec<usize> = (0..self.members.len()).collect();
+        self.take_over(number, &all);
+    }
+
+    /// The coordinator hands its role on, and nobody has it yet.
+    pub fn retire(&mut self) {
         let from = &self.members[self.home];
         wait(|done| from.node.prepare_to_resign(done)).unwrap();
         until("files to rest", || self.coordinator.quieten());
@@ -189,8 +201,6 @@ impl Stage {
         let role = ResourceId::Coordinator(VOLUME);
         let epoch = from.seat.holder(&role).unwrap().epoch;
         from.seat.release(&role, from.client, epoch).unwrap();
-        let all: Vec<usize> = (0..self.members.len()).collect();
-        self.take_over(number, &all);
     }
 
     pub fn node(&self, number: usize) -> &Node {
