@@ -310,7 +310,7 @@ fn l7_a_file_whose_server_is_lost_with_its_answer_is_served_when_nobody_may_have
     until("the transfer", || stage.owner(ino).map(|(owner, _)| owner) == Some(stage.members[2].client));
     stage.end(1, Standing::Ended);
     let refused = acquired.recv_timeout(Duration::from_secs(10)).unwrap();
-    assert!(matches!(refused.map_err(|refusal| refusal.why), Err(Refusal::Busy(_))));
+    assert!(matches!(refused.map_err(|refusal| refusal.why), Err(Refusal::Passing(_))));
     stage.end(1, Standing::Fenced);
     let write = start(|done| {
         stage.node(0).write(home, 0, slice(&[1; 4096]), WriteMode::default(), done);
