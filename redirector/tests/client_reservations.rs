@@ -99,7 +99,7 @@ fn only_who_has_registered_writes_also_when_all_have_left() {
 }
 
 #[test]
-fn f1_nothing_of_who_is_fenced_lands_and_the_others_go_on() {
+fn nothing_of_who_is_fenced_lands_and_the_others_go_on() {
     let place = Place::new();
     let image = place.image("image", SIZE);
     let tgt = Tgt::open(free_port(), &image);
@@ -123,7 +123,7 @@ fn f1_nothing_of_who_is_fenced_lands_and_the_others_go_on() {
 }
 
 #[test]
-fn f1_what_a_stopped_client_had_sent_is_over_when_the_fence_is_complete() {
+fn what_a_stopped_client_had_sent_is_over_when_the_fence_is_complete() {
     let place = Place::new();
     let tgt = Tgt::open(free_port(), &place.image("image", SIZE));
     let (victim, other) = (client(&tgt, 1), client(&tgt, 2));
