@@ -120,6 +120,13 @@ fn nothing_of_who_is_fenced_lands_and_the_others_go_on() {
     assert_eq!(byte_at(&place, &*other.lun, 16 * 65536), 2);
     let again = fence(&tgt, &[1]);
     assert!(again.contains("0 preempted, 1 not registered"), "{again}");
+    // tgt has kept what the other had registered by the session that the reset ended.
+    let units = Units::new(&[tgt.uri()], &"n9".parse().unwrap()).unwrap();
+    assert!(units.release().unwrap_err().to_string().contains("mounts are registered"));
+    drop(other);
+    units.release().unwrap();
+    let stranger = try_open(&tgt.uri(), &options()).unwrap();
+    assert_eq!(write(&place, &*stranger, 0, 4), Outcome::Done);
 }
 
 #[test]

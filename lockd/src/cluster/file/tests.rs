@@ -148,7 +148,7 @@ fn mistakes_are_named_with_their_place_and_field() {
                 "\"nbd://10.78.0.9:10809/vms\"",
                 "\"iscsi://me%hunter2@h/t/1\", \"iscsi://me%hunter2@h/t/1\"",
             ),
-            "15:38: lun of volume vms: \"iscsi://me@h/t/1\" is there twice",
+            "15:36: lun of volume vms: \"iscsi://me@h/t/1\" is there twice",
         ),
         (
             with("fence = \"auto\"", "fence = \"nbd-target\""),
