@@ -99,7 +99,7 @@ fn only_who_has_registered_writes_also_when_all_have_left() {
 }
 
 #[test]
-fn f1_nothing_of_who_is_fenced_lands_and_the_others_go_on() {
+fn nothing_of_who_is_fenced_lands_and_the_others_go_on() {
     let place = Place::new();
     let image = place.image("image", SIZE);
     let tgt = Tgt::open(free_port(), &image);
@@ -120,10 +120,17 @@ fn f1_nothing_of_who_is_fenced_lands_and_the_others_go_on() {
     assert_eq!(byte_at(&place, &*other.lun, 16 * 65536), 2);
     let again = fence(&tgt, &[1]);
     assert!(again.contains("0 preempted, 1 not registered"), "{again}");
+    // tgt has kept what the other had registered by the session that the reset ended.
+    let units = Units::new(&[tgt.uri()], &"n9".parse().unwrap()).unwrap();
+    assert!(units.release().unwrap_err().to_string().contains("mounts are registered"));
+    drop(other);
+    units.release().unwrap();
+    let stranger = try_open(&tgt.uri(), &options()).unwrap();
+    assert_eq!(write(&place, &*stranger, 0, 4), Outcome::Done);
 }
 
 #[test]
-fn f1_what_a_stopped_client_had_sent_is_over_when_the_fence_is_complete() {
+fn what_a_stopped_client_had_sent_is_over_when_the_fence_is_complete() {
     let place = Place::new();
     let tgt = Tgt::open(free_port(), &place.image("image", SIZE));
     let (victim, other) = (client(&tgt, 1), client(&tgt, 2));

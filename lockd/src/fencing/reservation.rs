@@ -1,6 +1,7 @@
 //! Persistent reservations: the keys of who is fenced are removed from a LUN's units, and what the units had accepted is
 //! aborted.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -101,9 +102,11 @@ impl Units {
     /// If a mount is registered.
     pub fn release(&self) -> Result<(), UnitError> {
         self.each(b"release", |registrant| {
-            let mounts = registrant.keys()?.iter().filter(|key| key.0 & NODE == 0).count();
-            if mounts > 0 {
-                return Err(ReservationError::InUse(mounts));
+            // One that has begun several sessions is listed several times by some targets.
+            let mounts: BTreeSet<Key> =
+                registrant.keys()?.into_iter().filter(|key| key.0 & NODE == 0).collect();
+            if !mounts.is_empty() {
+                return Err(ReservationError::InUse(mounts.len()));
             }
             registrant.clear(self.own_key())
         })?;

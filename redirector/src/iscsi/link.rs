@@ -8,13 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lockd::clock::{BootTime, Clock};
-use lockd::iscsi::reservation::Registrant;
-use lockd::iscsi::{Ended, Session};
+use lockd::iscsi::{Ended, IscsiUri, Session};
 use parking_lot::{Condvar, Mutex};
 
 use super::fate::{Fate, decide};
 use super::flight::{Entry, Load, Terms};
 use super::portal::{DRAINED, Word};
+use super::registration::Reservation;
 use super::wake::Bell;
 use crate::lun::Outcome;
 use crate::paths::latency::Latency;
@@ -66,13 +66,13 @@ impl fmt::Debug for IscsiLink {
 }
 
 impl IscsiLink {
-    /// Starts the thread of `session`. With `leaves_key` the registration is taken back when the client leaves.
+    /// Starts the thread of `session`. `registered`: as whom the client has registered, and where.
     pub fn start(
         session: Session<Load>,
         terms: Terms,
         abilities: Abilities,
         word: Arc<Word>,
-        leaves_key: bool,
+        registered: Option<(IscsiUri, Reservation)>,
         events: Arc<dyn Events>,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Arc<Self>> {
@@ -92,7 +92,7 @@ impl IscsiLink {
             session,
             terms,
             word: Arc::clone(&word),
-            has_key: leaves_key,
+            registered,
             events,
             clock,
             later: Vec::new(),
@@ -154,7 +154,7 @@ impl Link for IscsiLink {
         if self.word.parting.load(Ordering::Acquire) {
             // The process may end next: the target is to hear of it first.
             let mut over = self.shared.over.lock();
-            let until = Instant::now() + GOODBYE;
+            let until = Instant::now() + 3 * GOODBYE;
             while !*over && !self.shared.ended.wait_until(&mut over, until).timed_out() {}
         }
     }
@@ -181,7 +181,8 @@ struct Keeper {
     session: Session<Load>,
     terms: Terms,
     word: Arc<Word>,
-    has_key: bool,
+    /// As whom this client has registered, and where; the registration is taken back when it leaves.
+    registered: Option<(IscsiUri, Reservation)>,
     events: Arc<dyn Events>,
     clock: Arc<dyn Clock>,
     /// Requests that the target was too busy for, and when they are sent again.
@@ -316,7 +317,7 @@ impl Keeper {
             Ended::Good(_) if !entry.moves_data() => Ended::Good(0),
             how => how,
         };
-        let fate = decide(how, self.has_key, entry.tries);
+        let fate = decide(how, self.registered.is_some(), entry.tries);
         if fate != Fate::Finish(Outcome::Done) && how != Ended::Lost {
             tracing::debug!(request = ?entry.request, %how, ?fate, "a command has ended otherwise than well");
         }
@@ -352,7 +353,7 @@ impl Keeper {
 
     /// Says goodbye if the session is well and has nothing in flight, and gives back all that is not done.
     fn finish(self, broken: Break) {
-        let Self { shared, mut session, word, has_key, events, later, .. } = self;
+        let Self { shared, mut session, word, registered, events, later, .. } = self;
         let Break { why, mut unsent, is_well } = broken;
         unsent.extend(later.into_iter().map(|(_, entry)| entry.request));
         {
@@ -362,9 +363,10 @@ impl Keeper {
         }
         shared.room.notify_all();
         let sent: Vec<_> = if is_well && session.in_flight() == 0 {
-            if has_key && word.parting.load(Ordering::Acquire) {
-                let left = Registrant::new(&mut session, Instant::now() + GOODBYE).unregister();
-                if let Err(error) = left {
+            if word.parting.load(Ordering::Acquire) {
+                let left =
+                    registered.map(|(uri, own)| own.leave(&uri, &mut session, Instant::now() + GOODBYE));
+                if let Some(Err(error)) = left {
                     tracing::warn!(%error, "the registration with the LUN could not be taken back");
                 }
             }

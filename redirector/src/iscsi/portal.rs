@@ -211,10 +211,11 @@ impl Way for Portal {
             }
         }
         let (abilities, terms) = (self.abilities(&unit), Terms::of(&unit));
-        let leaves_key = purpose != Purpose::Probe && self.reservation.is_some();
+        let own = self.reservation.as_ref().filter(|_| purpose != Purpose::Probe);
+        let registered = own.map(|own| (self.uri.clone(), own.clone()));
         let word = Arc::clone(&self.word);
         let link =
-            IscsiLink::start(session, terms, abilities, word, leaves_key, events, Arc::clone(&self.clock))
+            IscsiLink::start(session, terms, abilities, word, registered, events, Arc::clone(&self.clock))
                 .map_err(|source| OpenError::Unreachable { lun: self.lun(), source })?;
         Ok(link)
     }

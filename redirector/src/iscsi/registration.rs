@@ -10,15 +10,18 @@
 //! it is tried again when the lease is won back; when that is over for good, the client is fenced.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockd::clock::Clock;
 use lockd::fencing::Units;
 use lockd::ids::NodeName;
 use lockd::iscsi::reservation::{Key, Registrant, ReservationError};
-use lockd::iscsi::{IscsiUri, Payload, Session};
+use lockd::iscsi::{IscsiUri, Isid, Page, Payload, Session};
 use lockd::lease::Lease;
 use lockd::rules::Rules;
+
+/// How long a session may take to begin.
+const OPENING: Duration = Duration::from_secs(2);
 
 /// By what a client registers with a unit.
 #[derive(Clone, Debug)]
@@ -57,6 +60,27 @@ impl Reservation {
         } else {
             Err(RegistrationError::Lapsed)
         }
+    }
+
+    /// Takes the registration with the unit `uri`, behind `session`, back: the client leaves.
+    pub fn leave<P: Payload>(
+        &self,
+        uri: &IscsiUri,
+        session: &mut Session<P>,
+        deadline: Instant,
+    ) -> Result<(), ReservationError> {
+        let mut registrant = Registrant::new(session, deadline);
+        registrant.unregister()?;
+        if !registrant.keys()?.contains(&self.key) {
+            return Ok(());
+        }
+        // A target that binds registrations to sessions still has those of sessions of ours that broke.
+        let id = Isid::of(&[b"leave", &self.key.0.to_le_bytes(), uri.to_string().as_bytes()]);
+        let mut other = Session::<Page>::open(uri, id, OPENING)?;
+        let (mut other, passing) = (Registrant::new(&mut other, deadline), Key(!self.key.0));
+        other.register(passing)?;
+        other.preempt(passing, self.key)?;
+        other.unregister()
     }
 
     /// Registers with the unit `uri`, behind `session`, and has only registrants write.

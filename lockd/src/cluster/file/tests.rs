@@ -136,6 +136,21 @@ fn mistakes_are_named_with_their_place_and_field() {
             "16:9: fence of volume vms: \"lease\" wants grace_s (now 15) to be at least target_quiesce_s and the drift of the clocks, 20 + 0.0175: the target may execute what it has for as long",
         ),
         (
+            with("fence = \"auto\"", "fence = \"scsi-pr\""),
+            "16:9: fence of volume vms: \"scsi-pr\" wants iscsi:// paths only: whoever is fenced must be refused on every path",
+        ),
+        (
+            with("nbd://10.78.0.9:10809/vms", "iscsi://me%hunter2@h/t"),
+            "15:8: lun of volume vms: the URL iscsi://h/t is wrong: a host, a target and a LUN are needed, with a slash between them; write iscsi://[USER@]HOST[:PORT]/TARGET/LUN[?secret-file=PATH]",
+        ),
+        (
+            with(
+                "\"nbd://10.78.0.9:10809/vms\"",
+                "\"iscsi://me%hunter2@h/t/1\", \"iscsi://me%hunter2@h/t/1\"",
+            ),
+            "15:36: lun of volume vms: \"iscsi://me@h/t/1\" is there twice",
+        ),
+        (
             with("fence = \"auto\"", "fence = \"nbd-target\""),
             "16:9: fence of volume vms: \"nbd-target\" wants the address of csv-target's control port for each path in `lun`: control = [\"HOST:PORT\"]",
         ),
