@@ -67,6 +67,8 @@ fn a_target_is_killed_with_requests_in_flight_and_started_again() {
     let mut tgt = Tgt::open(port, &image);
     let lun = try_open(&tgt.uri(), &options()).unwrap();
     for round in 1..=3u8 {
+        // None of them is executed before it is killed.
+        tgt.server.stop();
         let writes: Vec<_> =
             (0..96).map(|i| start_write(&*lun, i * 65536, place.filled(round, 65536), i % 8 == 0)).collect();
         let reads: Vec<_> = (96..160).map(|i| start_read(&*lun, i * 65536, place.pool.take(65536))).collect();

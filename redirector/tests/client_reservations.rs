@@ -144,6 +144,7 @@ fn what_a_stopped_client_had_sent_is_over_when_the_fence_is_complete() {
         fenced.join().unwrap()
     });
     assert!(fenced.contains("1 preempted"), "{fenced}");
+    assert_eq!(write(&place, &*victim.lun, 0, 9), Outcome::Failed(libc::EIO), "sent later");
     for i in 0..32 {
         assert_eq!(write(&place, &*other.lun, i * 4096, 3), Outcome::Done);
     }
