@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockd::clock::BootTime;
 use lockd::rules::Rule;
 
-use crate::paths::state::Condition;
+use crate::paths::tenure::Standing;
 use crate::paths::traffic::{Live, Traffic, Trouble};
 use crate::paths::way::Purpose;
 
@@ -22,8 +22,9 @@ impl Traffic {
     pub(super) fn leave_late(&self, now: BootTime) {
         let Some(live) = self.live.load_full().filter(|_| self.rules.keeps(Rule::P1)) else { return };
         let rescue = {
-            let trouble = self.trouble.lock();
-            trouble.roster.rescue(now).map(|to| (to, trouble.roster.state().why().to_owned()))
+            let mut trouble = self.trouble.lock();
+            let why = trouble.roster.state().why().to_owned();
+            trouble.roster.rescue(now).map(|to| (to, why))
         };
         if let Some((to, why)) = rescue {
             tracing::warn!(
@@ -36,9 +37,13 @@ impl Traffic {
         }
     }
 
-    /// Takes the first path that answers into use, if none is.
+    /// Takes the first path that answers into use, if none is; one after the other is tried once.
     pub(super) fn take_up(self: &Arc<Self>) {
-        while self.live.load().is_none() && !self.stopped.load(Ordering::Acquire) {
+        for _ in 0..self.ways.len() {
+            let over = self.stopped.load(Ordering::Acquire) || self.refused.load(Ordering::Acquire);
+            if over || self.live.load().is_some() {
+                return;
+            }
             let Some(index) = self.choice(&self.trouble.lock()) else { return };
             if let Err(error) = self.bring_back(index, Purpose::Again) {
                 self.judge(index, Err(error));
@@ -59,43 +64,46 @@ impl Traffic {
     pub(super) fn go_back(self: &Arc<Self>, now: BootTime) {
         let Some(live) = self.live.load_full() else { return };
         let Some(better) = self.trouble.lock().roster.better(now) else { return };
-        if !self.pause(&live) {
-            tracing::debug!(lun = self.name(), "requests take too long to change to a better path now");
-            self.resume(&live);
+        let tenure = self.tenure.lock().clone();
+        if tenure.is_some_and(|tenure| tenure.now(self.rules, &*self.clock) != Standing::Holds) {
+            return;
+        }
+        // The path in use goes on while the other one has to show that it can be used.
+        let shown = self.ask(better);
+        let (can, from) = (shown.is_ok(), self.current.load(Ordering::Acquire));
+        self.judge(better, shown);
+        if !can || !self.pause(&live) {
             self.trouble.lock().roster.put_off(better, self.clock.boot());
             return;
         }
-        let from = self.current.load(Ordering::Acquire);
-        match self.bring_back(better, Purpose::First) {
+        // What has slipped through comes back now, and goes by the other path after what is replayed there.
+        live.link.close("a better path is used");
+        match self.bring_back(better, Purpose::Again) {
             Ok(()) => {
-                self.trouble.lock().roster.left(from, self.clock.boot());
-                tracing::info!(
-                    from = self.ways[from].name(),
-                    to = self.name(),
-                    "a better path is used again"
-                );
-                live.link.close("a better path is used");
+                let (from, to) = (self.ways[from].name(), self.name());
+                tracing::info!(from, to, "a better path is used again");
             }
             Err(error) => {
                 tracing::warn!(lun = self.ways[better].name(), %error, "the better path could not be used");
-                self.resume(&live);
                 self.judge(better, Err(error));
                 self.trouble.lock().roster.put_off(better, self.clock.boot());
             }
         }
-        self.resend();
     }
 
-    /// Holds what comes, and waits until nothing is in flight by `live`. Whether that is so.
-    fn pause(&self, live: &Live) -> bool {
+    /// Holds what comes, and waits until nothing is in flight by `live`. Whether that is so; if not, it is used again.
+    fn pause(&self, live: &Arc<Live>) -> bool {
         {
-            let _trouble = self.trouble.lock();
+            let mut trouble = self.trouble.lock();
             self.calm.store(false, Ordering::Release);
             self.live.store(None);
+            trouble.roster.leave();
         }
         let begun = self.clock.boot();
         while live.link.oldest().is_some() {
-            if self.clock.boot().since(begun) >= DRAIN {
+            if self.clock.boot().since(begun) >= DRAIN || self.stopped.load(Ordering::Acquire) {
+                tracing::debug!(lun = self.name(), "requests take too long to change to a better path now");
+                self.resume(live);
                 return false;
             }
             thread::sleep(LOOK);
@@ -103,14 +111,18 @@ impl Traffic {
         true
     }
 
-    /// Uses `live` again, unless it has been lost meanwhile.
+    /// Uses `live` again, unless it has been lost meanwhile, or the LUN closed.
     fn resume(&self, live: &Arc<Live>) {
-        let trouble = self.trouble.lock();
-        let lost =
-            trouble.generation != live.generation || trouble.roster.state().condition() == Condition::Down;
-        if !lost {
-            self.live.store(Some(Arc::clone(live)));
-            self.calm.store(trouble.ghosts.is_empty(), Ordering::Release);
+        let mut trouble = self.trouble.lock();
+        if self.stopped.load(Ordering::Acquire) {
+            drop(trouble);
+            return live.link.close("the LUN is closed");
         }
+        if live.broken.load(Ordering::Acquire) {
+            return trouble.roster.lost("the connection was lost", self.clock.boot());
+        }
+        trouble.roster.rejoin();
+        self.live.store(Some(Arc::clone(live)));
+        self.calm.store(trouble.ghosts.is_empty(), Ordering::Release);
     }
 }

@@ -21,28 +21,42 @@ impl Traffic {
     /// The target refuses this client for good: what is held is in vain, and what comes will be.
     pub(super) fn give_up_all(&self, why: &OpenError) {
         tracing::error!(lun = self.name(), %why, "the LUN is lost to this process: all I/O fails from now on");
+        let mut closed = None;
         let held: Vec<Request> = {
             let mut trouble = self.trouble.lock();
             // Under the lock, so that nothing is held after this.
             self.refused.store(true, Ordering::Release);
+            if let Some(live) = self.live.load_full() {
+                // It may go by another path, to a target that has not heard of it yet.
+                closed = Some(live);
+            }
             let held = std::mem::take(&mut trouble.held);
             held.into_iter().chain(std::mem::take(&mut trouble.waiting)).collect()
         };
         self.room.notify_all();
         held.into_iter().for_each(Request::give_up);
+        if let Some(live) = closed {
+            live.link.close("the target refuses this client for good");
+        }
     }
 
     /// Whether the link leads to the same LUN, and the LUN answers.
     pub(super) fn check(&self, index: usize, link: &dyn Link) -> Result<(), OpenError> {
         let (identity, list) = {
-            let mut trouble = self.trouble.lock();
-            (trouble.identity.clone(), trouble.roster.list(index, link.abilities().list))
+            let trouble = self.trouble.lock();
+            (trouble.identity.clone(), trouble.roster.list(index))
         };
         let other = |why: String| Err(OpenError::OtherLun { lun: self.ways[index].name(), why });
         let check = self.rules.keeps(Rule::P3);
         let expected = Abilities { list, ..self.abilities.clone() };
         if check && let Some(why) = difference(&expected, link.abilities()) {
             return other(why);
+        }
+        let lasting = link.abilities().fua || !link.abilities().flush || link.abilities().instance.is_some();
+        if self.ways.len() > 1 && self.rules.keeps(Rule::P8) && !lasting {
+            return other(
+                "its server cannot make single writes durable (FUA), which one of several paths to a LUN must".to_owned(),
+            );
         }
         let Identity { offset, bytes } =
             identity.unwrap_or_else(|| Identity { offset: 0, bytes: Vec::new() });
@@ -63,6 +77,7 @@ impl Traffic {
                 bytes.len()
             ));
         }
+        self.trouble.lock().roster.recognised(index, link.abilities().list);
         Ok(())
     }
 
@@ -97,7 +112,11 @@ impl Traffic {
             trouble.roster.connected(index, link.abilities(), self.clock.boot());
             self.keeps.store(self.keeps_for(link.abilities()), Ordering::Release);
             self.settle_durability(&trouble);
-            self.live.store(Some(Arc::new(Live { link, generation })));
+            if !self.keeps.load(Ordering::Acquire) {
+                // Nothing more is added, so that it must not be written again later.
+                self.kept.lock().abandon();
+            }
+            self.live.store(Some(Arc::new(Live { link, generation, broken: events.broken() })));
             self.calm.store(trouble.ghosts.is_empty(), Ordering::Release);
             let mut pending = std::mem::take(&mut trouble.held);
             pending.extend(std::mem::take(&mut trouble.waiting));
@@ -117,6 +136,12 @@ impl Traffic {
         let mut trouble = self.trouble.lock();
         match (link.drained(), link.abilities().instance) {
             (Drained::ThisInstance, Some(instance)) => trouble.ghosts.drained(instance),
+            // What was sent to another server of the same store is not known there.
+            (Drained::EveryInstance, Some(instance))
+                if self.ways.len() > 1 && !trouble.roster.is_one_target() =>
+            {
+                trouble.ghosts.drained(instance)
+            }
             (Drained::EveryInstance, Some(_)) => trouble.ghosts.drained_everywhere(),
             _ => false,
         };
@@ -153,6 +178,7 @@ fn difference(first: &Abilities, now: &Abilities) -> Option<String> {
         (then.write_zeroes && !here.write_zeroes, "it cannot write zeroes any more"),
         (first.fua && !now.fua, "it cannot make single writes durable any more"),
         (first.flush && !now.flush, "it cannot flush any more"),
+        (!first.flush && now.flush, "it may lose what was written before a flush, which the others cannot"),
         (first.multi_conn && !now.multi_conn, "its flush does not cover several connections any more"),
     ];
     lacks.iter().find(|(lacks, _)| *lacks).map(|(_, why)| (*why).to_owned())

@@ -34,15 +34,19 @@ pub fn run(traffic: &Traffic, index: usize) {
 }
 
 impl Traffic {
-    /// Asks on a fresh connection by `index` whether the LUN is there and is the same.
     fn probe(&self, index: usize) {
-        let result = self.ways[index].connect(Purpose::Probe, Arc::new(Discard)).and_then(|link| {
+        let result = self.ask(index);
+        self.judge(index, result);
+    }
+
+    /// Asks on a fresh connection by `index` whether the LUN is there and is the same.
+    pub(super) fn ask(&self, index: usize) -> Result<Abilities, OpenError> {
+        self.ways[index].connect(Purpose::Probe, Arc::new(Discard)).and_then(|link| {
             let same = self.check(index, &*link);
             let abilities = link.abilities().clone();
             link.close("the probe is over");
             same.map(|()| abilities)
-        });
-        self.judge(index, result);
+        })
     }
 
     /// Tells the state of the path `index` about an answer or an error; a LUN that is not the same is logged once.

@@ -40,6 +40,10 @@ pub struct Roster {
     paths: Vec<Path>,
     /// The path in use, or the last one.
     current: usize,
+    /// Whether a link by it is in use.
+    live: bool,
+    /// Where what waits for a late path is to go.
+    next: Option<usize>,
     probe_every: Duration,
 }
 
@@ -54,7 +58,7 @@ impl Roster {
             answered: None,
             rest: REST.0,
         };
-        Self { paths: (0..count).map(|_| path()).collect(), current: 0, probe_every }
+        Self { paths: (0..count).map(|_| path()).collect(), current: 0, live: false, next: None, probe_every }
     }
 
     /// The path in use, or the last one.
@@ -82,8 +86,13 @@ impl Roster {
         &mut self.paths[index]
     }
 
+    /// Whether a path is in use.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
     fn is_in_use(&self, index: usize) -> bool {
-        index == self.current && self.paths[index].state.condition() != Condition::Down
+        self.live && index == self.current
     }
 
     /// When `index` is to be asked for an answer next; none of a path in use that is not late.
@@ -121,7 +130,7 @@ impl Roster {
 
     /// `index` is in use, and leads to a target with `abilities`.
     pub fn connected(&mut self, index: usize, abilities: &Abilities, now: BootTime) {
-        self.current = index;
+        (self.current, self.live, self.next) = (index, true, None);
         let path = &mut self.paths[index];
         path.instance = known(abilities);
         path.answered = Some(now);
@@ -132,26 +141,33 @@ impl Roster {
 
     /// The path in use is lost.
     pub fn lost(&mut self, why: &str, now: BootTime) {
+        self.live = false;
         let path = &mut self.paths[self.current];
         let used = now.since(path.state.since());
         path.rest = if used >= TRUSTED { REST.0 } else { (path.rest * 2).min(REST.1) };
         path.state.lost(why, now);
     }
 
-    /// The path in use was left for a better one, and stands by.
-    pub fn left(&mut self, index: usize, now: BootTime) {
-        self.paths[index].state.stands_by(now);
+    /// The path in use is left for a better one, and stands by.
+    pub fn leave(&mut self) {
+        self.live = false;
     }
 
-    /// The path to use while none is in use: the first that answers.
+    /// It is used again.
+    pub fn rejoin(&mut self) {
+        self.live = true;
+    }
+
+    /// The path to use while none is in use: the one to which another was left, or the first that answers.
     pub fn choice(&self) -> Option<usize> {
-        self.paths.iter().position(|path| path.state.condition() == Condition::Up)
+        let up = |index: &usize| self.paths[*index].state.condition() == Condition::Up;
+        self.next.filter(up).or_else(|| (0..self.paths.len()).find(up))
     }
 
     /// The path to which what waits for the late path in use goes: one that answers, to another target; or any that answers,
     /// if the late one does not even answer a fresh connection, so that it is the path that is dead and not the target that is
     /// slow.
-    pub fn rescue(&self, now: BootTime) -> Option<usize> {
+    pub fn rescue(&mut self, now: BootTime) -> Option<usize> {
         let late = &self.paths[self.current];
         if late.state.condition() != Condition::Suspect {
             return None;
@@ -159,10 +175,11 @@ impl Roster {
         let since = late.state.since();
         let fresh = |path: &Path| path.answered.is_some_and(|at| at >= since);
         let dead = !fresh(late) && now.since(since) >= SECOND_LOOK;
-        self.paths.iter().enumerate().position(|(index, path)| {
+        self.next = self.paths.iter().enumerate().position(|(index, path)| {
             let other = path.instance.zip(late.instance).is_some_and(|(there, here)| there != here);
             index != self.current && path.state.condition() == Condition::Up && fresh(path) && (other || dead)
-        })
+        });
+        self.next
     }
 
     /// A path that is preferred to the one in use and has been answering for long enough.
@@ -189,11 +206,15 @@ impl Roster {
         self.paths.len() == 1 || (first.is_some() && self.paths.iter().all(|path| path.instance == first))
     }
 
-    /// The list of refused clients that the target behind `index` must have: the one that it was met with.
-    pub fn list(&mut self, index: usize, found: Option<ListId>) -> Option<ListId> {
+    /// The list of refused clients that the target behind `index` had when it was recognised first.
+    pub fn list(&self, index: usize) -> Option<ListId> {
+        self.paths[index].list
+    }
+
+    /// The target behind `index` is recognised, and has this list.
+    pub fn recognised(&mut self, index: usize, list: Option<ListId>) {
         let known = &mut self.paths[index].list;
-        *known = known.or(found);
-        *known
+        *known = known.or(list);
     }
 
     /// How long a rest after which the next decision may be due.

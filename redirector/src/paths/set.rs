@@ -289,13 +289,16 @@ impl Lun for PathSet {
         if length == 0 {
             return on_done(Outcome::Done);
         }
-        let on_done = self.made_durable(&range, on_done);
-        if self.traffic.abilities.geometry.write_zeroes {
+        let durable = self.traffic.durable.load(Ordering::Acquire);
+        // What cannot be durable by itself and could be flushed at another server is written.
+        let kept = self.traffic.keeps.load(Ordering::Acquire) || !self.traffic.abilities.flush;
+        if self.traffic.abilities.geometry.write_zeroes && (!durable || kept) {
+            let on_done = self.made_durable(&range, on_done);
             Self::split(&range, RANGE_MAX, on_done, |part, done| self.request(Command::Zero(part, done)));
         } else {
             Self::split(&range, self.zeros.len() as u64, on_done, |part, done| {
                 let length = usize::try_from(part.end - part.start).unwrap_or(self.zeros.len());
-                self.request(Command::Write(part.start, self.zeros.part(0..length), false, done));
+                self.write(part.start, self.zeros.part(0..length), false, done);
             });
         }
     }
@@ -359,7 +362,7 @@ impl Lun for PathSet {
     }
 
     fn is_working(&self) -> bool {
-        self.traffic.trouble.lock().roster.state().condition() != Condition::Down
+        self.traffic.trouble.lock().roster.is_live()
     }
 
     fn figures(&self) -> LunFigures {

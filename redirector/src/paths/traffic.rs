@@ -32,8 +32,10 @@ pub(super) const REPLAYED: u64 = 1 << 63;
 pub struct Live {
     /// The link.
     pub link: Arc<dyn Link>,
-    /// Its number among the links of this path.
+    /// Its number among the links of this LUN.
     pub generation: u64,
+    /// Set when it has been lost.
+    pub broken: Arc<AtomicBool>,
 }
 
 /// What changes only when something goes wrong.
@@ -149,10 +151,16 @@ impl Traffic {
                 .map_or(Standing::Holds, |tenure| tenure.standing(&request, self.rules, &*self.clock));
             match standing {
                 Standing::Holds => self.dispatch(request),
-                Standing::Lapsed if !self.stopped.load(Ordering::Acquire) => {
-                    self.trouble.lock().held.push_back(request);
+                Standing::Lapsed => {
+                    let mut trouble = self.trouble.lock();
+                    if self.stopped.load(Ordering::Acquire) || self.refused.load(Ordering::Acquire) {
+                        drop(trouble);
+                        request.give_up();
+                    } else {
+                        trouble.held.push_back(request);
+                    }
                 }
-                Standing::Lapsed | Standing::Ended => request.give_up(),
+                Standing::Ended => request.give_up(),
             }
         }
     }
@@ -163,7 +171,8 @@ impl Traffic {
     /// must not be in use before these are known.
     fn hold_for(&self, generation: u64, request: Request) -> Option<Request> {
         let mut trouble = self.trouble.lock();
-        if trouble.generation != generation || !self.rules.keeps(Rule::P2) {
+        let over = self.stopped.load(Ordering::Acquire) || self.refused.load(Ordering::Acquire);
+        if trouble.generation != generation || !self.rules.keeps(Rule::P2) || over {
             return Some(request);
         }
         trouble.held.push_back(request);
@@ -209,7 +218,7 @@ impl Traffic {
 
     /// The link `generation` is broken: nothing goes to it any more.
     pub fn take_down(&self, trouble: &mut Trouble, generation: u64, why: &str) {
-        if trouble.generation == generation && trouble.roster.state().condition() != Condition::Down {
+        if trouble.generation == generation && trouble.roster.is_live() {
             let others = trouble.roster.paths().iter().filter(|path| path.state.condition() == Condition::Up);
             let others = others.count() - usize::from(trouble.roster.state().condition() == Condition::Up);
             tracing::warn!(
@@ -306,10 +315,13 @@ impl Traffic {
 
     /// Ends all that is held; nothing is taken any more.
     pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        self.calm.store(false, Ordering::Release);
         self.ways.iter().for_each(|way| way.part());
-        let live = self.live.swap(None);
+        let live = {
+            let _trouble = self.trouble.lock();
+            self.stopped.store(true, Ordering::Release);
+            self.calm.store(false, Ordering::Release);
+            self.live.swap(None)
+        };
         if let Some(live) = live {
             live.link.close("the LUN is closed");
         }
@@ -331,13 +343,13 @@ pub struct LinkEvents {
     /// Set while the link is only being tried: what it loses then is given up, for whoever tries to see.
     trial: AtomicBool,
     instance: Mutex<Option<Instance>>,
-    broken: AtomicBool,
+    broken: Arc<AtomicBool>,
 }
 
 impl LinkEvents {
     /// Events of the link `generation`, which is on trial.
     pub fn new(traffic: Arc<Traffic>, generation: u64) -> Self {
-        let (trial, broken) = (AtomicBool::new(true), AtomicBool::new(false));
+        let (trial, broken) = (AtomicBool::new(true), Arc::default());
         Self { traffic, generation, trial, instance: Mutex::new(None), broken }
     }
 
@@ -349,6 +361,11 @@ impl LinkEvents {
     /// Whether the link has been lost.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
+    }
+
+    /// What is set when the link is lost.
+    pub fn broken(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.broken)
     }
 
     /// Takes the link into use, unless it is broken. The caller holds the lock of the trouble.
@@ -378,7 +395,8 @@ impl Events for LinkEvents {
             }
             let all = sent.into_iter().chain(unsent);
             // P2: no error of a path reaches the caller.
-            if trial || !traffic.rules.keeps(Rule::P2) || traffic.stopped.load(Ordering::Acquire) {
+            let over = traffic.stopped.load(Ordering::Acquire) || traffic.refused.load(Ordering::Acquire);
+            if trial || !traffic.rules.keeps(Rule::P2) || over {
                 all.collect()
             } else {
                 trouble.held.extend(all);

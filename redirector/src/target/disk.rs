@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::backing::{Backing, Zeroing};
+use super::stripes::Stripes;
 
 /// The cache's unit, in bytes.
 const BLOCK: u64 = 4096;
@@ -21,6 +22,8 @@ const BLOCKS_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Disk {
     backing: Backing,
+    /// Requests that overlap are executed one after the other.
+    stripes: Stripes,
     is_volatile: AtomicBool,
     cache: Mutex<Cache>,
 }
@@ -76,7 +79,12 @@ impl Cache {
 
 impl Disk {
     pub(super) fn new(backing: Backing) -> Self {
-        Self { backing, is_volatile: AtomicBool::new(false), cache: Mutex::default() }
+        Self {
+            backing,
+            stripes: Stripes::new(),
+            is_volatile: AtomicBool::new(false),
+            cache: Mutex::default(),
+        }
     }
 
     fn is_volatile(&self) -> bool {
@@ -105,6 +113,7 @@ impl Disk {
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), i32> {
         if !self.is_volatile() {
+            let _held = self.stripes.read(&(offset..offset + buffer.len() as u64));
             return self.backing.read(buffer, offset);
         }
         let cache = self.cache.lock();
@@ -124,11 +133,13 @@ impl Disk {
         if self.is_volatile() {
             return self.read(buffer, offset).map(|()| true);
         }
+        let _held = self.stripes.read(&(offset..offset + buffer.len() as u64));
         self.backing.read_if_ready(buffer, offset)
     }
 
     pub(super) fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<(), i32> {
         if !self.is_volatile() {
+            let _held = self.stripes.write(&(offset..offset + data.len() as u64));
             return self.backing.write(data, offset, fua);
         }
         let mut cache = self.cache.lock();
@@ -162,7 +173,9 @@ impl Disk {
         if self.is_volatile() {
             return self.zero(range, Zeroing { may_punch: true, only_fast: false }, fua);
         }
+        let held = self.stripes.write(&range);
         self.backing.trim(range)?;
+        drop(held);
         if fua { self.backing.flush() } else { Ok(()) }
     }
 
@@ -183,7 +196,9 @@ impl Disk {
             }
             return if fua { cache.write_out(&self.backing) } else { Ok(()) };
         }
+        let held = self.stripes.write(&range);
         self.backing.zero(range, how)?;
+        drop(held);
         if fua { self.backing.flush() } else { Ok(()) }
     }
 
@@ -273,5 +288,29 @@ mod tests {
             disk.set_volatile(false).unwrap();
             prop_assert!(contents(&disk) == seen);
         }
+    }
+
+    #[test]
+    fn a_read_beside_a_write_of_the_same_block_gives_one_of_the_two() {
+        // In memory, where a read waits for nothing that a write holds.
+        let dir = tempfile::TempDir::new_in("/dev/shm").unwrap();
+        let backing = Backing::open(&dir.path().join("lun.img"), Some(1 << 20), false).unwrap();
+        let disk = Disk::new(backing);
+        let ends = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for byte in (0..=u8::MAX).cycle() {
+                    disk.write(&vec![byte; 64 << 10], 0, false).unwrap();
+                    if std::time::Instant::now() > ends {
+                        break;
+                    }
+                }
+            });
+            let mut block = vec![0; 64 << 10];
+            while std::time::Instant::now() < ends {
+                assert!(disk.read_if_ready(&mut block, 0).unwrap());
+                assert!(block.iter().all(|byte| *byte == block[0]), "a part of each");
+            }
+        });
     }
 }

@@ -25,6 +25,7 @@ mod reply;
 mod request;
 mod server;
 mod socket;
+mod stripes;
 mod sys;
 mod tls;
 mod workers;

@@ -129,7 +129,23 @@ fn only_what_is_known_to_be_one_process_is_one_target() {
 #[test]
 fn each_path_has_the_list_that_its_target_had_at_first() {
     let mut roster = Roster::new(2, at(0), EVERY);
-    assert_eq!(roster.list(0, Some([1; 16])), Some([1; 16]));
-    assert_eq!(roster.list(1, Some([2; 16])), Some([2; 16]));
-    assert_eq!(roster.list(0, Some([3; 16])), Some([1; 16]), "lost, or another target");
+    assert_eq!(roster.list(0), None);
+    roster.recognised(0, Some([1; 16]));
+    roster.recognised(1, Some([2; 16]));
+    roster.recognised(0, Some([3; 16]));
+    assert_eq!((roster.list(0), roster.list(1)), (Some([1; 16]), Some([2; 16])));
+}
+
+#[test]
+fn a_path_that_answers_and_cannot_be_used_is_down_again_with_the_reason() {
+    let mut roster = Roster::new(1, at(0), EVERY);
+    roster.connected(0, &target(1), at(0));
+    roster.lost("reset", at(1000));
+    for ms in [1001, 1500, 2000] {
+        assert_eq!(roster.choice(), None);
+        roster.probed(0, Ok(&target(1)), at(ms));
+    }
+    assert_eq!((roster.choice(), roster.is_live()), (Some(0), false));
+    roster.probed(0, Err("the lease has run out"), at(2001));
+    assert_eq!((roster.choice(), roster.state().why()), (None, "the lease has run out"));
 }
