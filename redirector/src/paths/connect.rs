@@ -21,21 +21,18 @@ impl Traffic {
     /// The target refuses this client for good: what is held is in vain, and what comes will be.
     pub(super) fn give_up_all(&self, why: &OpenError) {
         tracing::error!(lun = self.name(), %why, "the LUN is lost to this process: all I/O fails from now on");
-        let mut closed = None;
-        let held: Vec<Request> = {
+        let (held, live) = {
             let mut trouble = self.trouble.lock();
             // Under the lock, so that nothing is held after this.
             self.refused.store(true, Ordering::Release);
-            if let Some(live) = self.live.load_full() {
-                // It may go by another path, to a target that has not heard of it yet.
-                closed = Some(live);
-            }
-            let held = std::mem::take(&mut trouble.held);
-            held.into_iter().chain(std::mem::take(&mut trouble.waiting)).collect()
+            let mut held = Vec::from(std::mem::take(&mut trouble.held));
+            held.append(&mut trouble.waiting);
+            (held, self.live.load_full())
         };
         self.room.notify_all();
         held.into_iter().for_each(Request::give_up);
-        if let Some(live) = closed {
+        // Another path may be in use, to a target that has not heard of it yet.
+        if let Some(live) = live {
             live.link.close("the target refuses this client for good");
         }
     }

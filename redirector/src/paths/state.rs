@@ -45,13 +45,6 @@ pub struct PathState {
 }
 
 impl PathState {
-    /// A path that has just been connected.
-    #[must_use]
-    pub fn up(now: BootTime, probe_every: Duration) -> Self {
-        let why = "connected".to_owned();
-        Self { condition: Condition::Up, since: now, why, answers: 0, next_probe: now, probe_every }
-    }
-
     /// A path that has not been tried: it is used after one answer.
     #[must_use]
     pub fn untried(now: BootTime, probe_every: Duration) -> Self {
@@ -152,10 +145,10 @@ impl PathState {
         self.answers >= ANSWERS
     }
 
-    /// The path is connected again.
+    /// The path is connected.
     pub fn recovered(&mut self, now: BootTime) {
         self.answers = 0;
-        self.change(Condition::Up, "connected again", now);
+        self.change(Condition::Up, "connected", now);
     }
 }
 
@@ -165,13 +158,19 @@ mod tests {
 
     const EVERY: Duration = Duration::from_millis(500);
 
+    fn up() -> PathState {
+        let mut state = PathState::untried(at(0), EVERY);
+        state.recovered(at(0));
+        state
+    }
+
     fn at(ms: u64) -> BootTime {
         BootTime(ms * 1_000_000)
     }
 
     #[test]
     fn a_down_path_is_used_after_three_answers_in_a_row() {
-        let mut state = PathState::up(at(0), EVERY);
+        let mut state = up();
         assert_eq!(state.next_probe(), None);
         state.lost("reset", at(10));
         assert_eq!((state.condition(), state.since(), state.why()), (Condition::Down, at(10), "reset"));
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn an_old_request_makes_a_path_suspect_until_it_answers() {
-        let mut state = PathState::up(at(0), EVERY);
+        let mut state = up();
         state.observe(Some(at(0)), None, at(5000));
         assert_eq!(state.condition(), Condition::Up);
         state.observe(Some(at(0)), None, at(5001));

@@ -399,11 +399,8 @@ fn one_run(cluster: &Cluster, draw: &Draw, totals: &mut Totals) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn random_faults_leave_one_truth() -> Result<()> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("CSV_SEED").unwrap_or(1);
-    let runs = number("CSV_RUNS").unwrap_or(if is_soak() { RUNS_SOAK } else { RUNS });
+/// Runs `test` on three nodes that have the volume mounted.
+fn on_a_cluster(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
     let plan = Plan { fence: "nbd-target".to_owned(), ..Plan::short_sessions(3, memory.path()) };
     Cluster::run(plan, |cluster| {
@@ -411,6 +408,16 @@ fn random_faults_leave_one_truth() -> Result<()> {
         cluster.start_lockd()?;
         cluster.format()?;
         NODES.iter().try_for_each(|number| mount(cluster, *number))?;
+        test(cluster)
+    })
+}
+
+#[test]
+fn random_faults_leave_one_truth() -> Result<()> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("CSV_SEED").unwrap_or(1);
+    let runs = number("CSV_RUNS").unwrap_or(if is_soak() { RUNS_SOAK } else { RUNS });
+    on_a_cluster(|cluster| {
         let mut totals = Totals::default();
         for seed in first..first + runs {
             let (draw, since) = (Draw::from(seed), Instant::now());
@@ -429,13 +436,7 @@ fn random_faults_leave_one_truth() -> Result<()> {
 /// must say so, and of the right file.
 #[test]
 fn a_planted_violation_is_found() -> Result<()> {
-    let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
-    let plan = Plan { fence: "nbd-target".to_owned(), ..Plan::short_sessions(3, memory.path()) };
-    Cluster::run(plan, |cluster| {
-        cluster.init()?;
-        cluster.start_lockd()?;
-        cluster.format()?;
-        NODES.iter().try_for_each(|number| mount(cluster, *number))?;
+    on_a_cluster(|cluster| {
         let mut draw = Draw { owner: 2, ..Draw::from(1) };
         draw.faults.insert(0, (Fault::ForgetWrites(2), Duration::from_millis(500)));
         eprintln!("{draw:?}");
