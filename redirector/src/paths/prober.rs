@@ -35,7 +35,11 @@ pub fn run(traffic: &Traffic, index: usize) {
 
 impl Traffic {
     fn probe(&self, index: usize) {
+        let begun = self.clock.boot();
         let result = self.ask(index);
+        if result.is_ok() {
+            self.trouble.lock().roster.took(index, self.clock.boot().since(begun));
+        }
         self.judge(index, result);
     }
 

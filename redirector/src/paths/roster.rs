@@ -32,12 +32,16 @@ pub struct Path {
     answered: Option<BootTime>,
     /// How long it must have been answering before it is used instead of a working one.
     rest: Duration,
+    /// How long it takes to answer a fresh connection, lately.
+    took: Duration,
 }
 
-/// All paths, in the order in which they are preferred.
+/// All paths: the direct ones in the order in which they are preferred, then those through peers, of which the quickest is.
 #[derive(Debug)]
 pub struct Roster {
     paths: Vec<Path>,
+    /// How many are direct.
+    direct: usize,
     /// The path in use, or the last one.
     current: usize,
     /// Whether a link by it is in use.
@@ -48,8 +52,8 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// `count` paths of which none has been tried.
-    pub fn new(count: usize, now: BootTime, probe_every: Duration) -> Self {
+    /// `direct` paths and `peers` of which none has been tried.
+    pub fn new(direct: usize, peers: usize, now: BootTime, probe_every: Duration) -> Self {
         let path = || Path {
             state: PathState::untried(now, probe_every),
             warned: None,
@@ -57,8 +61,10 @@ impl Roster {
             list: None,
             answered: None,
             rest: REST.0,
+            took: Duration::ZERO,
         };
-        Self { paths: (0..count).map(|_| path()).collect(), current: 0, live: false, next: None, probe_every }
+        let paths = (0..direct + peers).map(|_| path()).collect();
+        Self { paths, direct, current: 0, live: false, next: None, probe_every }
     }
 
     /// The path in use, or the last one.
@@ -158,10 +164,26 @@ impl Roster {
         self.live = true;
     }
 
-    /// The path to use while none is in use: the one to which another was left, or the first that answers.
+    /// The path to use while none is in use: the one to which another was left, or the first that answers; among peers, the
+    /// quickest.
     pub fn choice(&self) -> Option<usize> {
         let up = |index: &usize| self.paths[*index].state.condition() == Condition::Up;
-        self.next.filter(up).or_else(|| (0..self.paths.len()).find(up))
+        self.next.filter(up).or_else(|| self.first_of(up))
+    }
+
+    /// The path that is preferred among those that are `such`.
+    fn first_of(&self, such: impl Fn(&usize) -> bool) -> Option<usize> {
+        let peers = self.direct..self.paths.len();
+        (0..self.direct)
+            .find(&such)
+            .or_else(|| peers.filter(&such).min_by_key(|index| self.paths[*index].took))
+    }
+
+    /// A fresh connection by `index` took so long to answer.
+    pub fn took(&mut self, index: usize, took: Duration) {
+        let known = &mut self.paths[index].took;
+        // One slow answer is no slow path.
+        *known = if known.is_zero() { took } else { (*known * 3 + took) / 4 };
     }
 
     /// The path to which what waits for the late path in use goes: one that answers, to another target; or any that answers,
@@ -175,17 +197,18 @@ impl Roster {
         let since = late.state.since();
         let fresh = |path: &Path| path.answered.is_some_and(|at| at >= since);
         let dead = !fresh(late) && now.since(since) >= SECOND_LOOK;
-        self.next = self.paths.iter().enumerate().position(|(index, path)| {
+        self.next = self.first_of(|index| {
+            let path = &self.paths[*index];
             let other = path.instance.zip(late.instance).is_some_and(|(there, here)| there != here);
-            index != self.current && path.state.condition() == Condition::Up && fresh(path) && (other || dead)
+            *index != self.current && path.state.condition() == Condition::Up && fresh(path) && (other || dead)
         });
         self.next
     }
 
-    /// A path that is preferred to the one in use and has been answering for long enough.
+    /// A path that is preferred to the one in use and has been answering for long enough. One peer is as good as another.
     pub fn better(&self, now: BootTime) -> Option<usize> {
         let working = self.state().condition() == Condition::Up;
-        self.paths[..self.current].iter().position(|path| {
+        self.paths[..self.current.min(self.direct)].iter().position(|path| {
             working
                 && path.state.condition() == Condition::Up
                 && now.since(path.state.since()) >= path.rest
@@ -200,10 +223,11 @@ impl Roster {
         path.state.counts_from(now);
     }
 
-    /// Whether all paths are known to lead to one process, so that a flush by one covers what was written by another.
+    /// Whether all direct paths are known to lead to one process, so that a flush by one covers what was written by another.
+    /// Peers have the same paths.
     pub fn is_one_target(&self) -> bool {
-        let first = self.paths[0].instance;
-        self.paths.len() == 1 || (first.is_some() && self.paths.iter().all(|path| path.instance == first))
+        let (first, direct) = (self.paths[0].instance, &self.paths[..self.direct]);
+        self.direct == 1 || (first.is_some() && direct.iter().all(|path| path.instance == first))
     }
 
     /// The list of refused clients that the target behind `index` had when it was recognised first.
@@ -219,7 +243,7 @@ impl Roster {
 
     /// How long a rest after which the next decision may be due.
     pub fn next_decision(&self, now: BootTime) -> Option<BootTime> {
-        let waits = self.paths[..self.current]
+        let waits = self.paths[..self.current.min(self.direct)]
             .iter()
             .filter(|path| path.state.condition() == Condition::Up)
             .map(|path| path.state.since().after(path.rest))

@@ -34,7 +34,7 @@ fn target(instance: u8) -> Abilities {
 
 /// Two paths to targets `first` and `second`: the first in use since 0, the second known to answer.
 fn two(first: u8, second: u8) -> Roster {
-    let mut roster = Roster::new(2, at(0), EVERY);
+    let mut roster = Roster::new(2, 0, at(0), EVERY);
     roster.connected(0, &target(first), at(0));
     assert_eq!(roster.next_probe(1), Some(at(0)));
     roster.probed(1, Ok(&target(second)), at(1));
@@ -118,17 +118,17 @@ fn a_late_path_that_answers_no_fresh_connection_is_dead() {
 
 #[test]
 fn only_what_is_known_to_be_one_process_is_one_target() {
-    assert!(Roster::new(1, at(0), EVERY).is_one_target());
+    assert!(Roster::new(1, 0, at(0), EVERY).is_one_target());
     assert!(two(1, 1).is_one_target());
     assert!(!two(1, 2).is_one_target() && !two(0, 0).is_one_target());
-    let mut roster = Roster::new(2, at(0), EVERY);
+    let mut roster = Roster::new(2, 0, at(0), EVERY);
     roster.connected(0, &target(1), at(0));
     assert!(!roster.is_one_target(), "the second has not been met");
 }
 
 #[test]
 fn each_path_has_the_list_that_its_target_had_at_first() {
-    let mut roster = Roster::new(2, at(0), EVERY);
+    let mut roster = Roster::new(2, 0, at(0), EVERY);
     assert_eq!(roster.list(0), None);
     roster.recognised(0, Some([1; 16]));
     roster.recognised(1, Some([2; 16]));
@@ -138,7 +138,7 @@ fn each_path_has_the_list_that_its_target_had_at_first() {
 
 #[test]
 fn a_path_that_answers_and_cannot_be_used_is_down_again_with_the_reason() {
-    let mut roster = Roster::new(1, at(0), EVERY);
+    let mut roster = Roster::new(1, 0, at(0), EVERY);
     roster.connected(0, &target(1), at(0));
     roster.lost("reset", at(1000));
     for ms in [1001, 1500, 2000] {
