@@ -10,19 +10,21 @@ use lockd::machine::{Answer, ClientKind, ClientState, Query};
 use lockd::peers::Channel;
 use lockd::rules::Rules;
 use redirector::lun::Lun;
-use redirector::paths::way::Way;
+use redirector::paths::way::{Credentials, Way};
 use redirector::peer::{Admits, Host, HostFigures, HostOptions, PeerWay, Traveller, Who};
 
 use super::member::{Member, Place};
 use super::plane::Plane;
 
 impl Member {
-    /// The ways to the LUN through the other nodes, in the order of the cluster file; I/O is held for `hold`.
+    /// The ways to the LUN through the other nodes, in the order of the cluster file; I/O is held for `hold`, and the target
+    /// knows this mount as `known_as`.
     pub(crate) fn peer_ways(
         &self,
         place: &Place,
         clock: &Arc<dyn Clock>,
         hold: Duration,
+        known_as: Credentials,
     ) -> Vec<Arc<dyn Way>> {
         let runtime = self.runtime.lock().as_ref().map(|runtime| runtime.handle().clone());
         let Some(runtime) = runtime else { return Vec::new() };
@@ -36,6 +38,7 @@ impl Member {
             peers: Arc::clone(&self.endpoint) as _,
             runtime,
             who,
+            known_as,
             lease: Arc::clone(self.plane.lease()),
             clock: Arc::clone(clock),
             hold,

@@ -10,6 +10,7 @@ use lockd::ids::Epoch;
 use lockd::machine::FenceMethod;
 use redirector::iscsi::Reservation;
 use redirector::lun::{Identity, Lun};
+use redirector::paths::way::Credentials;
 
 use super::{Settings, VolumeError, label_at};
 use crate::cluster::{Member, Place};
@@ -41,7 +42,6 @@ impl Entry {
         let identity = Identity { offset: label_at(&survey), bytes: label.encode().to_vec() };
         let quiesce = settings.quiesce_of(&label);
         warn_of_label(&label, quiesce);
-        let peers = member.peer_ways(place, &settings.clock, settings.hold);
         let known = matches!(fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr);
         if !known && lun.direct().is_none() {
             lun.expect(identity);
@@ -54,7 +54,8 @@ impl Entry {
         let client = if known { member.incarnation } else { settings.client };
         let settings = Settings { client, ..settings };
         let mut options = settings.lun_options();
-        options.peers = peers;
+        let known_as = Credentials { client, cookie: settings.cookie };
+        options.peers = member.peer_ways(place, &settings.clock, settings.hold, known_as);
         options.identity = Some(identity);
         options.reservation = proven.shown.map(|shown| Reservation {
             key: key_of(member.incarnation),

@@ -8,6 +8,7 @@ use lockd::clock::BootTime;
 use lockd::rules::Rule;
 
 use crate::buffer::{Buffer, Pool};
+use crate::ghosts::Executor;
 use crate::lun::{Identity, Outcome};
 use crate::open::OpenError;
 use crate::paths::request::{Command, Request};
@@ -137,6 +138,9 @@ impl Traffic {
     /// P4: the target's proof kills ghosts.
     fn apply_drain(&self, link: &dyn Link) {
         let mut trouble = self.trouble.lock();
+        if let Some(instance) = link.drained_at() {
+            trouble.ghosts.drained(Executor::Target(instance));
+        }
         match (link.drained(), link.executor()) {
             (Drained::ThisInstance, Some(executor)) => trouble.ghosts.drained(executor),
             // What was sent to another server of the same store is not known there.

@@ -18,7 +18,7 @@ use crate::paths::request::{Command, Request};
 use crate::paths::roster::Roster;
 use crate::paths::state::Condition;
 use crate::paths::tenure::{Standing, Tenure};
-use crate::paths::way::{self, Abilities, Direct, Events, Instance, Link, Way};
+use crate::paths::way::{self, Abilities, Credentials, Direct, Events, Instance, Link, Way};
 use crate::plug;
 
 /// Held requests at which submission waits; as many may wait for ghosts.
@@ -455,6 +455,11 @@ impl Direct for Traffic {
             Ok(()) => Ok(()),
             Err(request) => back(request, "the path by which it was to be executed is closed"),
         }
+    }
+
+    fn drain_for(&self, other: Credentials) -> Option<Instance> {
+        let current = self.current.load(Ordering::Acquire);
+        self.ways.get(current).filter(|way| way.through().is_none())?.drain_for(other)
     }
 
     fn ghosts(&self) -> Vec<Range<u64>> {

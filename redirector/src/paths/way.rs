@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bincode::{Decode, Encode};
 use lockd::clock::BootTime;
 use lockd::ids::{ClientId, NodeName};
 use lockd::iscsi::reservation::Shown;
@@ -64,6 +65,15 @@ pub enum Drained {
     EveryInstance,
 }
 
+/// By what a client is known to a target that admits clients: csv-target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Credentials {
+    /// The client incarnation.
+    pub client: ClientId,
+    /// The secret that it drew.
+    pub cookie: [u8; 16],
+}
+
 /// What a link is made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
@@ -93,6 +103,13 @@ pub trait Way: Send + Sync + Debug {
 
     /// The client leaves in order: what a link holds at the target is given back when it is closed.
     fn part(&self) {}
+
+    /// Has the target end the connections of another of its clients, which has given them up, and execute what it had
+    /// accepted from them (P4). The target's instance, if all of that is done.
+    fn drain_for(&self, other: Credentials) -> Option<Instance> {
+        let _ = other;
+        None
+    }
 
     /// The peer through which it leads; none: it leads to the target itself.
     fn through(&self) -> Option<&NodeName> {
@@ -131,6 +148,11 @@ pub trait Link: Send + Sync + Debug {
         self.abilities().instance.map(Executor::Target)
     }
 
+    /// The target by which a peer has had this client's own earlier connections drained.
+    fn drained_at(&self) -> Option<Instance> {
+        None
+    }
+
     /// For how long a request may rest on its way to the target at most, when nobody hears of it any more.
     fn kept_at_most(&self) -> Duration {
         Duration::ZERO
@@ -154,6 +176,9 @@ pub trait Direct: Send + Sync + Debug {
     /// # Errors
     /// The request comes back, with the reason, when it is surely not executed.
     fn carry(&self, seat: u64, request: Request) -> Result<(), (Box<Request>, String)>;
+
+    /// As [`Way::drain_for`], by the path in use.
+    fn drain_for(&self, other: Credentials) -> Option<Instance>;
 
     /// Byte ranges under ghosts, those of carried requests included.
     fn ghosts(&self) -> Vec<Range<u64>>;

@@ -20,10 +20,12 @@ use super::wire::{self, Answer, Question, Seat, Told, What, Who, cut};
 use crate::buffer::Pool;
 use crate::lun::{Geometry, Outcome};
 use crate::paths::request::{Command, Request};
-use crate::paths::way::Direct;
+use crate::paths::way::{Credentials, Direct, Instance};
 
 /// The pause between two looks whether ghosts are dead.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a guest waits at most for the target to drain its connections.
+const TARGET_DRAINS: Duration = Duration::from_millis(200);
 /// The longest range that is zeroed or discarded at once, in bytes.
 const RANGE_MAX: u64 = 128 << 20;
 
@@ -153,8 +155,15 @@ impl Host {
         self.options.clock.boot().0
     }
 
-    /// Admits `who` of the node `from`, and, for a new link, ends its earlier ones. May wait.
-    fn welcome(&self, from: &NodeName, who: Who, link: Option<u64>) -> Result<Answer, String> {
+    /// Admits `who` of the node `from`, and, for a new link, ends its earlier ones, and its own connections to the target. May
+    /// wait.
+    fn welcome(
+        &self,
+        from: &NodeName,
+        who: Who,
+        link: Option<u64>,
+        known_as: Option<Credentials>,
+    ) -> Result<Answer, String> {
         if who.volume != self.options.volume {
             return Err(format!("it serves another volume: {}, and not {}", self.options.volume, who.volume));
         }
@@ -170,7 +179,8 @@ impl Host {
             None => false,
         };
         let (seat, abilities) = (Seat { host: self.id, path }, Told::from(&abilities));
-        Ok(Answer::Welcome { seat, stamp: self.stamp(), drained, abilities })
+        let target = known_as.and_then(|client| drain_at_target(direct, client));
+        Ok(Answer::Welcome { seat, stamp: self.stamp(), drained, target, abilities })
     }
 
     /// Ends the links of `key` before `link`. Whether what came by them is done, and no ghost of it left.
@@ -268,6 +278,17 @@ impl Host {
     }
 }
 
+/// Has the target drain a guest's own connections, if that does not take long: a guest in need waits for its welcome.
+fn drain_at_target(direct: Arc<dyn Direct>, client: Credentials) -> Option<Instance> {
+    let (sender, drained) = std::sync::mpsc::sync_channel(1);
+    let drain = move || {
+        // Whoever waited may have given up.
+        let _ = sender.send(direct.drain_for(client));
+    };
+    std::thread::Builder::new().name("lun-drain".to_owned()).spawn(drain).ok()?;
+    drained.recv_timeout(TARGET_DRAINS).ok().flatten()
+}
+
 /// What a request that the direct path did not take is finished with: no target answers so.
 const NOT_EXECUTED: i32 = i32::MAX;
 
@@ -351,10 +372,10 @@ impl Serve for Host {
             let (question, data) =
                 wire::decode::<Question>(&frame).map_err(|error| NotServed(error.to_string()))?;
             match question {
-                Question::Hello { who, link } => {
+                Question::Hello { who, link, known_as } => {
                     let me = self.me.upgrade().ok_or_else(|| NotServed("it ends".to_owned()))?;
                     let from = from.clone();
-                    let welcome = tokio::task::spawn_blocking(move || me.welcome(&from, who, link)).await;
+                    let welcome = tokio::task::spawn_blocking(move || me.welcome(&from, who, link, known_as)).await;
                     let answer = welcome.map_err(|error| NotServed(error.to_string()))?;
                     let answer = answer.unwrap_or_else(|why| Answer::Over { why: cut(why) });
                     Ok(wire::encode(&answer, 0))

@@ -17,7 +17,7 @@ use crate::ghosts::Executor;
 use crate::lun::Outcome;
 use crate::paths::latency::Latency;
 use crate::paths::request::{Command, Request};
-use crate::paths::way::{self, Abilities, Drained, Events, Link};
+use crate::paths::way::{self, Abilities, Drained, Events, Instance, Link};
 
 /// The pause before a request is sent again that came too late.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -31,6 +31,7 @@ pub(super) struct Start {
     /// The host's clock in its welcome.
     pub stamp: u64,
     pub drained: bool,
+    pub target: Option<Instance>,
     pub abilities: Abilities,
     pub events: Arc<dyn Events>,
 }
@@ -42,6 +43,7 @@ pub(super) struct PeerLink {
     number: u64,
     seat: Seat,
     drained: Drained,
+    target: Option<Instance>,
     abilities: Abilities,
     events: Arc<dyn Events>,
     flight: Mutex<Flight>,
@@ -95,7 +97,7 @@ impl fmt::Debug for PeerLink {
 
 impl PeerLink {
     pub(super) fn start(start: Start) -> Arc<Self> {
-        let Start { to, traveller, number, seat, stamp, drained, abilities, events } = start;
+        let Start { to, traveller, number, seat, stamp, drained, target, abilities, events } = start;
         // The answer has come by now, and the host's clock was read before it came.
         let exchange = (stamp, traveller.clock.boot());
         let (requests, late) = (HashMap::new(), Vec::new());
@@ -107,6 +109,7 @@ impl PeerLink {
             number,
             seat,
             drained,
+            target,
             abilities,
             events,
             flight,
@@ -324,6 +327,10 @@ impl Link for PeerLink {
 
     fn executor(&self) -> Option<Executor> {
         Some(Executor::Peer(self.seat.host))
+    }
+
+    fn drained_at(&self) -> Option<Instance> {
+        self.target
     }
 
     fn kept_at_most(&self) -> Duration {

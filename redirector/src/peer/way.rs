@@ -15,7 +15,7 @@ use super::link::{PeerLink, Start};
 use super::wire::{self, Answer, Question, Who};
 use crate::lun::Proof;
 use crate::open::OpenError;
-use crate::paths::way::{Abilities, Events, Link, Purpose, Way};
+use crate::paths::way::{Abilities, Credentials, Events, Link, Purpose, Way};
 
 /// How long a host may take to welcome somebody; for as long as half of it it waits for what came by earlier links.
 pub(super) const WELCOME: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ pub struct Traveller {
     pub runtime: Handle,
     /// For whom they are.
     pub who: Who,
+    /// By what the target knows this client.
+    pub known_as: Credentials,
     /// The lease of that session: a change is executed only under it.
     pub lease: Arc<Lease>,
     /// The clock of the lease.
@@ -90,14 +92,16 @@ impl Way for PeerWay {
         }
         let number =
             (purpose != Purpose::Probe).then(|| self.last_link.fetch_add(1, Ordering::Relaxed) + 1);
-        match self.ask(&Question::Hello { who: self.traveller.who, link: number })? {
-            Answer::Welcome { seat, stamp, drained, abilities } => Ok(PeerLink::start(Start {
+        let known_as = (purpose == Purpose::Again).then_some(self.traveller.known_as);
+        match self.ask(&Question::Hello { who: self.traveller.who, link: number, known_as })? {
+            Answer::Welcome { seat, stamp, drained, target, abilities } => Ok(PeerLink::start(Start {
                 to: self.to.clone(),
                 traveller: Arc::clone(&self.traveller),
                 number: number.unwrap_or(0),
                 seat,
                 stamp,
                 drained,
+                target,
                 abilities: Abilities::from(&abilities),
                 events,
             })),

@@ -5,7 +5,7 @@ use bincode::{Decode, Encode};
 use lockd::ids::{ClientId, SessionId, VolumeId};
 
 use crate::lun::Geometry;
-use crate::paths::way::{Abilities, Instance, ListId, Restarts};
+use crate::paths::way::{Abilities, Credentials, Instance, ListId, Restarts};
 
 /// The version of these messages: the first byte of each. A host and a client of different ones do not serve each other.
 const VERSION: u8 = 1;
@@ -92,6 +92,8 @@ pub enum Question {
         who: Who,
         /// The number of the link that is made: earlier ones end. None: it is only asked.
         link: Option<u64>,
+        /// By what the target knows the client, whose own connections there it has given up.
+        known_as: Option<Credentials>,
     },
     /// Do something.
     Do {
@@ -121,6 +123,8 @@ pub enum Answer {
         stamp: u64,
         /// Whether all that came by earlier links is done, and no ghost of it left.
         drained: bool,
+        /// The target, if it has executed what it had accepted on the client's own connections.
+        target: Option<Instance>,
         /// What the target can do.
         abilities: Told,
     },
