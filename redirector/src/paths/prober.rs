@@ -11,7 +11,7 @@ use crate::paths::traffic::Traffic;
 use crate::paths::way::{self, Abilities, Purpose};
 
 /// The longest rest of a prober.
-const REST_MAX: Duration = Duration::from_millis(250);
+const REST_MAX: Duration = Duration::from_secs(2);
 
 /// Asks the path `index` whenever that is due, until the LUN is closed.
 pub fn run(traffic: &Traffic, index: usize) {

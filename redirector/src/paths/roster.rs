@@ -48,6 +48,8 @@ pub struct Roster {
     live: bool,
     /// Where what waits for a late path is to go.
     next: Option<usize>,
+    /// Since when the path in use is about to be late: whoever stands by is asked in time, and so is a fresh connection by it.
+    doubted: Option<BootTime>,
     probe_every: Duration,
 }
 
@@ -64,7 +66,7 @@ impl Roster {
             took: Duration::ZERO,
         };
         let paths = (0..direct + peers).map(|_| path()).collect();
-        Self { paths, direct, current: 0, live: false, next: None, probe_every }
+        Self { paths, direct, current: 0, live: false, next: None, doubted: None, probe_every }
     }
 
     /// The path in use, or the last one.
@@ -77,9 +79,15 @@ impl Roster {
         &self.paths[self.current].state
     }
 
-    /// The same, to be changed.
-    pub fn state_mut(&mut self) -> &mut PathState {
-        &mut self.paths[self.current].state
+    /// The oldest request in flight by the path in use was sent at `oldest`, and the slowest thousandth takes `p999`. Whether the
+    /// others are to be asked now, or the path has become late or is late no more.
+    pub fn observe(&mut self, oldest: Option<BootTime>, p999: Option<Duration>, now: BootTime) -> bool {
+        let state = &mut self.paths[self.current].state;
+        let before = (state.condition(), self.doubted.is_some());
+        state.observe(oldest, p999, now);
+        let is_slow = oldest.is_some_and(|oldest| now.since(oldest) >= doubtful(p999)) && self.live;
+        self.doubted = is_slow.then_some(self.doubted.unwrap_or(now));
+        before != (state.condition(), self.doubted.is_some())
     }
 
     /// All paths.
@@ -107,11 +115,13 @@ impl Roster {
         match state.condition() {
             Condition::Down => state.next_probe(),
             Condition::Suspect => (self.paths.len() > 1).then(|| state.next_question()),
-            Condition::Up if self.is_in_use(index) => None,
-            // A path in use that is late makes those interesting that stand by.
-            Condition::Up if self.state().condition() == Condition::Suspect => {
-                let asked_since = answered.is_some_and(|at| at >= self.state().since());
-                Some(if asked_since { state.next_question() } else { self.state().since() })
+            Condition::Up if self.is_in_use(index) => {
+                self.doubted.filter(|_| self.paths.len() > 1).map(|_| state.next_question())
+            }
+            // A path in use that is about to be late makes those interesting that stand by.
+            Condition::Up if let Some(since) = self.doubted => {
+                let asked_since = answered.is_some_and(|at| at >= since);
+                Some(if asked_since { state.next_question() } else { since })
             }
             Condition::Up => Some(answered.map_or(state.since(), |at| at.after(self.probe_every * STAND_BY))),
         }
@@ -136,7 +146,7 @@ impl Roster {
 
     /// `index` is in use, and leads to a target with `abilities`.
     pub fn connected(&mut self, index: usize, abilities: &Abilities, now: BootTime) {
-        (self.current, self.live, self.next) = (index, true, None);
+        (self.current, self.live, self.next, self.doubted) = (index, true, None, None);
         let path = &mut self.paths[index];
         path.instance = known(abilities);
         path.answered = Some(now);
@@ -147,7 +157,7 @@ impl Roster {
 
     /// The path in use is lost.
     pub fn lost(&mut self, why: &str, now: BootTime) {
-        self.live = false;
+        (self.live, self.doubted) = (false, None);
         let path = &mut self.paths[self.current];
         let used = now.since(path.state.since());
         path.rest = if used >= TRUSTED { REST.0 } else { (path.rest * 2).min(REST.1) };
@@ -156,7 +166,7 @@ impl Roster {
 
     /// The path in use is left for a better one, and stands by.
     pub fn leave(&mut self) {
-        self.live = false;
+        (self.live, self.doubted) = (false, None);
     }
 
     /// It is used again.
@@ -194,7 +204,7 @@ impl Roster {
         if late.state.condition() != Condition::Suspect {
             return None;
         }
-        let since = late.state.since();
+        let since = self.doubted.unwrap_or(late.state.since());
         let fresh = |path: &Path| path.answered.is_some_and(|at| at >= since);
         let dead = !fresh(late) && now.since(since) >= SECOND_LOOK;
         self.next = self.first_of(|index| {
@@ -249,10 +259,15 @@ impl Roster {
             .map(|path| path.state.since().after(path.rest))
             .filter(|due| *due > now)
             .min();
-        let look =
-            (self.state().condition() == Condition::Suspect).then(|| self.state().since().after(SECOND_LOOK));
+        let look = self.doubted.map(|since| since.after(SECOND_LOOK));
         waits.into_iter().chain(look.filter(|due| *due > now)).min()
     }
+}
+
+/// How old a request may be before it is in doubt whether it will be answered: so much before it is late that it is known then
+/// what else there is.
+pub(super) fn doubtful(p999: Option<Duration>) -> Duration {
+    PathState::timeout(p999).saturating_sub(SECOND_LOOK)
 }
 
 /// The process of the target, if it is one for all paths: a boot id is, and what is made up for a session is not.

@@ -286,7 +286,9 @@ fn drain_at_target(direct: Arc<dyn Direct>, client: Credentials) -> Option<Insta
         let _ = sender.send(direct.drain_for(client));
     };
     std::thread::Builder::new().name("lun-drain".to_owned()).spawn(drain).ok()?;
-    drained.recv_timeout(TARGET_DRAINS).ok().flatten()
+    let target = drained.recv_timeout(TARGET_DRAINS).ok().flatten();
+    tracing::debug!(client = %client.client, done = target.is_some(), "a guest's connections were to be drained");
+    target
 }
 
 /// What a request that the direct path did not take is finished with: no target answers so.

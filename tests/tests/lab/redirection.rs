@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::cluster::{Cut, Network, Plan};
+use lab::cluster::{Cut, Network, Plan, TARGET};
 use lab::steady::Writers;
 use lab::wait::until;
 use lab::{Cluster, content};
@@ -90,4 +90,87 @@ fn p1_a_node_whose_connections_are_reset_goes_through_a_peer_and_back() -> Resul
 #[test]
 fn p1_a_node_whose_packets_are_lost_goes_through_a_peer_and_back() -> Result<()> {
     goes_through_a_peer_and_back(Cut::Silent, Duration::from_secs(9))
+}
+
+/// The coordinator's node, and a file that it owns.
+#[test]
+fn the_coordinators_role_goes_where_a_path_works() -> Result<()> {
+    with_nodes(3, |cluster| {
+        content::fill(&cluster.path(1, "disk"), 5, BLOCKS)?;
+        cluster.acquire(1, &["disk"])?;
+        let writers = Writers::start(&cluster.path(1, "disk"), 5, BLOCKS, 2)?;
+        ensure!(cluster.coordinator(3)? == 1);
+        cluster.cut(1, Network::San, Cut::Reset)?;
+        let moved = until("the role to go", PATIENCE, || cluster.coordinator(3).ok().filter(|at| *at != 1));
+        ensure!(moved? != 1);
+        wait_state(cluster, 3, 1, "redirected (block)")?;
+        // It keeps its file, and everybody makes names.
+        for number in 1..=3_u8 {
+            std::fs::write(cluster.path(number, &format!("new{number}")), b"made")?;
+        }
+        cluster.heal(1, Network::San)?;
+        wait_state(cluster, 2, 1, "direct")?;
+        writers.finish(&cluster.path(1, "disk"))
+    })
+}
+
+/// A node that is redirected dies: what its host carries for it is done, or refused, before its file is another's.
+#[test]
+fn f1_a_redirected_node_that_dies_leaves_its_file_as_it_was_acknowledged() -> Result<()> {
+    let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
+    let plan = Plan { fence: "nbd-target".to_owned(), ..Plan::short_sessions(3, memory.path()) };
+    Cluster::run(plan, |cluster| {
+        cluster.mount_all()?;
+        content::fill(&cluster.path(2, "disk"), 5, BLOCKS)?;
+        cluster.acquire(2, &["disk"])?;
+        let writers = Writers::start(&cluster.path(2, "disk"), 5, BLOCKS, 4)?;
+        cluster.cut(2, Network::San, Cut::Reset)?;
+        wait_state(cluster, 3, 2, "redirected (block)")?;
+        thread::sleep(Duration::from_millis(500));
+        cluster.power_off(2)?;
+        until("the file is free", PATIENCE, || cluster.acquire(3, &["disk"]).ok())?;
+        let written = writers.acknowledged();
+        written.check(&cluster.path(3, "disk"))?;
+        // Nothing of the dead node lands any more.
+        let before = std::fs::read(cluster.path(3, "disk"))?;
+        thread::sleep(Duration::from_secs(3));
+        ensure!(std::fs::read(cluster.path(3, "disk"))? == before, "a late write has landed");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_storage_network_that_comes_and_goes_costs_no_error() -> Result<()> {
+    with_nodes(2, |cluster| {
+        content::fill(&cluster.path(2, "disk"), 5, BLOCKS)?;
+        cluster.acquire(2, &["disk"])?;
+        let writers = Writers::start(&cluster.path(2, "disk"), 5, BLOCKS, 4)?;
+        for round in 0..6 {
+            let how = if round % 2 == 0 { Cut::Reset } else { Cut::Unplugged };
+            cluster.cut(2, Network::San, how)?;
+            thread::sleep(Duration::from_millis(700));
+            cluster.heal(2, Network::San)?;
+            thread::sleep(Duration::from_millis(700));
+        }
+        wait_state(cluster, 1, 2, "direct")?;
+        let seen = writers.seen();
+        println!("flapping: {seen:?}");
+        writers.finish(&cluster.path(2, "disk"))
+    })
+}
+
+/// What one node sends to the target is lost, and the way back works; then the other way round.
+#[test]
+fn a_storage_network_that_is_cut_one_way_is_left() -> Result<()> {
+    with_nodes(2, |cluster| {
+        content::fill(&cluster.path(2, "disk"), 5, BLOCKS)?;
+        cluster.acquire(2, &["disk"])?;
+        let writers = Writers::start(&cluster.path(2, "disk"), 5, BLOCKS, 4)?;
+        thread::sleep(Duration::from_millis(500));
+        cluster.cut_way(2, TARGET, Network::San)?;
+        wait_state(cluster, 1, 2, "redirected (block)")?;
+        cluster.heal_way(2, TARGET, Network::San)?;
+        wait_state(cluster, 1, 2, "direct")?;
+        writers.finish(&cluster.path(2, "disk"))
+    })
 }
