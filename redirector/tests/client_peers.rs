@@ -135,7 +135,10 @@ impl Scene {
 
     /// A seat at `to` for the link `link` of node `from`.
     fn welcome(&self, from: u8, to: u8, link: u64) -> (Seat, u64) {
-        match self.ask(from, to, &Question::Hello { who: who(from), link: Some(link), known_as: None }, &[]).unwrap() {
+        match self
+            .ask(from, to, &Question::Hello { who: who(from), link: Some(link), known_as: None }, &[])
+            .unwrap()
+        {
             Answer::Welcome { seat, stamp, .. } => (seat, stamp),
             other => panic!("{other:?}"),
         }
@@ -253,11 +256,17 @@ fn r1_a_host_serves_only_who_may_what_may_be() {
     let data = [0x11; 4096];
     // Another node says that it is n1's mount; a mount that nobody knows; another volume.
     assert!(over(scene.ask(3, 2, &question(who(1), 7, seat, write), &data).unwrap()));
-    assert!(over(scene.ask(3, 2, &Question::Hello { who: who(1), link: Some(8), known_as: None }, &[]).unwrap()));
+    assert!(over(
+        scene.ask(3, 2, &Question::Hello { who: who(1), link: Some(8), known_as: None }, &[]).unwrap()
+    ));
     let stranger = Who { client: ClientId(9), ..who(1) };
-    assert!(over(scene.ask(1, 2, &Question::Hello { who: stranger, link: Some(1), known_as: None }, &[]).unwrap()));
+    assert!(over(
+        scene.ask(1, 2, &Question::Hello { who: stranger, link: Some(1), known_as: None }, &[]).unwrap()
+    ));
     let elsewhere = Who { volume: VolumeId([6; 16]), ..who(1) };
-    assert!(over(scene.ask(1, 2, &Question::Hello { who: elsewhere, link: Some(1), known_as: None }, &[]).unwrap()));
+    assert!(over(
+        scene.ask(1, 2, &Question::Hello { who: elsewhere, link: Some(1), known_as: None }, &[]).unwrap()
+    ));
     // An earlier link; one that only looks; another run of the host, and another path of it.
     assert!(over(scene.ask(1, 2, &question(who(1), 6, seat, write), &data).unwrap()));
     assert!(over(scene.ask(1, 2, &question(who(1), 0, seat, write), &data).unwrap()));

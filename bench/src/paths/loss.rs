@@ -74,10 +74,13 @@ pub fn rows(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
         let spread = |value: fn(&Try) -> f64| Spread::of(tries.iter().map(value).collect());
         let gap = spread(|one| ms(one.cut.gap));
         let worst = Spread { median: gap.high, ..gap };
-        let measured =
-            format!("{gap} ms; the slowest write {} ms", spread(|one| ms(one.cut.slowest)));
-        let what = format!("a node loses its path, {said}: longest gap of {DEPTH} writers, {} tries", tries.len());
-        rows.push(Row { bar: format!("each at most {bar:.0} ms"), ..row(what, measured, worst, Bar::AtMost(bar)) });
+        let measured = format!("{gap} ms; the slowest write {} ms", spread(|one| ms(one.cut.slowest)));
+        let what =
+            format!("a node loses its path, {said}: longest gap of {DEPTH} writers, {} tries", tries.len());
+        rows.push(Row {
+            bar: format!("each at most {bar:.0} ms"),
+            ..row(what, measured, worst, Bar::AtMost(bar))
+        });
         let back = spread(|one| one.direct_after.as_secs_f64());
         let measured = format!("{back} s");
         let what = format!("{said}, and healed: until I/O is direct again");

@@ -25,12 +25,7 @@ fn file(lab: &Cluster) -> Result<Target> {
 }
 
 /// Rounds of each load, direct and through a peer.
-fn rounds(
-    lab: &Cluster,
-    loads: &[Load],
-    effort: Effort,
-    value: fn(&Sample) -> f64,
-) -> Result<Vec<Rounds>> {
+fn rounds(lab: &Cluster, loads: &[Load], effort: Effort, value: fn(&Sample) -> f64) -> Result<Vec<Rounds>> {
     let file = file(lab)?;
     let mut all = vec![Rounds::default(); loads.len()];
     for _ in 0..effort.rounds {
@@ -76,7 +71,12 @@ pub fn shaped(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
     let rows = loads.iter().zip(KINDS).zip(all).map(|((load, (.., bar)), rounds)| {
         let ratio = rounds.derived(|round| round[1] / round[0]);
         let measured = format!("{} against {} MiB/s", rounds.contender(1), rounds.contender(0));
-        row(format!("{}, both networks limited to {} MiB/s", named(load), SHAPED >> 20), measured, ratio, Bar::AtLeast(bar))
+        row(
+            format!("{}, both networks limited to {} MiB/s", named(load), SHAPED >> 20),
+            measured,
+            ratio,
+            Bar::AtLeast(bar),
+        )
     });
     Ok(rows.collect())
 }
@@ -105,7 +105,11 @@ pub fn unshaped(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
             Spread::of(used)
         );
         let ratio = Spread { median: through.median / direct.median, ..through };
-        rows.push(noted(format!("{}, unshaped", named(&load)), measured, Spread { low: ratio.median, high: ratio.median, ..ratio }));
+        rows.push(noted(
+            format!("{}, unshaped", named(&load)),
+            measured,
+            Spread { low: ratio.median, high: ratio.median, ..ratio },
+        ));
     }
     Ok(rows)
 }

@@ -32,8 +32,7 @@ impl Member {
         let lives = move |node: &NodeName| {
             plane.upgrade().is_some_and(|plane: Arc<Plane>| plane.living_nodes().contains(node))
         };
-        let who =
-            Who { volume: self.plane.volume, session: self.plane.session(), client: self.client };
+        let who = Who { volume: self.plane.volume, session: self.plane.session(), client: self.client };
         let traveller = Arc::new(Traveller {
             peers: Arc::clone(&self.endpoint) as _,
             runtime,

@@ -181,7 +181,13 @@ impl Reporter {
                 figures.ghosts,
             );
             let redirected = u64::from(lun.through().is_some());
-            out.single("csvfs_lun_redirected", "gauge", "1 if blocks go through a peer.", &volume, redirected);
+            out.single(
+                "csvfs_lun_redirected",
+                "gauge",
+                "1 if blocks go through a peer.",
+                &volume,
+                redirected,
+            );
             if !figures.paths.is_empty() {
                 path_metrics(&mut out, &volume, &figures.paths);
             }

@@ -114,7 +114,12 @@ impl Traffic {
                 // Nothing more is added, so that it must not be written again later.
                 self.kept.lock().abandon();
             }
-            self.live.store(Some(Arc::new(Live { link, generation, direct: index < self.direct, broken: events.broken() })));
+            self.live.store(Some(Arc::new(Live {
+                link,
+                generation,
+                direct: index < self.direct,
+                broken: events.broken(),
+            })));
             self.calm.store(trouble.ghosts.is_empty(), Ordering::Release);
             let mut pending = std::mem::take(&mut trouble.held);
             pending.extend(std::mem::take(&mut trouble.waiting));

@@ -210,7 +210,10 @@ impl Roster {
         self.next = self.first_of(|index| {
             let path = &self.paths[*index];
             let other = path.instance.zip(late.instance).is_some_and(|(there, here)| there != here);
-            *index != self.current && path.state.condition() == Condition::Up && fresh(path) && (other || dead)
+            *index != self.current
+                && path.state.condition() == Condition::Up
+                && fresh(path)
+                && (other || dead)
         });
         self.next
     }

@@ -53,13 +53,7 @@ impl Traffic {
         });
         // With a path in use, what is held waits for the lease to be won back.
         let lapsed = (self.live.load().is_some() && !trouble.held.is_empty()).then(|| now.after(LAPSED));
-        let due = [
-            lapsed,
-            trouble.ghosts.next_death(),
-            hold,
-            trouble.roster.next_decision(now),
-            late,
-        ];
+        let due = [lapsed, trouble.ghosts.next_death(), hold, trouble.roster.next_decision(now), late];
         let due = due.into_iter().flatten().min().map_or(REST_MAX, |due| due.since(now));
         let usable = self.live.load().is_none() && self.choice(&trouble).is_some();
         let work = self.flush_wanted.load(Ordering::Acquire)

@@ -36,7 +36,9 @@ impl Guests {
         }
         let gone = self.refused.contains(&Victim::Session(session))
             || self.refused.contains(&Victim::Client(client));
-        gone.then(|| format!("it refuses {session} and its {client}, which are being fenced or have been (F1)"))
+        gone.then(|| {
+            format!("it refuses {session} and its {client}, which are being fenced or have been (F1)")
+        })
     }
 
     /// Whether `key` of `node` has been admitted, and not been refused since.

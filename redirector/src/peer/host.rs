@@ -377,7 +377,8 @@ impl Serve for Host {
                 Question::Hello { who, link, known_as } => {
                     let me = self.me.upgrade().ok_or_else(|| NotServed("it ends".to_owned()))?;
                     let from = from.clone();
-                    let welcome = tokio::task::spawn_blocking(move || me.welcome(&from, who, link, known_as)).await;
+                    let welcome =
+                        tokio::task::spawn_blocking(move || me.welcome(&from, who, link, known_as)).await;
                     let answer = welcome.map_err(|error| NotServed(error.to_string()))?;
                     let answer = answer.unwrap_or_else(|why| Answer::Over { why: cut(why) });
                     Ok(wire::encode(&answer, 0))

@@ -90,8 +90,7 @@ impl Way for PeerWay {
         if !(self.traveller.lives)(&self.to) {
             return Err(self.unreachable("no mount of the volume lives there"));
         }
-        let number =
-            (purpose != Purpose::Probe).then(|| self.last_link.fetch_add(1, Ordering::Relaxed) + 1);
+        let number = (purpose != Purpose::Probe).then(|| self.last_link.fetch_add(1, Ordering::Relaxed) + 1);
         let known_as = (purpose == Purpose::Again).then_some(self.traveller.known_as);
         match self.ask(&Question::Hello { who: self.traveller.who, link: number, known_as })? {
             Answer::Welcome { seat, stamp, drained, target, abilities } => Ok(PeerLink::start(Start {
@@ -122,4 +121,3 @@ impl Way for PeerWay {
         Some(&self.to)
     }
 }
-

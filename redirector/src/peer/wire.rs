@@ -21,7 +21,9 @@ const CONFIG: Configuration<LittleEndian, Fixint, Limit<HEADER_MAX>> =
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WireError {
     /// It is of this version.
-    #[error("it speaks version {0} of redirected I/O, and this node speaks {VERSION}; bring both to one release")]
+    #[error(
+        "it speaks version {0} of redirected I/O, and this node speaks {VERSION}; bring both to one release"
+    )]
     Version(u8),
     /// It cannot be read.
     #[error("a message of {0} bytes is no message of redirected I/O")]
@@ -176,7 +178,8 @@ const MULTI_CONN: u16 = 1 << 6;
 
 impl From<&Abilities> for Told {
     fn from(abilities: &Abilities) -> Self {
-        let Geometry { size, block_size, request_max, trim, write_zeroes, volatile_cache } = abilities.geometry;
+        let Geometry { size, block_size, request_max, trim, write_zeroes, volatile_cache } =
+            abilities.geometry;
         let flags = [
             (TRIM, trim),
             (WRITE_ZEROES, write_zeroes),

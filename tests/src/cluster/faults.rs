@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Cluster, SAN_HOST};
 use super::identity::ProcessId;
 use super::namespace::{Feeder, Reached};
 use super::network::{Cut, Network, Switch, TARGET};
 use super::state::CutState;
+use super::{Cluster, SAN_HOST};
 
 /// A port where nobody listens: a host that is reached refuses it.
 const QUIET_PORT: u16 = 9;
