@@ -114,9 +114,10 @@ fn nbd_server_by_tcp() {
     );
     std::fs::write(&config, text).unwrap();
     let pid = place.path("pid");
-    let arguments = ["-C", config.to_str().unwrap(), "-p", pid.to_str().unwrap()];
+    // It looks at every descriptor that it might have, one by one, for each client.
+    let arguments = ["--nofile=1024", "nbd-server", "-C", config.to_str().unwrap(), "-p", pid.to_str().unwrap()];
     let ready = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
-    let _server = Server::start_daemon("nbd-server", &arguments, &pid, ready);
+    let _server = Server::start_daemon("prlimit", &arguments, &pid, ready);
     exercise(&place, &format!("nbd://127.0.0.1:{port}/vms"), 7);
 }
 

@@ -9,7 +9,7 @@ use lab::cluster::{Cut, Network};
 use lab::content;
 use lab::steady::{Seen, Writers};
 
-use super::{NODE, wait_state};
+use super::{NODE, mounted, plan, wait_state};
 use crate::cluster::row;
 use crate::figure::{Bar, Row, Spread};
 use crate::stage::Effort;
@@ -49,15 +49,22 @@ fn attempt(lab: &Cluster, writers: &Writers, how: Cut) -> Result<Try> {
     Ok(Try { control, cut, back: writers.seen(), direct_after })
 }
 
+fn on(lab: &Cluster, how: Cut) -> Result<Try> {
+    let path = lab.path(NODE, "disk");
+    content::fill(&path, 5, BLOCKS)?;
+    lab.acquire(NODE, &["disk"])?;
+    let writers = Writers::start(&path, 5, BLOCKS, DEPTH)?;
+    let tried = attempt(lab, &writers, how)?;
+    writers.finish(&path)?;
+    Ok(tried)
+}
+
 fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
 /// The rows of each way to lose the path.
-pub fn rows(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
-    let path = lab.path(NODE, "disk");
-    content::fill(&path, 5, BLOCKS)?;
-    lab.acquire(NODE, &["disk"])?;
+pub fn rows(effort: Effort) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (how, said, bar) in [
         (Cut::Reset, "its connections are reset", 300.0),
@@ -65,11 +72,11 @@ pub fn rows(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
     ] {
         let mut tries = Vec::new();
         for _ in 0..effort.rounds * TRIES {
-            let writers = Writers::start(&path, 5, BLOCKS, DEPTH)?;
-            tries.push(attempt(lab, &writers, how)?);
-            writers.finish(&path)?;
-            // A path that was lost soon after it was used again has to answer for longer: each try is a first one.
-            thread::sleep(Duration::from_secs(1));
+            // On a lab of its own: a path that was lost before has to answer for longer.
+            let stage = mounted(plan())?;
+            let tried = on(&stage.lab, how);
+            stage.end();
+            tries.push(tried?);
         }
         let spread = |value: fn(&Try) -> f64| Spread::of(tries.iter().map(value).collect());
         let gap = spread(|one| ms(one.cut.gap));

@@ -78,7 +78,7 @@ fn measured_on(plan: Plan, what: &str, measure: impl FnOnce(&Cluster) -> Result<
 
 /// All of them.
 pub fn figures(effort: Effort) -> Result<Vec<Row>> {
-    let mut rows = measured_on(plan(), "path loss", |lab| loss::rows(lab, effort));
+    let mut rows = rows_of("path loss", || loss::rows(effort));
     rows.extend(measured_on(plan(), "latency through a peer", |lab| speed::latency(lab, effort)));
     rows.extend(measured_on(plan(), "through a peer, unshaped", |lab| speed::unshaped(lab, effort)));
     let shaped = plan().rate_lan(speed::SHAPED).rate_san(speed::SHAPED);

@@ -110,6 +110,11 @@ impl Connection {
         Vec::new()
     }
 
+    /// Whether the holder of the right to send can send a short request without waiting.
+    pub fn takes_at_once(&self, _sending: &Sending<'_>) -> bool {
+        self.flight().has_room() && self.channel.socket().is_writable()
+    }
+
     /// Waits until a request finds room in flight, or the connection is closed.
     fn room(&self) -> parking_lot::MutexGuard<'_, Flight> {
         let mut flight = self.flight.lock();

@@ -26,6 +26,9 @@ const BUSY: usize = 4;
 /// Bytes of a write that is held back at most: a longer one is worth a system call of its own.
 const HELD_DATA_MAX: usize = 32 << 10;
 
+/// Bytes of a write at most that is sent by a thread which must not wait: a socket that takes any takes so many.
+const AT_ONCE_MAX: usize = 16 << 10;
+
 /// How long a receiver waits at a time for the rest of a reply.
 const REST_TIMEOUT: Duration = Duration::from_millis(20);
 
@@ -169,6 +172,21 @@ impl NbdLink {
         })
     }
 
+    /// Sends a request if that needs no waiting, neither for room nor for somebody else who is sending.
+    fn send_at_once(&self, request: Request) -> Result<(), Box<Request>> {
+        if request.data_len() <= AT_ONCE_MAX {
+            for (connection, post) in self.connections.iter().zip(&self.posts) {
+                let Some(mut sending) = connection.channel.try_sending() else { continue };
+                if connection.takes_at_once(&sending) {
+                    let sent = connection.submit(&mut sending, request, self.clock.boot());
+                    post.has_sent();
+                    return sent;
+                }
+            }
+        }
+        Err(Box::new(request))
+    }
+
     /// Hands a request to the sender thread, so that the submitting thread does not wait.
     fn defer(&self, request: Request) -> Result<(), Box<Request>> {
         {
@@ -230,7 +248,7 @@ impl Outlet for NbdLink {
 impl Link for NbdLink {
     fn submit(&self, request: Request) -> Result<(), Box<Request>> {
         if way::completing() {
-            return self.defer(request);
+            return self.send_at_once(request).or_else(|request| self.defer(*request));
         }
         if request.data_len() > HELD_DATA_MAX || !(plug::is_together() || self.is_busy()) {
             return self.send(request);

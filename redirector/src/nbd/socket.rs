@@ -214,6 +214,11 @@ impl Socket {
         self.wait_for(libc::POLLIN, -1);
     }
 
+    /// Whether a short message can be sent without waiting.
+    pub fn is_writable(&self) -> bool {
+        self.wait_for(libc::POLLOUT, 0)
+    }
+
     /// Waits for an event of poll(2), at most `timeout` milliseconds: whether it, or the end of the stream, has come.
     fn wait_for(&self, events: libc::c_short, timeout: libc::c_int) -> bool {
         let mut wanted = libc::pollfd { fd: self.fd.as_raw_fd(), events, revents: 0 };
