@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::lockd::{GRACE, LEASE};
+use super::lun::Trap;
 use super::world::World;
 
 /// Draws what goes wrong in the first seconds.
@@ -22,6 +23,26 @@ pub fn plan(world: &Arc<World>) {
         let world_then = Arc::clone(world);
         let kind = world.schedule.draw(|random| random.random_range(0..KINDS));
         world.schedule.after(at, move || happen(&world_then, kind, node, other, short, long));
+    }
+}
+
+/// Draws when connections to the LUN are lost, each with a change under way.
+pub fn plan_losses(world: &Arc<World>) {
+    let count = world.schedule.draw(|random| random.random_range(1..6));
+    for _ in 0..count {
+        let at = world.schedule.between(100_000, 8_000_000);
+        let node = world.schedule.draw(|random| random.random_range(0..world.plan.nodes));
+        let (is_silent, is_away) = (world.schedule.happens(0.2), world.schedule.happens(0.5));
+        let silence = if is_silent { world.schedule.between(100_000, 1_400_000) } else { Duration::ZERO };
+        let away = if is_away { world.schedule.between(1_000, 1_500_000) } else { Duration::ZERO };
+        let trap = Trap { all: world.schedule.happens(0.5), silence, away };
+        let then = Arc::clone(world);
+        world.schedule.after(at, move || {
+            if then.plan.hold < away + silence {
+                then.users.disturb();
+            }
+            then.disk.set_trap(node, trap);
+        });
     }
 }
 

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use super::VOLUME;
 use super::agent::Agent;
+use super::lun::QUIESCE;
 use super::schedule::{Party, Schedule, VirtualClock};
 
 /// The lease of a session, and what is waited beyond it.
@@ -74,6 +75,7 @@ pub struct Lockd {
     clock: VirtualClock,
     cluster: Mutex<Cluster>,
     on_end: OnceLock<OnEnd>,
+    after_each: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Lockd {
@@ -96,7 +98,7 @@ impl Lockd {
             volume: VOLUME,
             name,
             fence,
-            quiesce_ns: 0,
+            quiesce_ns: nanos(QUIESCE),
             epoch_floor: Default::default(),
         };
         machine.apply(rules, 0, &register);
@@ -122,6 +124,7 @@ impl Lockd {
             rules,
             clock,
             on_end: OnceLock::new(),
+            after_each: OnceLock::new(),
         });
         lockd.look_later();
         lockd
@@ -130,6 +133,11 @@ impl Lockd {
     /// Whom to tell when sessions have ended, and when they are fenced.
     pub fn tell(&self, on_end: OnEnd) {
         let _ = self.on_end.set(on_end);
+    }
+
+    /// What happens after each entry.
+    pub fn after_each(&self, act: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.after_each.set(act);
     }
 
     /// Events come to `agent` from now on.
@@ -292,6 +300,9 @@ impl Lockd {
         };
         let refused = u64::from(matches!(reply, Reply::Refused(_)));
         self.schedule.note("applied", &[refused, events.len() as u64]);
+        if let Some(act) = self.after_each.get() {
+            act();
+        }
         if let (Command::OpenSession { node, .. }, Reply::Session(_)) = (&entry.command, &reply) {
             self.bad_luck(node);
         }

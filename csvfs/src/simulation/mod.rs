@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `schedule`, `trace` | virtual time, who runs next, what has happened |
 //! | `network`, `lun` | what loses, repeats, delays and reorders |
+//! | `way` | a process's connections to the LUN, under production's paths |
 //! | `lockd`, `agent` | the production state machine under a replicated log; a node's side of it |
 //! | `member`, `plate` | the production node, plane and coordinator as one process; the store of whoever has that role |
 //! | `words`, `model`, `holdings`, `users` | what is written and what must be read; what is held |
@@ -23,6 +24,7 @@ mod schedule;
 mod tests;
 mod trace;
 mod users;
+mod way;
 mod words;
 mod world;
 

@@ -15,7 +15,7 @@ use super::VOLUME;
 use super::agent::Agent;
 use super::faults;
 use super::lockd::Lockd;
-use super::lun::Disk;
+use super::lun::{Disk, Figures, QUIESCE, Target};
 use super::member::{Door, Member};
 use super::network::Network;
 use super::plate::Plates;
@@ -54,6 +54,23 @@ pub struct Plan {
     pub faults: bool,
     /// What each node's users do.
     pub steps: u64,
+    /// Paths from each node to the LUN.
+    pub ways: usize,
+    /// The target proves that what a lost connection has left is executed.
+    pub proves: bool,
+    /// It trims what is freed.
+    pub trims: bool,
+    /// How long I/O is held while no path works.
+    pub hold: Duration,
+}
+
+/// What has come of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Played {
+    /// The trace's hash.
+    pub hash: u64,
+    /// What connections to the LUN have lost.
+    pub lun: Figures,
 }
 
 /// The nodes, and those that come up.
@@ -106,8 +123,8 @@ impl MetadataSpace for NoSpaceNeeded {
     }
 }
 
-/// Runs a plan from its beginning to its end: the trace's hash, or what was wrong.
-pub fn run(plan: Plan) -> Result<u64, String> {
+/// Runs a plan from its beginning to its end: what has come of it, or what was wrong.
+pub fn run(plan: Plan) -> Result<Played, String> {
     let schedule = Schedule::new(plan.seed, Trace::new());
     let lockd = Lockd::new(&schedule, plan.rules, plan.trouble);
     let network = Network::new(&schedule, &lockd, plan.trouble);
@@ -119,7 +136,7 @@ pub fn run(plan: Plan) -> Result<u64, String> {
         let server = owner.or_else(|| authority.holder(&ResourceId::Coordinator(VOLUME)));
         if server == Some(client) { Ok(()) } else { Err(format!("it is served by {server:?}")) }
     });
-    let disk = Disk::new(&schedule, SIZE, judge);
+    let disk = Disk::new(&schedule, Target { size: SIZE, proves: plan.proves, trims: plan.trims }, judge);
     let plates = Plates::default();
     let database = Database::builder().create_with_backend(plates.copy()).expect("memory");
     initialise(&database, &[region()], Timestamp(1)).expect("an empty store");
@@ -143,6 +160,8 @@ pub fn run(plan: Plan) -> Result<u64, String> {
             world.session_over(session, fenced);
         }
     }));
+    let lun = Arc::clone(&world.disk);
+    world.lockd.after_each(Box::new(move || lun.has_changed_hands()));
     let begin = Arc::clone(&world);
     schedule.after(Duration::ZERO, move || begin.start(0));
     let result = schedule.run();
@@ -158,6 +177,9 @@ pub fn run(plan: Plan) -> Result<u64, String> {
     }
     world.users.end();
     drop(nodes);
+    let lun = world.disk.figures();
+    world.disk.end();
+    let result = result.map(|hash| Played { hash, lun });
     result.map_err(|why| format!("seed {}: {why}\n{plan:?}", plan.seed))
 }
 
@@ -204,7 +226,7 @@ impl World {
             database: Arc::clone(&database),
             journal: None,
             space: Arc::new(NoSpaceNeeded),
-            lun: Arc::clone(&member.port) as _,
+            lun: Arc::clone(&member.port.paths) as _,
             authority: Arc::clone(&member.plane) as _,
             peers: self.network.ways(&member.party),
             clock: Arc::new(clock),
@@ -214,9 +236,10 @@ impl World {
             openings,
             volume: VOLUME,
             read_only: false,
-            discard: false,
+            discard: self.plan.trims,
+            // Whoever had the store before is fenced, or has closed it: nothing that he has sent may land any more.
             settle: Duration::ZERO,
-            quiesce: Duration::ZERO,
+            quiesce: QUIESCE,
             beside: None,
             scrub: false,
         });
@@ -242,7 +265,7 @@ impl World {
                 Ok(member) => world.started(&member),
                 // Its session has ended meanwhile.
                 Err(_) => {
-                    inside.kill();
+                    world.ends(&inside);
                     world.start(number);
                 }
             }
@@ -263,6 +286,7 @@ impl World {
             (1..self.plan.nodes).for_each(|other| self.start(other));
             if self.plan.faults {
                 faults::plan(self);
+                faults::plan_losses(self);
             }
             let world = Arc::clone(self);
             let heals = if self.plan.faults { HEALED } else { Duration::from_millis(1) };
@@ -335,7 +359,7 @@ impl World {
                 if let Some(door) = door {
                     // There is no other mount: the role is free.
                     let _ = door.coordinator.end_client(member.client());
-                    door.close();
+                    member.close(&world, &door);
                     world.network.serve_no_coordinator(member.number);
                 }
                 member.plane.end_client(member.client());
@@ -356,7 +380,7 @@ impl World {
             }
         }
         self.schedule.note("unmounted", &[member.number as u64]);
-        member.party.kill();
+        self.ends(&member.party);
         self.users.inherit(member.number, member.put_aside.load(SeqCst));
         self.start_with(member.number, Some(Arc::clone(&member.agent)));
     }
@@ -372,7 +396,7 @@ impl World {
             }
         }
         self.users.left(self, member);
-        member.party.kill();
+        self.ends(&member.party);
         let world = Arc::clone(self);
         let left = member.left.load(SeqCst) + member.put_aside.load(SeqCst);
         let number = member.number;
@@ -380,6 +404,12 @@ impl World {
             world.users.inherit(number, left);
             world.start(number);
         });
+    }
+
+    /// A process ends, and with it its connections.
+    fn ends(&self, party: &Arc<Party>) {
+        party.kill();
+        self.disk.process_gone(party);
     }
 
     fn session_over(self: &Arc<Self>, session: SessionId, fenced: bool) {
@@ -511,7 +541,7 @@ impl World {
     fn check_space(door: &Door) -> Result<(), String> {
         let snapshot = crate::store::Snapshot::take(&door.database).map_err(|error| error.to_string())?;
         let counters = snapshot.counters;
-        if counters.pending.get() > 0 || counters.orphans.get() > 0 {
+        if counters.pending.get() + counters.quarantined.get() > 0 || counters.orphans.get() > 0 {
             return Err(format!("blocks leak: {counters:?}"));
         }
         Ok(())

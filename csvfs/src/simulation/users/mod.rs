@@ -212,6 +212,11 @@ impl Users {
         self.state.lock().files.get(&file).map(|file| file.ino)
     }
 
+    /// Some operations may fail from now on.
+    pub fn disturb(&self) {
+        self.state.lock().is_disturbed = true;
+    }
+
     /// Drops what it holds.
     pub fn end(&self) {
         *self.state.lock() = State::default();
