@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockd::ids::ClientId;
@@ -33,6 +33,9 @@ const GARBAGE: [u8; BLOCK] = [0xE7; BLOCK];
 
 /// Says whether a client may write to a file now, or why not.
 pub type Judge = Arc<dyn Fn(ClientId, u16) -> Result<(), String> + Send + Sync>;
+
+/// Kills the mount of a node.
+pub type OnKill = Box<dyn Fn(usize) + Send + Sync>;
 
 /// Takes what was read, at the target.
 pub type OnAnswer = Box<dyn FnOnce(Vec<u8>) + Send>;
@@ -90,9 +93,13 @@ pub struct Figures {
     pub late: u64,
 }
 
-/// The next change that a node sends loses its connection.
+/// The next change that a node sends loses its connection, or is the last thing that its mount does.
 #[derive(Clone, Copy, Debug)]
 pub struct Trap {
+    /// Only a trim does that.
+    pub on_trim: bool,
+    /// The mount is killed.
+    pub kills: bool,
     /// Also those that go by its other path.
     pub all: bool,
     /// Nothing is answered before.
@@ -114,7 +121,8 @@ struct State {
     silent: BTreeSet<u64>,
     /// Nodes, and their paths, that do not reach it.
     away: BTreeSet<(usize, usize)>,
-    traps: BTreeMap<usize, Trap>,
+    /// By node, and whether it is for trims.
+    traps: BTreeMap<(usize, bool), Trap>,
     figures: Figures,
 }
 
@@ -124,12 +132,19 @@ pub struct Disk {
     pub target: Target,
     state: Mutex<State>,
     judge: Judge,
+    on_kill: OnceLock<OnKill>,
 }
 
 impl Disk {
     /// A LUN that holds garbage.
     pub fn new(schedule: &Arc<Schedule>, target: Target, judge: Judge) -> Arc<Self> {
-        Arc::new(Self { schedule: Arc::clone(schedule), target, state: Mutex::default(), judge })
+        Arc::new(Self {
+            schedule: Arc::clone(schedule),
+            target,
+            state: Mutex::default(),
+            judge,
+            on_kill: OnceLock::new(),
+        })
     }
 
     /// Requests of `node` take up to so many microseconds.
@@ -137,9 +152,14 @@ impl Disk {
         self.state.lock().slow.insert(node, most_us);
     }
 
+    /// Who kills mounts.
+    pub fn on_kill(&self, on_kill: OnKill) {
+        let _ = self.on_kill.set(on_kill);
+    }
+
     /// See [`Trap`].
     pub fn set_trap(&self, node: usize, trap: Trap) {
-        self.state.lock().traps.insert(node, trap);
+        self.state.lock().traps.insert((node, trap.on_trim), trap);
     }
 
     /// All requests are fast, and everybody reaches it.
@@ -188,7 +208,7 @@ impl Disk {
     /// A request comes by `line`: it is executed after a while, whatever becomes of who has sent it.
     pub fn accept(self: &Arc<Self>, line: &Line, client: ClientId, work: Work, on_answer: OnAnswer) {
         let node = line.party.node;
-        let is_change = work.changes().is_some();
+        let (is_change, is_trim) = (work.changes().is_some(), matches!(work, Work::Trim(_)));
         let (id, trap) = {
             let mut state = self.state.lock();
             state.last += 1;
@@ -196,7 +216,7 @@ impl Disk {
             let on_answer = Some(on_answer);
             let accepted = Accepted { line: line.number, client, work, sent, is_late: false, on_answer };
             state.accepted.insert(id, accepted);
-            (id, if is_change { state.traps.remove(&node) } else { None })
+            (id, if is_change { state.traps.remove(&(node, is_trim)) } else { None })
         };
         let disk = Arc::clone(self);
         self.schedule.after(self.delay(node), move || disk.execute(id));
@@ -216,6 +236,11 @@ impl Disk {
             state.away.extend(ways(way, all).map(|way| (node, way)));
         }
         let disk = Arc::clone(self);
+        if trap.kills {
+            return self.schedule.after(delay, move || {
+                disk.on_kill.get().into_iter().for_each(|kill| kill(node));
+            });
+        }
         self.schedule.after(delay, move || {
             let lost = {
                 let mut state = disk.state.lock();

@@ -130,6 +130,8 @@ pub struct Member {
     pub leaves: AtomicBool,
     /// See `leaves`.
     hands_over: AtomicBool,
+    /// It is killed, and its session lives on (L10).
+    pub dies_alone: AtomicBool,
     /// Ticks while nothing is wrong with its paths.
     ticks: AtomicU64,
     /// Open handles, by file and user.
@@ -161,12 +163,18 @@ impl Member {
         world: &Arc<World>,
         party: &Arc<Party>,
         earlier: Option<&Agent>,
+        died: Option<ClientId>,
     ) -> Result<Arc<Self>, Refusal> {
         let schedule = &world.schedule;
         let clock = Arc::new(VirtualClock { schedule: Arc::clone(schedule), party: Arc::clone(party) });
         let agent = Agent::new(&world.lockd, party, earlier);
         let plane = Plane::new(VOLUME, Arc::clone(&clock) as _);
         plane.connect_simulated(Arc::clone(&agent) as _);
+        if let Some(dead) = died {
+            // Its lockd sees that, whatever becomes of the next mount.
+            let lockd = Arc::clone(&agent);
+            schedule.after_in(party, schedule.between(0, 50_000), move || lockd.has_died(dead));
+        }
         if !agent.open(&plane) {
             return Err(Refusal::Stale("the session has ended".to_owned()));
         }
@@ -214,6 +222,7 @@ impl Member {
             had: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
             hands_over: AtomicBool::new(false),
+            dies_alone: AtomicBool::new(false),
             ticks: AtomicU64::new(0),
             handles: Mutex::default(),
             left: AtomicU64::new(0),

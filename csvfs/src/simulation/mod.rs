@@ -8,7 +8,7 @@
 //! | `way` | a process's connections to the LUN, under production's paths |
 //! | `lockd`, `agent` | the production state machine under a replicated log; a node's side of it |
 //! | `member`, `plate` | the production node, plane and coordinator as one process; the store of whoever has that role |
-//! | `words`, `model`, `holdings`, `users` | what is written and what must be read; what is held |
+//! | `words`, `model`, `race`, `holdings`, `users` | what is written and what must be read; what is held |
 //! | `faults`, `world` | what goes wrong, and the run as a whole |
 
 mod agent;
@@ -20,6 +20,7 @@ mod member;
 mod model;
 mod network;
 mod plate;
+mod race;
 mod schedule;
 mod tests;
 mod trace;

@@ -9,7 +9,7 @@ use super::world::{Plan, Played, run};
 /// How long I/O is held while no path works: until one does, or not.
 const LONG: Duration = Duration::from_secs(200);
 /// See [`LONG`].
-const SHORT: Duration = Duration::from_millis(700);
+const SHORT: Duration = Duration::from_millis(1_500);
 
 fn plan(seed: u64) -> Plan {
     let nodes = match seed % 5 {
@@ -22,7 +22,7 @@ fn plan(seed: u64) -> Plan {
     let (ways, hold) = (1 + usize::from(seed % 3 == 1), if seed % 11 == 5 { SHORT } else { LONG });
     let (proves, trims) = (seed % 5 == 2, seed % 2 == 1);
     let rules = Rules::from_test_environment();
-    Plan { seed, nodes, rules, trouble, faults, steps: 50, ways, proves, trims, hold }
+    Plan { seed, nodes, rules, trouble, faults, steps: 50, restarts: false, ways, proves, trims, hold }
 }
 
 /// So many seeds, from `CSV_SEED` on if that is set.
@@ -50,14 +50,18 @@ fn needs(rule: Rule) {
 /// next coordinator, too: the one after that said that nothing was lost (1259).
 #[test]
 fn a_cluster_keeps_its_invariants_under_faults_and_goes_on_after_them() {
-    let (mut ghosts, mut late, seeds) = (0, 0, seeds(200, 10_000));
+    let (mut ghosts, mut late, mut raced, seeds) = (0, 0, 0, seeds(200, 10_000));
     let count = seeds.end - seeds.start;
     for seed in seeds {
         let played = play(plan(seed));
         (ghosts, late) = (ghosts + played.lun.ghosts, late + played.lun.late);
+        raced += played.raced;
     }
-    println!("{count} seeds: {ghosts} ghosts, {late} late writes");
+    println!(
+        "{count} seeds: {ghosts} ghosts, {late} late writes, {raced} reads of what others wrote at the same time"
+    );
     assert!(count < 20 || (ghosts > 0 && late > 0), "nothing was lost on its way to the LUN");
+    assert!(count < 20 || raced > 0, "nobody has written what another one wrote");
 }
 
 #[test]
@@ -113,6 +117,19 @@ fn l7_a_transfer_that_comes_after_its_abort_is_noticed() {
 #[test]
 fn l9_what_is_freed_before_its_session_is_fenced_is_noticed() {
     needs(Rule::L9);
+}
+
+#[test]
+fn l10_what_is_freed_while_a_dead_mounts_write_may_land_is_noticed() {
+    needs(Rule::L10);
+}
+
+/// lockd is restarted under its clients, and back within their lease: nobody notices.
+#[test]
+fn l11_a_lockd_that_does_not_resume_its_session_is_noticed() {
+    for seed in seeds(20, 1000) {
+        play(Plan { trouble: 0.0, faults: false, restarts: true, ..plan(seed) });
+    }
 }
 
 #[test]

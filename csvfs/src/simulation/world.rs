@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use lockd::authority::Authority;
-use lockd::ids::{Epoch, ResourceId, SessionId};
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::rules::Rules;
 use parking_lot::Mutex;
 use redb::Database;
@@ -54,6 +54,8 @@ pub struct Plan {
     pub faults: bool,
     /// What each node's users do.
     pub steps: u64,
+    /// Whether lockd is restarted under its clients.
+    pub restarts: bool,
     /// Paths from each node to the LUN.
     pub ways: usize,
     /// The target proves that what a lost connection has left is executed.
@@ -71,6 +73,8 @@ pub struct Played {
     pub hash: u64,
     /// What connections to the LUN have lost.
     pub lun: Figures,
+    /// Reads that were held against what others wrote at the same time.
+    pub raced: u64,
 }
 
 /// The nodes, and those that come up.
@@ -97,6 +101,7 @@ pub struct World {
     nodes: Mutex<Nodes>,
     has_begun: AtomicBool,
     is_healed: AtomicBool,
+    is_ending: AtomicBool,
 }
 
 impl std::fmt::Debug for World {
@@ -153,11 +158,20 @@ pub fn run(plan: Plan) -> Result<Played, String> {
         nodes: Mutex::default(),
         has_begun: AtomicBool::new(false),
         is_healed: AtomicBool::new(false),
+        is_ending: AtomicBool::new(false),
     });
     let told = Arc::downgrade(&world);
     world.lockd.tell(Box::new(move |session, fenced| {
         if let Some(world) = told.upgrade() {
             world.session_over(session, fenced);
+        }
+    }));
+    let told = Arc::clone(&world.users);
+    world.lockd.tell_of_mounts(Box::new(move |mount| told.mount_fenced(mount)));
+    let of = Arc::downgrade(&world);
+    world.disk.on_kill(Box::new(move |node| {
+        if let Some(world) = of.upgrade() {
+            world.kill_mount(node);
         }
     }));
     let lun = Arc::clone(&world.disk);
@@ -175,11 +189,11 @@ pub fn run(plan: Plan) -> Result<Played, String> {
             door.close();
         }
     }
+    let (lun, raced) = (world.disk.figures(), world.users.raced());
     world.users.end();
     drop(nodes);
-    let lun = world.disk.figures();
     world.disk.end();
-    let result = result.map(|hash| Played { hash, lun });
+    let result = result.map(|hash| Played { hash, lun, raced });
     result.map_err(|why| format!("seed {}: {why}\n{plan:?}", plan.seed))
 }
 
@@ -251,17 +265,17 @@ impl World {
 
     /// A node comes up, in a new process.
     pub fn start(self: &Arc<Self>, number: usize) {
-        self.start_with(number, None);
+        self.start_with(number, None, None);
     }
 
-    fn start_with(self: &Arc<Self>, number: usize, earlier: Option<Arc<Agent>>) {
+    fn start_with(self: &Arc<Self>, number: usize, earlier: Option<Arc<Agent>>, died: Option<ClientId>) {
         let party = Party::new(number);
         self.nodes.lock().starting.insert(number, Arc::clone(&party));
         self.schedule.note("starts", &[number as u64]);
         let world = Arc::clone(self);
         let inside = Arc::clone(&party);
         self.schedule.after_in(&party, Duration::ZERO, move || {
-            match Member::start(&world, &inside, earlier.as_deref()) {
+            match Member::start(&world, &inside, earlier.as_deref(), died) {
                 Ok(member) => world.started(&member),
                 // Its session has ended meanwhile.
                 Err(_) => {
@@ -287,6 +301,9 @@ impl World {
             if self.plan.faults {
                 faults::plan(self);
                 faults::plan_losses(self);
+            }
+            if self.plan.restarts {
+                faults::plan_restarts(self);
             }
             let world = Arc::clone(self);
             let heals = if self.plan.faults { HEALED } else { Duration::from_millis(1) };
@@ -382,7 +399,7 @@ impl World {
         self.schedule.note("unmounted", &[member.number as u64]);
         self.ends(&member.party);
         self.users.inherit(member.number, member.put_aside.load(SeqCst));
-        self.start_with(member.number, Some(Arc::clone(&member.agent)));
+        self.start_with(member.number, Some(Arc::clone(&member.agent)), None);
     }
 
     /// A process is over: it was killed, or its session has ended.
@@ -400,10 +417,22 @@ impl World {
         let world = Arc::clone(self);
         let left = member.left.load(SeqCst) + member.put_aside.load(SeqCst);
         let number = member.number;
+        let alone = member.dies_alone.load(SeqCst).then(|| (Arc::clone(&member.agent), member.client()));
         self.schedule.after(self.schedule.between(50_000, 600_000), move || {
             world.users.inherit(number, left);
-            world.start(number);
+            let (agent, died) = alone.unzip();
+            world.start_with(number, agent, died);
         });
+    }
+
+    /// The mount of a node is killed, and its lockd lives (L10): the next one begins under the same session.
+    pub fn kill_mount(self: &Arc<Self>, number: usize) {
+        let Some(member) = self.member(number) else { return };
+        if self.lockd.is_live(member.session()) && !member.agent.has_ended() {
+            member.dies_alone.store(true, SeqCst);
+            self.users.mount_died(member.client(), member.session());
+        }
+        self.bury(&member);
     }
 
     /// A process ends, and with it its connections.
@@ -413,6 +442,10 @@ impl World {
     }
 
     fn session_over(self: &Arc<Self>, session: SessionId, fenced: bool) {
+        if self.plan.restarts && !self.plan.faults && !self.is_ending.load(SeqCst) {
+            let why = format!("L11: {session} is ended, and its lockd was back in time");
+            return self.schedule.fail(why);
+        }
         self.schedule.note(if fenced { "fenced" } else { "ended" }, &[session.0]);
         self.users.lost(session, fenced);
     }
@@ -480,6 +513,7 @@ impl World {
 
     /// Looks at everything from every node, ends all of them cleanly, and checks the store.
     fn finish(self: &Arc<Self>) {
+        self.is_ending.store(true, SeqCst);
         let Some((home, door)) = self.home() else { return self.watch_later() };
         let world = Arc::clone(self);
         self.schedule.after_in(&home.party.clone(), Duration::ZERO, move || {

@@ -58,7 +58,10 @@ impl Users {
         match world.schedule.draw(|random| random.random_range(0..100)) {
             0..32 => {
                 let block = world.schedule.draw(|random| random.random_range(0..SHARED_BLOCKS));
-                self.write(world, member, user, file, handle, Place::Shared { block, node: member.number });
+                let is_raced = world.schedule.happens(0.4);
+                let own = Place::Shared { block, node: member.number };
+                let place = if is_raced { Place::raced(block) } else { own };
+                self.write(world, member, user, file, handle, place);
             }
             32..48 => self.write(world, member, user, file, handle, Place::Own { node: member.number }),
             48..70 => self.read(world, member, user, file, handle, false),
