@@ -34,6 +34,10 @@ const GARBAGE: [u8; BLOCK] = [0xE7; BLOCK];
 /// Says whether a client may write to a file now, or why not.
 pub type Judge = Arc<dyn Fn(ClientId, u16) -> Result<(), String> + Send + Sync>;
 
+/// Says whether nobody uses a block that a client had for a write which may land late: it is held back, or still in the
+/// client's reserve.
+pub type IsIdle = Box<dyn Fn(ClientId, u64) -> bool + Send + Sync>;
+
 /// Kills the mount of a node.
 pub type OnKill = Box<dyn Fn(usize) + Send + Sync>;
 
@@ -133,6 +137,7 @@ pub struct Disk {
     state: Mutex<State>,
     judge: Judge,
     on_kill: OnceLock<OnKill>,
+    is_idle: OnceLock<IsIdle>,
 }
 
 impl Disk {
@@ -155,6 +160,11 @@ impl Disk {
     /// Who kills mounts.
     pub fn on_kill(&self, on_kill: OnKill) {
         let _ = self.on_kill.set(on_kill);
+    }
+
+    /// Who knows which blocks nobody uses (P6).
+    pub fn ask_of_blocks(&self, is_idle: IsIdle) {
+        let _ = self.is_idle.set(is_idle);
     }
 
     /// See [`Trap`].
@@ -276,14 +286,14 @@ impl Disk {
             }
         };
         let Some(Accepted { client, work, on_answer, .. }) = accepted else { return };
-        let data = self.perform(client, &work);
+        let data = self.perform(client, &work, false);
         if let Some(on_answer) = on_answer {
             on_answer(data);
         }
     }
 
     /// Does the work. What was read.
-    fn perform(&self, client: ClientId, work: &Work) -> Vec<u8> {
+    fn perform(&self, client: ClientId, work: &Work, is_late: bool) -> Vec<u8> {
         if let Some(range) = work.changes() {
             self.schedule.note("written", &[client.0, range.start]);
         }
@@ -293,7 +303,7 @@ impl Disk {
                 self.read(*offset, &mut data);
                 return data;
             }
-            Work::Write(offset, data) => self.write(client, *offset, data),
+            Work::Write(offset, data) => self.write(client, *offset, data, is_late),
             Work::Zero(range) => self.fill(range, &[0; BLOCK]),
             Work::Trim(range) => self.fill(range, &GARBAGE),
             Work::Flush => {}
@@ -321,8 +331,11 @@ impl Disk {
         }
     }
 
-    fn write(&self, client: ClientId, offset: u64, data: &[u8]) {
-        if let Err((file, why)) = self.judged(client, data) {
+    fn write(&self, client: ClientId, offset: u64, data: &[u8], is_late: bool) {
+        let harms = || !is_late || !self.is_idle(client, offset);
+        if let Err((file, why)) = self.judged(client, data)
+            && harms()
+        {
             self.schedule.fail(format!(
                 "invariant 2: {client} has written to file {file} at {offset:#x} of the LUN: {why}"
             ));
@@ -333,6 +346,10 @@ impl Disk {
             let kept = state.blocks.entry(at).or_insert_with(|| Box::new(GARBAGE));
             kept[..block.len()].copy_from_slice(block);
         }
+    }
+
+    fn is_idle(&self, client: ClientId, offset: u64) -> bool {
+        self.is_idle.get().is_some_and(|is_idle| is_idle(client, offset / BLOCK as u64))
     }
 
     /// Whether a client may write this now, or to which file not.
@@ -400,7 +417,7 @@ impl Disk {
         };
         if let Some(Accepted { client, work, .. }) = accepted {
             self.schedule.note("late", &[client.0]);
-            self.perform(client, &work);
+            self.perform(client, &work, true);
         }
     }
 
@@ -444,8 +461,9 @@ impl Disk {
                     _ => None,
                 }
             };
-            if let Some((client, data)) = of
+            if let Some((client, offset, data)) = of
                 && self.judged(client, &data).is_err()
+                && !self.is_idle(client, offset)
             {
                 self.land(id);
             }

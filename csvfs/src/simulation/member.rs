@@ -203,7 +203,7 @@ impl Member {
                 volume: VOLUME,
                 client,
                 coordinator: Epoch::NOBODY,
-                options: options(),
+                options: options(world),
             },
             questions(schedule, party),
         );
@@ -479,12 +479,12 @@ impl Member {
 }
 
 /// How the simulated nodes behave: small and soon.
-fn options() -> Options {
+fn options(world: &World) -> Options {
     Options {
         cluster: true,
         background: false,
-        reserve_min: 16,
-        reserve_max: 128,
+        reserve_min: world.plan.reserve,
+        reserve_max: world.plan.reserve * 8,
         commit_rounds: 2,
         hold: Duration::from_secs(200),
         ..Options::default()

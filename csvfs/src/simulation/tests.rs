@@ -22,7 +22,23 @@ fn plan(seed: u64) -> Plan {
     let (ways, hold) = (1 + usize::from(seed % 3 == 1), if seed % 11 == 5 { SHORT } else { LONG });
     let (proves, trims) = (seed % 5 == 2, seed % 2 == 1);
     let rules = Rules::from_test_environment();
-    Plan { seed, nodes, rules, trouble, faults, steps: 50, restarts: false, ways, proves, trims, hold }
+    let (blocks, reserve) = if seed.is_multiple_of(4) { (8184, 16) } else { (400, 2) };
+    let restarts = false;
+    Plan {
+        seed,
+        nodes,
+        rules,
+        trouble,
+        faults,
+        steps: 50,
+        restarts,
+        ways,
+        proves,
+        trims,
+        hold,
+        blocks,
+        reserve,
+    }
 }
 
 /// So many seeds, from `CSV_SEED` on if that is set.

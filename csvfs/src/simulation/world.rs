@@ -1,15 +1,15 @@
 //! The whole of a simulated cluster, and what its seed does to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::rules::Rules;
 use parking_lot::Mutex;
-use redb::Database;
+use redb::{Database, ReadOnlyTable, ReadableTable};
 
 use super::VOLUME;
 use super::agent::Agent;
@@ -27,14 +27,13 @@ use crate::coordinator::{self, Coordinator};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::store::check::check;
 use crate::store::cookie::HashKey;
-use crate::store::initialise;
+use crate::store::record::HeldRecord;
+use crate::store::{initialise, low, pair};
 use crate::types::{LunBlock, Run, Timestamp};
 
 const KEY: HashKey = HashKey([1; 16]);
 /// The first block that files may have.
 const FIRST: u64 = 8;
-/// The LUN in bytes.
-const SIZE: u64 = 32 << 20;
 /// When everything is healed, and how long what is under way may take from then on.
 const HEALED: Duration = Duration::from_secs(9);
 /// See [`HEALED`].
@@ -64,6 +63,10 @@ pub struct Plan {
     pub trims: bool,
     /// How long I/O is held while no path works.
     pub hold: Duration,
+    /// Blocks that files may have; where they are few, each is used by one file after the other.
+    pub blocks: u64,
+    /// Blocks in a node's reserve at least; eight times as many at most.
+    pub reserve: u64,
 }
 
 /// What has come of a run.
@@ -98,6 +101,8 @@ pub struct World {
     pub disk: Arc<Disk>,
     pub users: Arc<Users>,
     plates: Plates,
+    /// The store that was opened last.
+    store: Mutex<Weak<Database>>,
     nodes: Mutex<Nodes>,
     has_begun: AtomicBool,
     is_healed: AtomicBool,
@@ -141,10 +146,14 @@ pub fn run(plan: Plan) -> Result<Played, String> {
         let server = owner.or_else(|| authority.holder(&ResourceId::Coordinator(VOLUME)));
         if server == Some(client) { Ok(()) } else { Err(format!("it is served by {server:?}")) }
     });
-    let disk = Disk::new(&schedule, Target { size: SIZE, proves: plan.proves, trims: plan.trims }, judge);
+    let disk = Disk::new(
+        &schedule,
+        Target { size: (FIRST + plan.blocks) * 4096, proves: plan.proves, trims: plan.trims },
+        judge,
+    );
     let plates = Plates::default();
     let database = Database::builder().create_with_backend(plates.copy()).expect("memory");
-    initialise(&database, &[region()], Timestamp(1)).expect("an empty store");
+    initialise(&database, &[region(plan)], Timestamp(1)).expect("an empty store");
     drop(database);
     let world = Arc::new(World {
         plan,
@@ -155,6 +164,7 @@ pub fn run(plan: Plan) -> Result<Played, String> {
         disk,
         users,
         plates,
+        store: Mutex::default(),
         nodes: Mutex::default(),
         has_begun: AtomicBool::new(false),
         is_healed: AtomicBool::new(false),
@@ -173,6 +183,10 @@ pub fn run(plan: Plan) -> Result<Played, String> {
         if let Some(world) = of.upgrade() {
             world.kill_mount(node);
         }
+    }));
+    let of = Arc::downgrade(&world);
+    world.disk.ask_of_blocks(Box::new(move |client, block| {
+        of.upgrade().is_some_and(|world| world.is_idle(client, block))
     }));
     let lun = Arc::clone(&world.disk);
     world.lockd.after_each(Box::new(move || lun.has_changed_hands()));
@@ -197,8 +211,8 @@ pub fn run(plan: Plan) -> Result<Played, String> {
     result.map_err(|why| format!("seed {}: {why}\n{plan:?}", plan.seed))
 }
 
-fn region() -> Run {
-    Run { start: LunBlock(FIRST), len: SIZE / 4096 - FIRST }
+fn region(plan: Plan) -> Run {
+    Run { start: LunBlock(FIRST), len: plan.blocks }
 }
 
 impl World {
@@ -208,6 +222,23 @@ impl World {
         let member = self.members().into_iter().find(|member| member.client() == home)?;
         let door = member.door.lock().clone()?;
         Some((member, door))
+    }
+
+    /// Whether nobody uses a block: it is held back, or in the reserve of `client`.
+    fn is_idle(&self, client: ClientId, block: u64) -> bool {
+        let Some(database) = self.store.lock().upgrade() else { return false };
+        let Ok(snapshot) = crate::store::Snapshot::take(&database) else { return false };
+        let last_held = |table: &ReadOnlyTable<u64, HeldRecord>| {
+            let row = table.range(..=block).ok()?.next_back()?.ok()?;
+            Some((row.0.value(), row.1.value().len.get()))
+        };
+        let reserved = || {
+            let row = snapshot.reserves.range(pair(client.0, 0)..=pair(client.0, block)).ok()?;
+            let row = row.last()?.ok()?;
+            Some((low(row.0.value()), row.1.value()))
+        };
+        let runs = [last_held(&snapshot.pending), last_held(&snapshot.quarantine), reserved()];
+        runs.into_iter().flatten().any(|(start, len)| (start..start + len).contains(&block))
     }
 
     /// The nodes that are up.
@@ -259,6 +290,7 @@ impl World {
         });
         let coordinator = coordinator.map_err(|error| error.to_string())?;
         member.plane.tell(&coordinator);
+        *self.store.lock() = Arc::downgrade(&database);
         self.schedule.note("coordinates", &[member.number as u64, epoch.0]);
         Ok(Door::new((coordinator, epoch, database), &self.schedule, &member.party))
     }
@@ -563,7 +595,7 @@ impl World {
         if let Some(failure) = coordinator.failure() {
             return Err(failure);
         }
-        let findings = check(&door.database, &KEY, &[region()], &mut |_, _, _| {});
+        let findings = check(&door.database, &KEY, &[region(self.plan)], &mut |_, _, _| {});
         let findings = findings.map_err(|error| error.to_string())?;
         if !findings.is_clean() {
             return Err(format!("the store: {findings}"));

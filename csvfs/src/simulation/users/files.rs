@@ -67,14 +67,14 @@ impl Users {
             48..70 => self.read(world, member, user, file, handle, false),
             70..79 => self.sync(world, member, user, file, handle),
             79..91 => self.acquire(world, member, user, file, ino),
-            91..94 => {
+            91..93 => {
                 member.handles.lock().remove(&(file, user));
                 self.state.lock().model(file).unsynced(member.number);
                 member.node.release(handle);
                 self.step_later(world, member, user);
             }
-            94..98 if in_flight == 0 => self.cut(world, member, user, file, ino),
-            98..100 if in_flight == 0 => self.replace(world, member, user, file),
+            93..96 if in_flight == 0 => self.cut(world, member, user, file, ino),
+            96..100 if in_flight == 0 => self.replace(world, member, user, file),
             _ => self.read(world, member, user, file, handle, false),
         }
     }
