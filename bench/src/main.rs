@@ -6,6 +6,7 @@ mod figure;
 mod fio;
 mod io;
 mod names;
+mod paths;
 mod stage;
 
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ enum Command {
         #[arg(long)]
         full: bool,
         /// Only figures whose group has this in its name: nbd, file, thin, creation, listing, million, cluster,
-        /// faults.
+        /// paths, faults.
         #[arg(long)]
         only: Option<String>,
         /// Interleaved rounds of each figure.
@@ -47,7 +48,7 @@ enum Command {
 
 type Group = fn(&Path, Effort, bool) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 8] = [
+const GROUPS: [(&str, Group); 9] = [
     ("nbd", |folder, effort, _| io::on_nbd(folder, effort)),
     ("file", |folder, effort, _| io::on_file(folder, effort)),
     ("thin", |folder, effort, _| io::thin(folder, effort)),
@@ -55,6 +56,7 @@ const GROUPS: [(&str, Group); 8] = [
     ("listing", |folder, _, _| names::listing(folder)),
     ("million", |folder, _, full| names::million(folder, if full { 1_000_000 } else { 20_000 })),
     ("cluster", |folder, effort, _| cluster::figures(folder, effort)),
+    ("paths", |_, effort, _| paths::figures(effort)),
     ("faults", |_, effort, full| faults::figures(effort, if full { 1_000_000 } else { 20_000 })),
 ];
 

@@ -72,6 +72,8 @@ rules! {
     P8,
     /// A flush that spans a restart of the target replays what was not flushed, or fails.
     P9,
+    /// A host executes a peer's request on its own direct path only, in time, and for who may.
+    R1,
     /// Who opens a volume without proof claims, waits and looks; a writer beats and re-reads the claims after a gap.
     V1,
     /// A store that stale writes may still reach is copied to a fresh area before it is opened.

@@ -10,6 +10,15 @@ use lockd::clock::BootTime;
 
 use crate::paths::way::Instance;
 
+/// Who executes a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Executor {
+    /// This process of the target, for requests that this client sends to it.
+    Target(Instance),
+    /// A peer, in this run: what it has sent to the target is known to nobody else.
+    Peer(Instance),
+}
+
 /// A copy of a request that may still land.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ghost {
@@ -19,24 +28,24 @@ pub struct Ghost {
     pub range: Range<u64>,
     /// When it is dead without a proof.
     pub dead_at: BootTime,
-    /// The process of the target that it was sent to, if that is known.
-    pub instance: Option<Instance>,
+    /// Who it was sent to, if that is known.
+    pub executor: Option<Executor>,
 }
 
-/// All ghosts that may live. There is at most one for each request and each instance that it was sent to.
+/// All ghosts that may live. There is at most one for each request and each executor that it was sent to.
 #[derive(Debug, Default)]
 pub struct GhostTable {
     ghosts: Vec<Ghost>,
 }
 
 impl GhostTable {
-    /// A copy of a request has an unknown outcome. A further copy sent to the same instance prolongs the ghost's life.
+    /// A copy of a request has an unknown outcome. A further copy sent to the same executor prolongs the ghost's life.
     pub fn add(&mut self, ghost: Ghost) {
         if ghost.range.is_empty() {
             return;
         }
         let same =
-            self.ghosts.iter_mut().find(|old| old.token == ghost.token && old.instance == ghost.instance);
+            self.ghosts.iter_mut().find(|old| old.token == ghost.token && old.executor == ghost.executor);
         match same {
             Some(old) => {
                 old.dead_at = old.dead_at.max(ghost.dead_at);
@@ -59,14 +68,14 @@ impl GhostTable {
         self.retain(|ghost| ghost.dead_at > now)
     }
 
-    /// The target has proved that what `instance` accepted is executed. Whether that killed any.
-    pub fn drained(&mut self, instance: Instance) -> bool {
-        self.retain(|ghost| ghost.instance != Some(instance))
+    /// It is proved that what `executor` accepted is executed. Whether that killed any.
+    pub fn drained(&mut self, executor: Executor) -> bool {
+        self.retain(|ghost| ghost.executor != Some(executor))
     }
 
-    /// The target has proved that what any of its instances accepted is executed. Whether that killed any.
+    /// The target has proved that what any of its instances accepted from this client is executed. Whether that killed any.
     pub fn drained_everywhere(&mut self) -> bool {
-        self.retain(|ghost| ghost.instance.is_none())
+        self.retain(|ghost| !matches!(ghost.executor, Some(Executor::Target(_))))
     }
 
     fn retain(&mut self, lives: impl FnMut(&Ghost) -> bool) -> bool {
@@ -115,9 +124,14 @@ mod tests {
 
     use super::*;
 
-    /// For each of 32 bytes the copies that may still land: (token, instance, death).
+    /// For each of 32 bytes the copies that may still land: (token, executor, death).
     #[derive(Default)]
-    struct Model(Vec<Vec<(u64, Option<Instance>, u64)>>);
+    struct Model(Vec<Vec<(u64, Option<Executor>, u64)>>);
+
+    /// Two targets and two peers.
+    fn executor(id: u8) -> Executor {
+        if id < 2 { Executor::Target([id; 16]) } else { Executor::Peer([id; 16]) }
+    }
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -129,10 +143,10 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => (1..6u64, 0..32u64, 0..8u64, prop::option::of(0..2u8), 0..100u64)
-                .prop_map(|(token, start, len, instance, death)| Step::Add(token, start, len, instance, death)),
+            4 => (1..6u64, 0..32u64, 0..8u64, prop::option::of(0..4u8), 0..100u64)
+                .prop_map(|(token, start, len, id, death)| Step::Add(token, start, len, id, death)),
             1 => (0..100u64).prop_map(Step::Expire),
-            1 => (0..2u8).prop_map(Step::Drained),
+            1 => (0..4u8).prop_map(Step::Drained),
             1 => Just(Step::Everywhere),
         ]
     }
@@ -146,15 +160,15 @@ mod tests {
             let mut ranges = std::collections::HashMap::new();
             for step in steps {
                 match step {
-                    Step::Add(token, start, len, instance, death) => {
+                    Step::Add(token, start, len, id, death) => {
                         let range = ranges.entry(token).or_insert(start..start + len).clone();
-                        let instance = instance.map(|id| [id; 16]);
-                        table.add(Ghost { token, range: range.clone(), dead_at: BootTime(death), instance });
+                        let executor = id.map(executor);
+                        table.add(Ghost { token, range: range.clone(), dead_at: BootTime(death), executor });
                         for byte in range {
                             let copies = &mut model.0[usize::try_from(byte).unwrap()];
-                            match copies.iter_mut().find(|copy| (copy.0, copy.1) == (token, instance)) {
+                            match copies.iter_mut().find(|copy| (copy.0, copy.1) == (token, executor)) {
                                 Some(copy) => copy.2 = copy.2.max(death),
-                                None => copies.push((token, instance, death)),
+                                None => copies.push((token, executor, death)),
                             }
                         }
                     }
@@ -163,12 +177,12 @@ mod tests {
                         model.0.iter_mut().for_each(|copies| copies.retain(|copy| copy.2 > now));
                     }
                     Step::Drained(id) => {
-                        table.drained([id; 16]);
-                        model.0.iter_mut().for_each(|copies| copies.retain(|copy| copy.1 != Some([id; 16])));
+                        table.drained(executor(id));
+                        model.0.iter_mut().for_each(|copies| copies.retain(|copy| copy.1 != Some(executor(id))));
                     }
                     Step::Everywhere => {
                         table.drained_everywhere();
-                        model.0.iter_mut().for_each(|copies| copies.retain(|copy| copy.1.is_none()));
+                        model.0.iter_mut().for_each(|copies| copies.retain(|copy| !matches!(copy.1, Some(Executor::Target(_)))));
                     }
                 }
                 for token in 0..6 {

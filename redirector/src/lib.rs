@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod nbd;
 pub mod open;
 pub mod paths;
+pub mod peer;
 pub mod plug;
 pub mod recording;
 pub mod stand_in;

@@ -2,14 +2,15 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use lockd::ids::ClientId;
+use lockd::ids::{ClientId, NodeName};
 use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
 
 use crate::buffer::{Buffer, Slice};
+use crate::paths::way::Direct;
 
 /// Why a LUN that is reached by something else has no reservations.
 pub(crate) const NO_RESERVATIONS: &str = "the LUN is not reached over iscsi://";
@@ -97,6 +98,10 @@ pub struct PathFigures {
     pub up: bool,
     /// Whether it is the one in use, or, while none is, the last one.
     pub used: bool,
+    /// The peer through which it leads; none: it leads to the target itself.
+    pub through: Option<NodeName>,
+    /// Why it is as it is.
+    pub why: String,
 }
 
 /// A LUN's state in figures.
@@ -184,6 +189,16 @@ pub trait Lun: Send + Sync + Debug {
     /// here: a local image file whose lock is held. Such a LUN needs no wait before it is used (V1). Most cannot tell.
     fn prove_alone(&self) -> Proof {
         Proof::Unprovable
+    }
+
+    /// What peers without a path may use of this LUN (R1); none where it has no paths that can be told from it.
+    fn direct(&self) -> Option<Weak<dyn Direct>> {
+        None
+    }
+
+    /// The peer through which it is reached, while no path of this node leads to it.
+    fn through(&self) -> Option<NodeName> {
+        None
     }
 
     /// Whether the LUN can be reached now; if not, requests are held (P2).

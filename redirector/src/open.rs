@@ -48,6 +48,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Where the others fence by persistent reservations: by what this client registers.
     pub reservation: Option<Reservation>,
+    /// The ways through peers, for when no path leads to the LUN.
+    pub peers: Vec<Arc<dyn Way>>,
 }
 
 impl OpenOptions {
@@ -67,6 +69,7 @@ impl OpenOptions {
             kept_max: 64 << 20,
             read_only: false,
             reservation: None,
+            peers: Vec::new(),
         }
     }
 }
@@ -156,6 +159,14 @@ pub enum OpenError {
         /// The LUN.
         lun: String,
         /// What is different.
+        why: String,
+    },
+    /// A peer that does not serve.
+    #[error("peer {node}: {why}")]
+    NoPeer {
+        /// The peer.
+        node: String,
+        /// Why.
         why: String,
     },
     /// A file or a block device beside other paths.

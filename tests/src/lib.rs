@@ -13,6 +13,7 @@ pub mod process;
 pub mod programs;
 pub mod server;
 pub mod site;
+pub mod steady;
 pub mod suites;
 pub mod tgt;
 pub mod wait;

@@ -42,7 +42,7 @@ pub fn owned(lab: &Cluster, effort: Effort) -> Result<Vec<Row>> {
 }
 
 /// The processor time that the mount on a node has used, in seconds.
-fn processor_s(lab: &Cluster, node: u8) -> Result<f64> {
+pub fn processor_s(lab: &Cluster, node: u8) -> Result<f64> {
     let process = lab.daemon(&format!("n{node}"), "csvfs")?.process().context("it does not run")?;
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid))?;
     let (_, fields) = stat.rsplit_once(')').context("the name is in parentheses")?;

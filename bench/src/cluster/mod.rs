@@ -18,6 +18,8 @@ use lab::Cluster;
 use lab::cluster::{Plan, base_folder};
 use tempfile::TempDir;
 
+pub use data::processor_s;
+
 use crate::figure::{Bar, Row, Spread};
 use crate::stage::Effort;
 
@@ -99,7 +101,7 @@ pub fn row(what: impl Into<String>, measured: impl Into<String>, figure: Spread,
 }
 
 /// A row that no bar is set for.
-fn noted(what: impl Into<String>, measured: impl Into<String>, figure: Spread) -> Row {
+pub fn noted(what: impl Into<String>, measured: impl Into<String>, figure: Spread) -> Row {
     Row { bar: "written down".to_owned(), kept: true, ..row(what, measured, figure, Bar::AtLeast(0.0)) }
 }
 

@@ -114,9 +114,9 @@ pub struct Member {
     pub incarnation: ClientId,
     /// By which method nodes are fenced from the volume.
     pub fence: FenceMethod,
-    switchboard: Arc<Switchboard>,
-    endpoint: Arc<QuicEndpoint>,
-    runtime: Mutex<Option<tokio::runtime::Runtime>>,
+    pub(super) switchboard: Arc<Switchboard>,
+    pub(super) endpoint: Arc<QuicEndpoint>,
+    pub(super) runtime: Mutex<Option<tokio::runtime::Runtime>>,
 }
 
 impl Member {
@@ -239,6 +239,7 @@ impl Member {
 
     /// Leaves the cluster: nothing is served and nothing held any more.
     pub fn leave(&self) {
+        self.host_nobody();
         for channel in [Channel::Control, Channel::File] {
             self.switchboard.disconnect(channel);
         }

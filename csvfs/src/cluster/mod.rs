@@ -11,6 +11,7 @@ mod member;
 mod mortal;
 mod not_done;
 mod plane;
+mod redirection;
 mod ways;
 
 pub use error::ClusterError;

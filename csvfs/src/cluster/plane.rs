@@ -17,6 +17,7 @@ use lockd::lease::Lease;
 use lockd::machine::{Answer, ClientKind, ClientState, Event, EventKind, Query, SessionState, Victim};
 use lockd::network::OnReply;
 use parking_lot::Mutex;
+use redirector::peer::Host;
 
 use super::holder::Holder;
 use super::mortal::{Mortality, gone};
@@ -70,13 +71,15 @@ pub struct Plane {
     client: OnceLock<Arc<LockClient>>,
     control: OnceLock<Arc<dyn Control>>,
     clock: Arc<dyn Clock>,
-    volume: VolumeId,
+    pub(super) volume: VolumeId,
     known: Mutex<Known>,
     /// The coordinator of this process, if it is here.
     coordinator: Mutex<Weak<Coordinator>>,
     /// Called when somebody else may have the coordinator's role.
     on_role: OnceLock<OnRole>,
     pub(super) holder: Holder,
+    /// Executes I/O of the others.
+    pub(super) host: OnceLock<Arc<Host>>,
     /// Which of the others have ended, and what is asked of them.
     pub(super) mortality: Arc<Mortality>,
 }
@@ -106,6 +109,7 @@ impl Plane {
             coordinator: Mutex::default(),
             on_role: OnceLock::new(),
             holder: Holder::new(Weak::clone(me), volume),
+            host: OnceLock::new(),
             mortality: Arc::default(),
         })
     }
@@ -123,7 +127,7 @@ impl Plane {
         let _ = self.control.set(control);
     }
 
-    fn control(&self) -> &dyn Control {
+    pub(super) fn control(&self) -> &dyn Control {
         &**self.control.get().expect("the plane is connected before it is asked")
     }
 
@@ -246,6 +250,13 @@ impl Plane {
                 _ if self.control().has_ended() => return Standing::Live,
                 _ => self.clock.sleep(Duration::from_millis(100)),
             }
+        }
+    }
+
+    /// Nothing is executed for `victim` any more.
+    fn deny(&self, victim: Victim) {
+        if let Some(host) = self.host.get() {
+            host.deny(victim);
         }
     }
 
@@ -527,6 +538,7 @@ impl Listener for Plane {
             }
             EventKind::SessionEnded { session, .. } => {
                 self.stands(*session, Standing::Ended);
+                self.deny(Victim::Session(*session));
                 tell_gone(self.mortality.end_session(*session));
             }
             EventKind::Fenced { volume, victim: Victim::Session(session) } if *volume == self.volume => {
@@ -535,6 +547,7 @@ impl Listener for Plane {
             EventKind::ClientAdded { .. } => self.known.lock().forget_nodes(),
             EventKind::ClientEnded { client, .. } => {
                 self.known.lock().forget_nodes();
+                self.deny(Victim::Client(*client));
                 self.look();
                 self.end_freed(&[*client]);
                 tell_gone(self.mortality.end_client(*client));
@@ -562,11 +575,15 @@ impl Listener for Plane {
     }
 
     fn drain(&self, volume: VolumeId, victim: Victim) {
-        // From now on the victim is refused here. What was carried for it has its own bound: the lease, and grace.
-        if volume == self.volume
-            && let Victim::Session(session) = victim
-        {
+        if volume != self.volume {
+            return;
+        }
+        // From now on the victim is refused here.
+        if let Victim::Session(session) = victim {
             self.stands(session, Standing::Ended);
+        }
+        if let Some(host) = self.host.get() {
+            host.refuse(victim);
         }
     }
 

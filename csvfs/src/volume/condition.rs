@@ -11,6 +11,8 @@ pub(super) struct Seen {
     pub lease: LeaseSeen,
     /// The LUN.
     pub lun: LunSeen,
+    /// The peer through which it is reached, and why no path of this node is used.
+    pub redirected: Option<Redirected>,
     /// How long that has been so.
     pub lun_age: Option<Duration>,
     /// What the mount is in its cluster; none without one.
@@ -27,6 +29,15 @@ pub(super) enum LeaseSeen {
     Lapsed(Option<Duration>),
     /// The session is over.
     Ended,
+}
+
+/// Blocks go through a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Redirected {
+    /// The peer's node.
+    pub through: String,
+    /// The paths of this node, each with what is wrong with it.
+    pub why: String,
 }
 
 /// The LUN.
@@ -131,6 +142,13 @@ pub(super) fn judge(seen: &Seen) -> Condition {
         );
         return condition("paused", Some(*silent), problem);
     }
+    if let Some(Redirected { through, why }) = &seen.redirected {
+        let problem = format!(
+            "no path of this node leads to the LUN ({why}): its I/O goes through {through}, and goes directly again by itself \
+             when a path has answered for a moment; look after the way from here to the server"
+        );
+        return condition("redirected (block)", seen.lun_age, problem);
+    }
     condition("direct", seen.lun_age, String::new())
 }
 
@@ -143,6 +161,7 @@ mod tests {
             failure: None,
             lease: LeaseSeen::Holds,
             lun: LunSeen::Works,
+            redirected: None,
             lun_age: Some(Duration::from_secs(9)),
             member: None,
             hold: Duration::from_secs(120),
@@ -177,6 +196,17 @@ mod tests {
         assert_eq!(state(&Seen { member: guest(2, None), ..down.clone() }), ("paused", Some(9.0)));
         let silent = guest(0, Some(Duration::from_secs(1)));
         assert_eq!(state(&Seen { member: silent, ..down }), ("paused", Some(9.0)));
+    }
+
+    #[test]
+    fn who_goes_through_a_peer_says_through_whom_and_why() {
+        let redirected =
+            Some(Redirected { through: "n2".to_owned(), why: "nbd://san: no answer".to_owned() });
+        let seen = Seen { redirected, member: guest(2, None), ..well() };
+        assert_eq!(state(&seen), ("redirected (block)", Some(9.0)));
+        let problem = judge(&seen).problem;
+        assert!(problem.contains("through n2") && problem.contains("nbd://san: no answer"), "{problem}");
+        assert_eq!(state(&Seen { lun: LunSeen::Overdue, ..seen }), ("paused", Some(9.0)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use lockd::ids::Epoch;
 use lockd::machine::FenceMethod;
 use redirector::iscsi::Reservation;
 use redirector::lun::{Identity, Lun};
+use redirector::paths::way::Credentials;
 
 use super::{Settings, VolumeError, label_at};
 use crate::cluster::{Member, Place};
@@ -41,15 +42,20 @@ impl Entry {
         let identity = Identity { offset: label_at(&survey), bytes: label.encode().to_vec() };
         let quiesce = settings.quiesce_of(&label);
         warn_of_label(&label, quiesce);
-        if !matches!(fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr) {
+        let known = matches!(fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr);
+        if !known && lun.direct().is_none() {
             lun.expect(identity);
             lun.assume_quiesce(quiesce);
             return Ok(Self { lun, label, member, settings });
         }
-        // Whoever fences this mount's session has this incarnation refused, and no other; by reservations, its key.
+        // Opened once more, now that it is known who this mount is: whoever fences its session has this incarnation refused,
+        // and no other, by reservations its key; and who its peers are.
         drop(lun);
-        let settings = Settings { client: member.incarnation, ..settings };
+        let client = if known { member.incarnation } else { settings.client };
+        let settings = Settings { client, ..settings };
         let mut options = settings.lun_options();
+        let known_as = Credentials { client, cookie: settings.cookie };
+        options.peers = member.peer_ways(place, &settings.clock, settings.hold, known_as);
         options.identity = Some(identity);
         options.reservation = proven.shown.map(|shown| Reservation {
             key: key_of(member.incarnation),

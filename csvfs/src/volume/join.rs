@@ -26,6 +26,7 @@ impl Volume {
         };
         let Entry { lun, label, member, settings } = Entry::find(place, settings)?;
         let member = Arc::new(member);
+        member.host_others(&lun, &settings.clock, settings.rules);
         let authority: Arc<dyn Authority> = Arc::clone(&member.plane) as _;
         failpoint::reached("mount.joined");
         let beat = Arc::new(Lease::lapsed());

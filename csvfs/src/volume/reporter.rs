@@ -8,7 +8,7 @@ use lockd::lease::Lease;
 use redirector::lun::{Lun, PathFigures};
 use redirector::metrics::Exposition;
 
-use super::condition::{LeaseSeen, LunSeen, MemberSeen, Seen, judge};
+use super::condition::{LeaseSeen, LunSeen, MemberSeen, Redirected, Seen, judge};
 use super::inquiry::Inquiry;
 use super::succession::Board;
 use super::{Control, Volume};
@@ -153,6 +153,15 @@ impl Reporter {
                 figures.reserve_blocks,
             );
         }
+        if let Some(hosted) = self.plane.upgrade().and_then(|plane| plane.hosted()) {
+            for (name, help, value) in [
+                ("csvfs_hosted_requests_total", "Requests of other nodes executed here.", hosted.done),
+                ("csvfs_hosted_late_total", "Requests of other nodes that came too late.", hosted.late),
+                ("csvfs_hosted_refused_total", "Requests of other nodes that were refused.", hosted.refused),
+            ] {
+                out.single(name, "counter", help, &volume, value);
+            }
+        }
         if let Some(lun) = self.lun.upgrade() {
             let figures = lun.figures();
             let up = u64::from(lun.is_working());
@@ -170,6 +179,14 @@ impl Reporter {
                 "Ranges under writes of unknown outcome.",
                 &volume,
                 figures.ghosts,
+            );
+            let redirected = u64::from(lun.through().is_some());
+            out.single(
+                "csvfs_lun_redirected",
+                "gauge",
+                "1 if blocks go through a peer.",
+                &volume,
+                redirected,
             );
             if !figures.paths.is_empty() {
                 path_metrics(&mut out, &volume, &figures.paths);
@@ -234,6 +251,7 @@ impl Reporter {
                     (true, false) => LunSeen::Works,
                 }
             }),
+            redirected: lun.as_ref().and_then(|lun| redirection(lun.as_ref())),
             lun_age: lun.and_then(|lun| lun.figures().state_age),
             member,
             hold: self.hold,
@@ -253,6 +271,14 @@ impl Reporter {
             LeaseSeen::Lapsed(lease.was_granted().then(|| self.clock.boot().since(lease.deadline())))
         }
     }
+}
+
+/// The peer through which the LUN is reached, and what is wrong with the paths of this node.
+fn redirection(lun: &dyn Lun) -> Option<Redirected> {
+    let through = lun.through()?.to_string();
+    let own = lun.figures().paths.into_iter().filter(|path| path.through.is_none());
+    let why: Vec<_> = own.map(|path| format!("{}: {}", path.name, path.why)).collect();
+    Some(Redirected { through, why: why.join("; ") })
 }
 
 /// Which paths answer, and which one is used.

@@ -11,12 +11,14 @@
 //! | `follow` | the thread: who coordinates, and how this mount comes to that one |
 //! | `take` | opening the store, and the claim on the volume |
 //! | `hand_over` | a move to another mount, and agreeing to one |
+//! | `storage` | the role goes where a path to the LUN works |
 //! | `leave` | the end of the mount |
 
 mod follow;
 mod hand_over;
 mod leave;
 mod state;
+mod storage;
 mod take;
 
 use std::sync::{Arc, Weak};

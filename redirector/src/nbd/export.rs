@@ -18,7 +18,7 @@ use crate::nbd::link::NbdLink;
 use crate::nbd::socket::Socket;
 use crate::nbd::{tls, wire};
 use crate::open::OpenError;
-use crate::paths::way::{Drained, Events, Link, Purpose, Way};
+use crate::paths::way::{Drained, Events, Instance, Link, Purpose, Way};
 use crate::uri::{Endpoint, NbdUri};
 
 /// How long a server may take for each step of a connection's beginning.
@@ -198,6 +198,19 @@ impl Way for Export {
         ended.unwrap_or_else(|error| {
             tracing::warn!(lun = %self.uri, %earlier, %error, "the target could not be asked about an earlier client");
             Proof::Unprovable
+        })
+    }
+
+    fn drain_for(&self, other: Credentials) -> Option<Instance> {
+        let drain = || {
+            let mut negotiation = self.introduce()?;
+            let Some(instance) = negotiation.instance() else { return Ok(None) };
+            let drained = negotiation.drain(other).map_err(|source| self.refused(source))?;
+            Ok((drained != Drained::Unproven).then_some(instance))
+        };
+        drain().unwrap_or_else(|error: OpenError| {
+            tracing::debug!(lun = %self.uri, client = %other.client, %error, "a peer's connections are not drained");
+            None
         })
     }
 

@@ -13,6 +13,7 @@ use crate::lun::Geometry;
 use crate::nbd::channel::{Channel, Cipher};
 use crate::nbd::socket::Wait;
 use crate::nbd::wire::{self, drained, export_flag, handshake_flag, info, opt, rep};
+pub use crate::paths::way::Credentials;
 use crate::paths::way::{Abilities, Drained, Instance, ListId, Restarts};
 
 /// How long a drain may take.
@@ -59,15 +60,6 @@ pub enum HandshakeError {
 
 /// TLS as the client wants it.
 pub type Tls = (Arc<ClientConfig>, ServerName<'static>);
-
-/// Who we are to the bundled target.
-#[derive(Clone, Copy, Debug)]
-pub struct Credentials {
-    /// The client incarnation.
-    pub client: ClientId,
-    /// Its secret.
-    pub cookie: [u8; 16],
-}
 
 /// What was agreed.
 #[derive(Debug)]

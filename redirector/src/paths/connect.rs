@@ -8,6 +8,7 @@ use lockd::clock::BootTime;
 use lockd::rules::Rule;
 
 use crate::buffer::{Buffer, Pool};
+use crate::ghosts::Executor;
 use crate::lun::{Identity, Outcome};
 use crate::open::OpenError;
 use crate::paths::request::{Command, Request};
@@ -50,7 +51,7 @@ impl Traffic {
             return other(why);
         }
         let lasting = link.abilities().fua || !link.abilities().flush || link.abilities().instance.is_some();
-        if self.ways.len() > 1 && self.rules.keeps(Rule::P8) && !lasting {
+        if self.direct > 1 && self.rules.keeps(Rule::P8) && !lasting {
             return other(
                 "its server cannot make single writes durable (FUA), which one of several paths to a LUN must".to_owned(),
             );
@@ -88,7 +89,7 @@ impl Traffic {
         };
         let events = Arc::new(LinkEvents::new(Arc::clone(self), generation));
         let link = self.ways[index].connect(purpose, Arc::<LinkEvents>::clone(&events) as Arc<dyn Events>)?;
-        events.leads_to(link.abilities().instance);
+        events.is_by(&*link);
         self.apply_drain(&*link);
         let usable = self.check(index, &*link).and_then(|()| self.replay(&*link, &events));
         if let Err(error) = usable {
@@ -113,13 +114,24 @@ impl Traffic {
                 // Nothing more is added, so that it must not be written again later.
                 self.kept.lock().abandon();
             }
-            self.live.store(Some(Arc::new(Live { link, generation, broken: events.broken() })));
+            self.live.store(Some(Arc::new(Live {
+                link,
+                generation,
+                direct: index < self.direct,
+                broken: events.broken(),
+            })));
             self.calm.store(trouble.ghosts.is_empty(), Ordering::Release);
             let mut pending = std::mem::take(&mut trouble.held);
             pending.extend(std::mem::take(&mut trouble.waiting));
             self.fail_flushes(pending.into())
         };
-        if purpose == Purpose::Again {
+        if index >= self.direct {
+            tracing::warn!(
+                through = self.name(),
+                requests = pending.len(),
+                "no path of this node leads to the LUN: I/O is redirected through a peer"
+            );
+        } else if purpose == Purpose::Again {
             tracing::info!(lun = self.name(), requests = pending.len(), "the path is up again");
         }
         self.room.notify_all();
@@ -131,13 +143,14 @@ impl Traffic {
     /// P4: the target's proof kills ghosts.
     fn apply_drain(&self, link: &dyn Link) {
         let mut trouble = self.trouble.lock();
-        match (link.drained(), link.abilities().instance) {
-            (Drained::ThisInstance, Some(instance)) => trouble.ghosts.drained(instance),
+        if let Some(instance) = link.drained_at() {
+            trouble.ghosts.drained(Executor::Target(instance));
+        }
+        match (link.drained(), link.executor()) {
+            (Drained::ThisInstance, Some(executor)) => trouble.ghosts.drained(executor),
             // What was sent to another server of the same store is not known there.
-            (Drained::EveryInstance, Some(instance))
-                if self.ways.len() > 1 && !trouble.roster.is_one_target() =>
-            {
-                trouble.ghosts.drained(instance)
+            (Drained::EveryInstance, Some(executor)) if !trouble.roster.is_one_target() => {
+                trouble.ghosts.drained(executor)
             }
             (Drained::EveryInstance, Some(_)) => trouble.ghosts.drained_everywhere(),
             _ => false,

@@ -11,7 +11,7 @@ use crate::paths::traffic::Traffic;
 use crate::paths::way::{self, Abilities, Purpose};
 
 /// The longest rest of a prober.
-const REST_MAX: Duration = Duration::from_millis(250);
+const REST_MAX: Duration = Duration::from_secs(2);
 
 /// Asks the path `index` whenever that is due, until the LUN is closed.
 pub fn run(traffic: &Traffic, index: usize) {
@@ -44,7 +44,11 @@ impl Traffic {
     }
 
     fn probe(&self, index: usize) {
+        let begun = self.clock.boot();
         let result = self.ask(index);
+        if result.is_ok() {
+            self.trouble.lock().roster.took(index, self.clock.boot().since(begun));
+        }
         self.judge(index, result);
     }
 

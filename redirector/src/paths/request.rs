@@ -35,6 +35,8 @@ pub struct Request {
     pub covers: u64,
     /// Nobody asked for it but the path itself.
     pub background: bool,
+    /// It is a peer's (R1): never held, re-issued or kept here.
+    pub carried: bool,
     /// For a flush that only makes one write durable: what was written.
     pub after: Option<Range<u64>>,
 }
@@ -56,7 +58,7 @@ impl Request {
     /// A request that begins its life.
     #[must_use]
     pub fn new(command: Command, born: BootTime) -> Self {
-        Self { command, born, token: 0, covers: 0, background: false, after: None }
+        Self { command, born, token: 0, covers: 0, background: false, carried: false, after: None }
     }
 
     /// The bytes of the LUN that it changes, if it changes any.

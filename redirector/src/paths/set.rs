@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use lockd::ids::ClientId;
+use lockd::ids::{ClientId, NodeName};
 use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
 use lockd::rules::Rule;
@@ -29,7 +29,8 @@ use crate::paths::state::Condition;
 use crate::paths::supervisor;
 use crate::paths::tenure::Tenure;
 use crate::paths::traffic::{Traffic, Trouble};
-use crate::paths::way::{Abilities, Purpose, Restarts, Way};
+use crate::paths::way::{Abilities, Direct, Purpose, Restarts, Way};
+use crate::peer::wire::DATA_MAX;
 
 /// The longest range of one zero or trim, in bytes: longer ones are split, lest one request takes longer than a path
 /// may be silent.
@@ -96,8 +97,14 @@ impl PathSet {
     }
 
     /// The same, with nobody who looks after them yet.
-    pub(super) fn connect(ways: Vec<Arc<dyn Way>>, options: &OpenOptions) -> Result<Self, OpenError> {
-        let (first, abilities) = Self::reach(&ways, options)?;
+    pub(super) fn connect(mut ways: Vec<Arc<dyn Way>>, options: &OpenOptions) -> Result<Self, OpenError> {
+        let (first, mut abilities) = Self::reach(&ways, options)?;
+        let (direct, peers) = (ways.len(), options.peers.len());
+        if peers > 0 {
+            // What is longer could not be redirected.
+            abilities.geometry.request_max = abilities.geometry.request_max.min(DATA_MAX);
+        }
+        ways.extend(options.peers.iter().cloned());
         let now = options.clock.boot();
         let traffic = Arc::new(Traffic {
             rules: options.rules,
@@ -115,7 +122,7 @@ impl PathSet {
             refused: AtomicBool::new(false),
             tenure: Mutex::new(None),
             trouble: Mutex::new(Trouble {
-                roster: Roster::new(ways.len(), now, options.probe_every),
+                roster: Roster::new(direct, peers, now, options.probe_every),
                 ghosts: GhostTable::default(),
                 held: std::collections::VecDeque::new(),
                 waiting: Vec::new(),
@@ -129,6 +136,7 @@ impl PathSet {
             news: Condvar::new(),
             room: Condvar::new(),
             current: AtomicUsize::new(first),
+            direct,
             ways,
         });
         traffic.bring_back(first, Purpose::First)?;
@@ -175,6 +183,8 @@ impl PathSet {
             name: way.name(),
             up: path.state.condition() != Condition::Down,
             used: index == roster.current(),
+            through: way.through().cloned(),
+            why: path.state.why().to_owned(),
         };
         paths.map(figures).collect()
     }
@@ -327,7 +337,7 @@ impl Lun for PathSet {
 
     fn prove_ended(&self, earlier: ClientId) -> Proof {
         let mut ended = Vec::new();
-        for way in &self.traffic.ways {
+        for way in &self.traffic.ways[..self.traffic.direct] {
             match way.prove_ended(earlier) {
                 Proof::Ended(how) => ended.push(how),
                 other => return other,
@@ -339,7 +349,7 @@ impl Lun for PathSet {
     fn try_reservations(&self) -> Result<Shown, String> {
         // What every path has shown.
         let mut all = Shown { aborts: true, persists: true, guards_unmap: true };
-        for way in &self.traffic.ways {
+        for way in &self.traffic.ways[..self.traffic.direct] {
             let shown = way.try_reservations().map_err(|why| format!("{}: {why}", way.name()))?;
             all.aborts &= shown.aborts;
             all.persists &= shown.persists;
@@ -370,6 +380,17 @@ impl Lun for PathSet {
 
     fn is_working(&self) -> bool {
         self.traffic.trouble.lock().roster.is_live()
+    }
+
+    fn through(&self) -> Option<NodeName> {
+        let trouble = self.traffic.trouble.lock();
+        let way = &self.traffic.ways[trouble.roster.current()];
+        way.through().filter(|_| trouble.roster.is_live()).cloned()
+    }
+
+    fn direct(&self) -> Option<Weak<dyn Direct>> {
+        let direct: Arc<dyn Direct> = Arc::clone(&self.traffic) as _;
+        Some(Arc::downgrade(&direct))
     }
 
     fn figures(&self) -> LunFigures {

@@ -7,12 +7,18 @@ use std::time::Duration;
 use lockd::clock::BootTime;
 
 use crate::paths::request::Request;
+use crate::paths::roster::doubtful;
 use crate::paths::state::PathState;
 use crate::paths::traffic::{Traffic, given_up_at};
 use crate::paths::way;
 
 /// The longest rest of the supervisor.
 const REST_MAX: Duration = Duration::from_millis(250);
+/// How often it is looked whether a lease that has run out is won back.
+const LAPSED: Duration = Duration::from_millis(10);
+/// How long after a request is late it is looked at.
+const STEP: Duration = Duration::from_millis(1);
+
 /// Looks after the paths until it is stopped.
 pub fn run(traffic: &Arc<Traffic>) {
     way::mark_completing();
@@ -49,16 +55,15 @@ impl Traffic {
         let mut trouble = self.trouble.lock();
         let now = self.clock.boot();
         let hold = trouble.held.front().map(|request| given_up_at(request, self.hold));
-        let late = self.live.load_full().filter(|_| self.ways.len() > 1).and_then(|live| {
-            let oldest = live.link.oldest()?;
-            Some(oldest.after(PathState::timeout(live.link.p999())))
+        let several = self.live.load_full().filter(|_| self.ways.len() > 1);
+        let late = several.and_then(|live| {
+            let (oldest, p999) = (live.link.oldest()?, live.link.p999());
+            let steps = [doubtful(p999), PathState::timeout(p999) + STEP];
+            steps.into_iter().map(|step| oldest.after(step)).find(|due| *due > now)
         });
-        let due = [
-            trouble.ghosts.next_death(),
-            hold,
-            trouble.roster.next_decision(now),
-            late.filter(|due| *due > now),
-        ];
+        // With a path in use, what is held waits for the lease to be won back.
+        let lapsed = (self.live.load().is_some() && !trouble.held.is_empty()).then(|| now.after(LAPSED));
+        let due = [lapsed, trouble.ghosts.next_death(), hold, trouble.roster.next_decision(now), late];
         let due = due.into_iter().flatten().min().map_or(REST_MAX, |due| due.since(now));
         let usable = self.live.load().is_none() && self.choice(&trouble).is_some();
         let work = self.flush_wanted.load(Ordering::Acquire)
@@ -76,9 +81,7 @@ impl Traffic {
         let oldest = live.link.oldest();
         let late = {
             let mut trouble = self.trouble.lock();
-            let before = trouble.roster.state().condition();
-            trouble.roster.state_mut().observe(oldest, live.link.p999(), now);
-            before != trouble.roster.state().condition() && self.ways.len() > 1
+            trouble.roster.observe(oldest, live.link.p999(), now) && self.ways.len() > 1
         };
         if late {
             // The others are asked whether they answer.

@@ -11,14 +11,14 @@ use lockd::clock::{BootTime, Clock};
 use lockd::rules::{Rule, Rules};
 use parking_lot::{Condvar, Mutex};
 
-use crate::ghosts::{Ghost, GhostTable};
+use crate::ghosts::{Executor, Ghost, GhostTable};
 use crate::lun::{Identity, OnDone, Outcome};
 use crate::paths::kept::{Change, Kept};
 use crate::paths::request::{Command, Request};
 use crate::paths::roster::Roster;
 use crate::paths::state::Condition;
 use crate::paths::tenure::{Standing, Tenure};
-use crate::paths::way::{self, Abilities, Events, Instance, Link, Way};
+use crate::paths::way::{self, Abilities, Credentials, Direct, Events, Instance, Link, Way};
 use crate::plug;
 
 /// Held requests at which submission waits; as many may wait for ghosts.
@@ -34,6 +34,8 @@ pub struct Live {
     pub link: Arc<dyn Link>,
     /// Its number among the links of this LUN.
     pub generation: u64,
+    /// Whether it leads to the target itself.
+    pub direct: bool,
     /// Set when it has been lost.
     pub broken: Arc<AtomicBool>,
 }
@@ -67,6 +69,8 @@ pub struct Trouble {
 pub struct Traffic {
     /// In the order in which they are preferred.
     pub(super) ways: Vec<Arc<dyn Way>>,
+    /// How many of them lead to the target itself: the first ones. The others lead through peers.
+    pub(super) direct: usize,
     /// The way in use, or the last one.
     pub(super) current: AtomicUsize,
     pub(super) rules: Rules,
@@ -234,8 +238,8 @@ impl Traffic {
     }
 
     /// Remembers that copies of these requests may still land, and names them.
-    fn haunt(&self, trouble: &mut Trouble, sent: &mut [Request], instance: Option<Instance>, trial: bool) {
-        let dead_at = self.clock.boot().after(trouble.target_quiesce);
+    fn haunt(&self, trouble: &mut Trouble, sent: &mut [Request], by: Carrying, trial: bool) {
+        let dead_at = self.clock.boot().after(by.kept_at_most + trouble.target_quiesce);
         for request in sent {
             // P6: trims and zeroes count like writes.
             let counts = matches!(request.command, Command::Write(..)) || self.rules.keeps(Rule::P6);
@@ -244,7 +248,7 @@ impl Traffic {
                 trouble.last_token += 1;
                 request.token = trouble.last_token | if trial { REPLAYED } else { 0 };
             }
-            trouble.ghosts.add(Ghost { token: request.token, range, dead_at, instance });
+            trouble.ghosts.add(Ghost { token: request.token, range, dead_at, executor: by.executor });
         }
         if !trouble.ghosts.is_empty() {
             self.calm.store(false, Ordering::Release);
@@ -336,13 +340,20 @@ impl Traffic {
     }
 }
 
+/// Who has the requests of a link, and for how long at most before they reach the target.
+#[derive(Clone, Copy, Debug, Default)]
+struct Carrying {
+    executor: Option<Executor>,
+    kept_at_most: Duration,
+}
+
 /// Hears what becomes of the requests of one link.
 pub struct LinkEvents {
     traffic: Arc<Traffic>,
     generation: u64,
     /// Set while the link is only being tried: what it loses then is given up, for whoever tries to see.
     trial: AtomicBool,
-    instance: Mutex<Option<Instance>>,
+    carrying: Mutex<Carrying>,
     broken: Arc<AtomicBool>,
 }
 
@@ -350,12 +361,12 @@ impl LinkEvents {
     /// Events of the link `generation`, which is on trial.
     pub fn new(traffic: Arc<Traffic>, generation: u64) -> Self {
         let (trial, broken) = (AtomicBool::new(true), Arc::default());
-        Self { traffic, generation, trial, instance: Mutex::new(None), broken }
+        Self { traffic, generation, trial, carrying: Mutex::default(), broken }
     }
 
-    /// Whom the link leads to.
-    pub fn leads_to(&self, instance: Option<Instance>) {
-        *self.instance.lock() = instance;
+    /// The requests go by `link`.
+    pub fn is_by(&self, link: &dyn Link) {
+        *self.carrying.lock() = Carrying { executor: link.executor(), kept_at_most: link.kept_at_most() };
     }
 
     /// Whether the link has been lost.
@@ -377,7 +388,8 @@ impl LinkEvents {
 
 impl Events for LinkEvents {
     fn ended(&self, request: Request, outcome: Outcome) {
-        if self.traffic.keeps.load(Ordering::Acquire) && !self.trial.load(Ordering::Acquire) {
+        let own = !self.trial.load(Ordering::Acquire) && !request.carried;
+        if own && self.traffic.keeps.load(Ordering::Acquire) {
             self.traffic.note(&request, outcome);
         }
         request.finish(outcome);
@@ -385,19 +397,23 @@ impl Events for LinkEvents {
 
     fn lost(&self, why: &str, mut sent: Vec<Request>, unsent: Vec<Request>) {
         let traffic = &self.traffic;
+        let carried;
         let given_up = {
             let mut trouble = traffic.trouble.lock();
             self.broken.store(true, Ordering::Release);
             let trial = self.trial.load(Ordering::Acquire);
-            traffic.haunt(&mut trouble, &mut sent, *self.instance.lock(), trial);
+            traffic.haunt(&mut trouble, &mut sent, *self.carrying.lock(), trial);
             if !trial && !traffic.stopped.load(Ordering::Acquire) {
                 traffic.take_down(&mut trouble, self.generation, why);
             }
-            let all = sent.into_iter().chain(unsent);
+            // Whoever had a request carried hears that nobody knows, and decides.
+            let (others, all): (Vec<_>, Vec<_>) =
+                sent.into_iter().chain(unsent).partition(|request| request.carried);
+            carried = others;
             // P2: no error of a path reaches the caller.
             let over = traffic.stopped.load(Ordering::Acquire) || traffic.refused.load(Ordering::Acquire);
             if trial || !traffic.rules.keeps(Rule::P2) || over {
-                all.collect()
+                all
             } else {
                 trouble.held.extend(all);
                 Vec::new()
@@ -405,6 +421,49 @@ impl Events for LinkEvents {
         };
         traffic.news.notify_all();
         given_up.into_iter().for_each(Request::give_up);
+        carried.into_iter().for_each(|request| request.finish(Outcome::Unknown));
+    }
+}
+
+impl std::fmt::Debug for Traffic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Traffic({})", self.name())
+    }
+}
+
+impl Direct for Traffic {
+    fn seat(&self) -> Result<(u64, Abilities), String> {
+        match &*self.live.load() {
+            Some(live) if live.direct => Ok((live.generation, live.link.abilities().clone())),
+            Some(_) => Err("it has lost its own paths to the LUN, and goes through a peer itself".to_owned()),
+            None => Err("it has no path to the LUN".to_owned()),
+        }
+    }
+
+    fn carry(&self, seat: u64, mut request: Request) -> Result<(), (Box<Request>, String)> {
+        let back = |request, why: &str| Err((request, why.to_owned()));
+        let Some(live) = self.live.load_full().filter(|live| live.direct && live.generation == seat) else {
+            return back(Box::new(request), "the path by which it was to be executed is not in use any more");
+        };
+        // L3: what is sent under this node's name, it sends under its lease.
+        let standing = self.tenure.lock().as_ref().map(|tenure| tenure.now(self.rules, &*self.clock));
+        if request.changes().is_some() && !matches!(standing, None | Some(Standing::Holds)) {
+            return back(Box::new(request), "the lease of the peer's session does not hold");
+        }
+        request.carried = true;
+        match way::while_completing(|| live.link.submit(request)) {
+            Ok(()) => Ok(()),
+            Err(request) => back(request, "the path by which it was to be executed is closed"),
+        }
+    }
+
+    fn drain_for(&self, other: Credentials) -> Option<Instance> {
+        let current = self.current.load(Ordering::Acquire);
+        self.ways.get(current).filter(|way| way.through().is_none())?.drain_for(other)
+    }
+
+    fn ghosts(&self) -> Vec<Range<u64>> {
+        self.ghosts()
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::cell::Cell;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bincode::{Decode, Encode};
 use lockd::clock::BootTime;
-use lockd::ids::ClientId;
+use lockd::ids::{ClientId, NodeName};
 use lockd::iscsi::reservation::Shown;
 
+use crate::ghosts::Executor;
 use crate::lun::{Geometry, NO_RESERVATIONS, Outcome, Proof};
 use crate::open::OpenError;
 use crate::paths::request::Request;
@@ -62,6 +65,15 @@ pub enum Drained {
     EveryInstance,
 }
 
+/// By what a client is known to a target that admits clients: csv-target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Credentials {
+    /// The client incarnation.
+    pub client: ClientId,
+    /// The secret that it drew.
+    pub cookie: [u8; 16],
+}
+
 /// What a link is made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
@@ -91,6 +103,18 @@ pub trait Way: Send + Sync + Debug {
 
     /// The client leaves in order: what a link holds at the target is given back when it is closed.
     fn part(&self) {}
+
+    /// Has the target end the connections of another of its clients, which has given them up, and execute what it had
+    /// accepted from them (P4). The target's instance, if all of that is done.
+    fn drain_for(&self, other: Credentials) -> Option<Instance> {
+        let _ = other;
+        None
+    }
+
+    /// The peer through which it leads; none: it leads to the target itself.
+    fn through(&self) -> Option<&NodeName> {
+        None
+    }
 }
 
 /// A live connection, or several, to one target.
@@ -119,8 +143,45 @@ pub trait Link: Send + Sync + Debug {
         Vec::new()
     }
 
+    /// Who executes its requests, as far as that is known: proves by a drain that they are executed (P4).
+    fn executor(&self) -> Option<Executor> {
+        self.abilities().instance.map(Executor::Target)
+    }
+
+    /// The target by which a peer has had this client's own earlier connections drained.
+    fn drained_at(&self) -> Option<Instance> {
+        None
+    }
+
+    /// For how long a request may rest on its way to the target at most, when nobody hears of it any more.
+    fn kept_at_most(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Breaks the link: its requests are reported as lost.
     fn close(&self, why: &str);
+}
+
+/// A LUN's own way to the target, as far as peers may use it (R1).
+pub trait Direct: Send + Sync + Debug {
+    /// The number of the link in use, and what its target can do.
+    ///
+    /// # Errors
+    /// Why nothing can be executed for others now: no link leads to the target itself, or the lease does not hold.
+    fn seat(&self) -> Result<(u64, Abilities), String>;
+
+    /// Executes a peer's `request` by the link `seat`. What becomes of it is told by its own callback: unknown, if that
+    /// link is lost.
+    ///
+    /// # Errors
+    /// The request comes back, with the reason, when it is surely not executed.
+    fn carry(&self, seat: u64, request: Request) -> Result<(), (Box<Request>, String)>;
+
+    /// As [`Way::drain_for`], by the path in use.
+    fn drain_for(&self, other: Credentials) -> Option<Instance>;
+
+    /// Byte ranges under ghosts, those of carried requests included.
+    fn ghosts(&self) -> Vec<Range<u64>>;
 }
 
 /// Hears what becomes of a link's requests. Called on threads that must not block.

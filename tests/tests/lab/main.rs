@@ -17,6 +17,7 @@ mod ping_pong;
 mod program;
 mod quiesce;
 mod random_faults;
+mod redirection;
 mod reservations;
 mod several_targets;
 mod source_tree;

@@ -9,6 +9,7 @@ use lockd::network::Carrier;
 
 use super::super::VolumeError;
 use super::state::{Shared, State, Way};
+use super::storage::Redirected;
 use crate::refusal::Refusal;
 use crate::status::Opening;
 
@@ -20,6 +21,7 @@ const RETRY: Duration = Duration::from_millis(300);
 impl Shared {
     pub(super) fn run(&self) {
         let mut warned = false;
+        let mut redirected = Redirected::default();
         loop {
             {
                 let mut state = self.state.lock();
@@ -38,6 +40,7 @@ impl Shared {
                 self.fail(AuthorityError::SessionEnded(self.authority.session()).into());
                 return;
             }
+            self.follow_storage(&mut redirected);
             match self.authority.holder(&self.role()) {
                 Some(holding) if holding.client == self.member.client => self.serve(holding.epoch, None),
                 Some(holding) => self.follow(&holding, &mut warned),
@@ -135,7 +138,7 @@ impl Shared {
             let state = self.state.lock();
             let may = !state.leaves && state.not_before.is_none_or(|at| at <= Instant::now());
             // Without a path, or without the lease, another mount is better.
-            if !may || !self.lun.is_working() || !self.authority.lease().holds(&*self.settings.clock) {
+            if !may || !self.has_path() || !self.authority.lease().holds(&*self.settings.clock) {
                 return;
             }
         }

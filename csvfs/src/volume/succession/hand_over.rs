@@ -228,7 +228,7 @@ impl Roles for Shared {
     }
 
     fn agree(&self, epoch: Epoch) -> Result<(), NotDone> {
-        let has_path = self.lun.is_working();
+        let has_path = self.has_path();
         self.state.lock().agree(epoch, has_path)
     }
 }

@@ -151,6 +151,11 @@ impl Shared {
         ResourceId::Coordinator(self.label.uuid)
     }
 
+    /// Whether this mount reaches the LUN itself, and not through a peer: without that another one coordinates better.
+    pub(super) fn has_path(&self) -> bool {
+        self.lun.is_working() && self.lun.through().is_none()
+    }
+
     pub(super) fn wake(&self) {
         self.state.lock().wake = true;
         self.changed.notify_all();

@@ -34,7 +34,7 @@ fn target(instance: u8) -> Abilities {
 
 /// Two paths to targets `first` and `second`: the first in use since 0, the second known to answer.
 fn two(first: u8, second: u8) -> Roster {
-    let mut roster = Roster::new(2, at(0), EVERY);
+    let mut roster = Roster::new(2, 0, at(0), EVERY);
     roster.connected(0, &target(first), at(0));
     assert_eq!(roster.next_probe(1), Some(at(0)));
     roster.probed(1, Ok(&target(second)), at(1));
@@ -42,7 +42,7 @@ fn two(first: u8, second: u8) -> Roster {
 }
 
 fn make_late(roster: &mut Roster, now: BootTime) {
-    roster.state_mut().observe(Some(at(0)), None, now);
+    roster.observe(Some(at(0)), None, now);
     assert_eq!(roster.state().condition(), Condition::Suspect);
 }
 
@@ -118,17 +118,17 @@ fn a_late_path_that_answers_no_fresh_connection_is_dead() {
 
 #[test]
 fn only_what_is_known_to_be_one_process_is_one_target() {
-    assert!(Roster::new(1, at(0), EVERY).is_one_target());
+    assert!(Roster::new(1, 0, at(0), EVERY).is_one_target());
     assert!(two(1, 1).is_one_target());
     assert!(!two(1, 2).is_one_target() && !two(0, 0).is_one_target());
-    let mut roster = Roster::new(2, at(0), EVERY);
+    let mut roster = Roster::new(2, 0, at(0), EVERY);
     roster.connected(0, &target(1), at(0));
     assert!(!roster.is_one_target(), "the second has not been met");
 }
 
 #[test]
 fn each_path_has_the_list_that_its_target_had_at_first() {
-    let mut roster = Roster::new(2, at(0), EVERY);
+    let mut roster = Roster::new(2, 0, at(0), EVERY);
     assert_eq!(roster.list(0), None);
     roster.recognised(0, Some([1; 16]));
     roster.recognised(1, Some([2; 16]));
@@ -138,7 +138,7 @@ fn each_path_has_the_list_that_its_target_had_at_first() {
 
 #[test]
 fn a_path_that_answers_and_cannot_be_used_is_down_again_with_the_reason() {
-    let mut roster = Roster::new(1, at(0), EVERY);
+    let mut roster = Roster::new(1, 0, at(0), EVERY);
     roster.connected(0, &target(1), at(0));
     roster.lost("reset", at(1000));
     for ms in [1001, 1500, 2000] {
@@ -148,4 +148,39 @@ fn a_path_that_answers_and_cannot_be_used_is_down_again_with_the_reason() {
     assert_eq!((roster.choice(), roster.is_live()), (Some(0), false));
     roster.probed(0, Err("the lease has run out"), at(2001));
     assert_eq!((roster.choice(), roster.state().why()), (None, "the lease has run out"));
+}
+
+#[test]
+fn who_stands_by_is_asked_before_the_path_in_use_is_late() {
+    let mut roster = two(1, 1);
+    assert!(!roster.observe(Some(at(0)), None, at(4700)));
+    assert_eq!(roster.next_probe(0), None);
+    assert!(roster.observe(Some(at(0)), None, at(4800)), "in doubt");
+    assert_eq!((roster.next_probe(0), roster.next_probe(1)), (Some(at(0)), Some(at(4800))));
+    roster.probed(1, Ok(&target(1)), at(4801));
+    assert!(!roster.observe(Some(at(0)), None, at(4900)));
+    assert_eq!(roster.rescue(at(5000)), None, "it is not late");
+    assert!(roster.observe(Some(at(0)), None, at(5001)));
+    assert_eq!(roster.rescue(at(5001)), Some(1), "the path in use has not answered since");
+    assert!(roster.observe(None, None, at(5002)));
+    assert_eq!((roster.next_probe(0), roster.rescue(at(5300))), (None, None));
+}
+
+#[test]
+fn among_peers_the_quickest_is_chosen_and_none_before_a_direct_path() {
+    let mut roster = Roster::new(1, 2, at(0), EVERY);
+    roster.connected(0, &target(1), at(0));
+    for (peer, took) in [(1, 900), (2, 300)] {
+        roster.took(peer, Duration::from_micros(took));
+        roster.probed(peer, Ok(&target(1)), at(10));
+    }
+    assert_eq!(roster.choice(), Some(0));
+    roster.lost("reset", at(20));
+    assert_eq!(roster.choice(), Some(2));
+    roster.took(2, Duration::from_micros(4000));
+    assert_eq!(roster.choice(), Some(1), "it has become slow");
+    roster.connected(1, &target(1), at(30));
+    assert_eq!(roster.better(at(90_000)), None, "one peer is as good as another");
+    (1..=3).for_each(|probe| roster.probed(0, Ok(&target(1)), at(100_000 + probe)));
+    assert_eq!(roster.better(at(101_500)), Some(0));
 }
