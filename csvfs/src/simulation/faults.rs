@@ -28,7 +28,7 @@ pub fn plan(world: &Arc<World>) {
 
 /// Draws when connections to the LUN are lost, each with a change under way.
 pub fn plan_losses(world: &Arc<World>) {
-    let count = world.schedule.draw(|random| random.random_range(1..6));
+    let count = world.schedule.draw(|random| random.random_range(1..8));
     for _ in 0..count {
         let at = world.schedule.between(100_000, 8_000_000);
         let node = world.schedule.draw(|random| random.random_range(0..world.plan.nodes));
@@ -36,7 +36,7 @@ pub fn plan_losses(world: &Arc<World>) {
         let silence = if is_silent { world.schedule.between(100_000, 1_400_000) } else { Duration::ZERO };
         let away = if is_away { world.schedule.between(1_000, 1_500_000) } else { Duration::ZERO };
         let (all, kills) = (world.schedule.happens(0.5), world.schedule.happens(0.1));
-        let on_trim = world.plan.trims && world.schedule.happens(0.4);
+        let on_trim = world.plan.trims && world.schedule.happens(0.5);
         let silence = if kills { Duration::ZERO } else { silence };
         let trap = Trap { on_trim, kills, all, silence, away };
         let then = Arc::clone(world);

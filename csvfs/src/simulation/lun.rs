@@ -149,6 +149,7 @@ impl Disk {
             state: Mutex::default(),
             judge,
             on_kill: OnceLock::new(),
+            is_idle: OnceLock::new(),
         })
     }
 
@@ -455,8 +456,8 @@ impl Disk {
             let of = {
                 let state = self.state.lock();
                 match state.accepted.get(&id) {
-                    Some(Accepted { client, work: Work::Write(_, data), .. }) => {
-                        Some((*client, data.clone()))
+                    Some(Accepted { client, work: Work::Write(offset, data), .. }) => {
+                        Some((*client, *offset, data.clone()))
                     }
                     _ => None,
                 }

@@ -259,6 +259,14 @@ impl FileModel {
         (self.spots.get_mut(&written.place).expect("a place of this file"), index)
     }
 
+    /// It was refused before anything was done.
+    pub fn undone(&mut self, written: Written) {
+        match self.race(written.place) {
+            Some(race) => race.is_undone(written.word.0),
+            None => self.spot(&written).0.in_flight -= 1,
+        }
+    }
+
     /// It was refused, by a node that goes on.
     pub fn refused(&mut self, written: Written) {
         match self.race(written.place) {

@@ -80,6 +80,11 @@ impl Race {
         self.values.insert(word, value);
     }
 
+    /// A write was refused, and is not done.
+    pub fn is_undone(&mut self, word: u64) {
+        self.values.remove(&word);
+    }
+
     /// A write of that round is done.
     pub fn is_done(&mut self, word: u64, now: Time, round: u64) {
         if round == self.round

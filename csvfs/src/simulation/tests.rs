@@ -22,7 +22,11 @@ fn plan(seed: u64) -> Plan {
     let (ways, hold) = (1 + usize::from(seed % 3 == 1), if seed % 11 == 5 { SHORT } else { LONG });
     let (proves, trims) = (seed % 5 == 2, seed % 2 == 1);
     let rules = Rules::from_test_environment();
-    let (blocks, reserve) = if seed.is_multiple_of(4) { (8184, 16) } else { (400, 2) };
+    let (blocks, reserve) = match seed % 4 {
+        0 => (8184, 16),
+        2 => (400, 2),
+        _ => (96, 1),
+    };
     let restarts = false;
     Plan {
         seed,

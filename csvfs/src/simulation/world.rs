@@ -9,7 +9,7 @@ use lockd::authority::Authority;
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::rules::Rules;
 use parking_lot::Mutex;
-use redb::{Database, ReadOnlyTable, ReadableTable};
+use redb::{Database, ReadOnlyTable};
 
 use super::VOLUME;
 use super::agent::Agent;
@@ -67,6 +67,13 @@ pub struct Plan {
     pub blocks: u64,
     /// Blocks in a node's reserve at least; eight times as many at most.
     pub reserve: u64,
+}
+
+impl Plan {
+    /// Whether there may be no block for a write.
+    pub fn is_scant(&self) -> bool {
+        self.blocks < 200
+    }
 }
 
 /// What has come of a run.

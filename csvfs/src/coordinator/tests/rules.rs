@@ -228,7 +228,7 @@ fn p6_blocks_that_a_lost_copy_of_a_trim_may_reach_are_quarantined() {
     let volume = Volume::new(300);
     let file = volume.file("a");
     volume.write(file, 0, 200);
-    volume.plate.hold.store(true, std::sync::atomic::Ordering::SeqCst);
+    volume.plate.hold.store(true, Ordering::SeqCst);
     volume.unlink(Ino::ROOT, "a").unwrap();
     until("the trim", || volume.plate.held() > 0);
     let sent = volume.plate.trims.lock().clone();

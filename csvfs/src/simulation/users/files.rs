@@ -119,6 +119,9 @@ impl Users {
                         false => state.model(file).lingers(written, session),
                     }
                 }
+                Err(Refusal::NoSpace) if world.plan.is_scant() => {
+                    users.state.lock().model(file).undone(written)
+                }
                 Err(refusal) => {
                     let (session, mut state) = (operation.session, users.state.lock());
                     match world.lockd.is_live(session) {
