@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lockd::authority::Authority;
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
-use lockd::rules::Rules;
+use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
 use redb::{Database, ReadOnlyTable};
 
@@ -470,6 +470,10 @@ impl World {
         if self.lockd.is_live(member.session()) && !member.agent.has_ended() {
             member.dies_alone.store(true, SeqCst);
             self.users.mount_died(member.client(), member.session());
+            if !self.rules.keeps(Rule::L10) {
+                // Nobody waits for its fence.
+                self.users.mount_fenced(member.client());
+            }
         }
         self.bury(&member);
     }
