@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Cluster;
 use super::identity::ProcessId;
 use super::namespace::{Feeder, Reached};
-use super::network::{Cut, Network, Switch};
+use super::network::{Cut, Network, Switch, TARGET};
 use super::state::CutState;
+use super::{Cluster, SAN_HOST};
 
 /// A port where nobody listens: a host that is reached refuses it.
 const QUIET_PORT: u16 = 9;
@@ -62,15 +62,24 @@ impl Cluster {
         self.heal_way(other, one, network)
     }
 
+    /// The host of this number: a node, or that of the target.
+    fn host(&self, number: u8) -> String {
+        if number == TARGET { SAN_HOST.to_owned() } else { self.node(number).name() }
+    }
+
+    fn number(&self, host: &str) -> Result<u8> {
+        if host == SAN_HOST { Ok(TARGET) } else { Ok(self.node_named(host)?.number()) }
+    }
+
     fn way(&self, from: u8, to: u8, network: Network) -> CutState {
-        let [host, to] = [from, to].map(|number| self.node(number).name());
+        let [host, to] = [from, to].map(|number| self.host(number));
         CutState { host, to: Some(to), network, how: Cut::Silent }
     }
 
-    /// Loses what one node sends to another; the other direction still works.
+    /// Loses what one host sends to another, nodes or [`TARGET`]; the other direction still works.
     pub fn cut_way(&self, from: u8, to: u8, network: Network) -> Result<()> {
         let cut = self.way(from, to, network);
-        self.switch.cut_way(self.node(from).namespace(), to, network)?;
+        self.switch.cut_way(self.namespace(&self.host(from))?, to, network)?;
         self.save(|state| {
             state.cuts.retain(|old| !old.is_of(&cut));
             state.cuts.push(cut);
@@ -80,16 +89,16 @@ impl Cluster {
     /// Undoes [`Cluster::cut_way`].
     pub fn heal_way(&self, from: u8, to: u8, network: Network) -> Result<()> {
         let cut = self.way(from, to, network);
-        self.switch.heal_way(self.node(from).namespace(), to, network)?;
+        self.switch.heal_way(self.namespace(&self.host(from))?, to, network)?;
         self.save(|state| state.cuts.retain(|old| !old.is_of(&cut)))
     }
 
     /// Heals every cut and resumes every paused daemon: what a fault test does before it demands progress.
     pub fn heal_all(&self) -> Result<()> {
         for cut in self.state().cuts {
-            let from = self.node_named(&cut.host)?.number();
+            let from = self.number(&cut.host)?;
             match &cut.to {
-                Some(to) => self.heal_way(from, self.node_named(to)?.number(), cut.network)?,
+                Some(to) => self.heal_way(from, self.number(to)?, cut.network)?,
                 None => self.heal(from, cut.network)?,
             }
         }

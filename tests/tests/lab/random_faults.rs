@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::Cluster;
-use lab::cluster::{Network, Plan, SAN_HOST, Scissors};
+use lab::cluster::{Cut, Network, Plan, SAN_HOST, Scissors};
 use lab::history::{Done, History, Workload, check};
 use lab::suites::{fio_verify_command, is_soak};
 use lab::wait::until;
@@ -49,6 +49,8 @@ enum Fault {
     PauseNode(u8),
     CutLan(u8),
     CutSan(u8),
+    /// The network of storage comes and goes.
+    FlapSan(u8),
     /// Writes of the node land so much later, and it does not know whether they do.
     LateWrites(u8),
     RestartTarget,
@@ -60,7 +62,7 @@ enum Fault {
 
 impl Fault {
     fn draw(random: &mut SmallRng, victim: u8) -> Self {
-        match random.random_range(0..11) {
+        match random.random_range(0..13) {
             0 => Self::KillMount(victim),
             1 => Self::KillLockd(victim),
             2 => Self::PowerOff(victim),
@@ -71,13 +73,15 @@ impl Fault {
             7 => Self::RestartTarget,
             8 => Self::MoveRole(victim),
             9 => Self::TransferTo(victim),
+            10 => Self::FlapSan(victim),
+            11 => Self::CutSan(victim),
             _ => Self::LateWrites(victim),
         }
     }
 
     /// Whether it starts programs: that is not possible while a mount of ours is halted.
     fn starts_programs(self) -> bool {
-        matches!(self, Self::RestartTarget | Self::MoveRole(_) | Self::TransferTo(_))
+        matches!(self, Self::RestartTarget | Self::MoveRole(_) | Self::TransferTo(_) | Self::FlapSan(_))
     }
 }
 
@@ -122,21 +126,24 @@ struct Totals {
     unknown: usize,
     ghosts: u64,
     late: u64,
+    /// Requests that a node has executed for another one.
+    carried: u64,
 }
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { runs, faults, operations, unknown, ghosts, late } = self;
+        let Self { runs, faults, operations, unknown, ghosts, late, carried } = self;
         write!(
             f,
             "{runs} runs, {faults} faults, {operations} reads and writes, {unknown} writes of unknown outcome; ghosts seen \
-             alive: {ghosts}, late writes delivered: {late}"
+             alive: {ghosts}, late writes delivered: {late}, requests carried for others: {carried}"
         )
     }
 }
 
-/// How many ghosts the mount of a node knows of; nothing if it does not answer.
-fn ghosts(cluster: &Cluster, number: u8) -> Option<u64> {
+/// How many ghosts the mount of a node knows of, and how many requests it has executed for others; nothing if it does not
+/// answer.
+fn figures(cluster: &Cluster, number: u8) -> Option<[u64; 2]> {
     let limit = Duration::from_millis(200);
     let address = SocketAddr::new(Network::Lan.address(number).into(), METRICS_PORT);
     let ask = || -> std::io::Result<String> {
@@ -148,20 +155,26 @@ fn ghosts(cluster: &Cluster, number: u8) -> Option<u64> {
         Ok(text)
     };
     let text = cluster.node(number).namespace().within(ask).ok()?.ok()?;
-    let line = text.lines().find(|line| line.starts_with("csvfs_lun_ghosts"))?;
-    line.split_whitespace().last()?.parse().ok()
+    let figure = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().last()?.parse().ok()
+    };
+    Some([figure("csvfs_lun_ghosts")?, figure("csvfs_hosted_requests_total")?])
 }
 
-/// The most ghosts that each mount knew of at a time, until `stop`.
-fn watch_ghosts(cluster: &Cluster, stop: &AtomicBool) -> u64 {
-    let mut most = [0; NODES.len()];
+/// The most ghosts that each mount knew of at a time, and what each has executed for others, until `stop`.
+fn watch(cluster: &Cluster, stop: &AtomicBool) -> [u64; 2] {
+    let before = NODES.map(|number| figures(cluster, number).map_or(0, |[_, carried]| carried));
+    let mut most = [[0; 2]; NODES.len()];
     while !stop.load(Ordering::Acquire) {
         for (at, number) in NODES.into_iter().enumerate() {
-            most[at] = most[at].max(ghosts(cluster, number).unwrap_or(0));
+            let [ghosts, carried] = figures(cluster, number).unwrap_or_default();
+            // Those that a mount which was started anew counts from nothing are left out.
+            most[at] = [most[at][0].max(ghosts), most[at][1].max(carried.saturating_sub(before[at]))];
         }
         thread::sleep(Duration::from_millis(20));
     }
-    most.iter().sum()
+    [0, 1].map(|which| most.iter().map(|seen| seen[which]).sum())
 }
 
 /// Late writes that have landed, of all faults that are in force.
@@ -232,6 +245,15 @@ fn strike(cluster: &Cluster, fault: Fault, scissors: &mut Vec<Scissors<'_>>) -> 
         }
         Fault::CutLan(number) => cut(number, Network::Lan),
         Fault::CutSan(number) => cut(number, Network::San),
+        Fault::FlapSan(number) => {
+            for how in [Cut::Reset, Cut::Silent, Cut::Unplugged] {
+                cluster.cut(number, Network::San, how)?;
+                thread::sleep(Duration::from_millis(600));
+                cluster.heal(number, Network::San)?;
+                thread::sleep(Duration::from_millis(300));
+            }
+            Ok(())
+        }
         Fault::LateWrites(number) => {
             let Ok(counters) = cluster.target().counters_of_node(number) else {
                 // Its mount is dead, or cut off.
@@ -363,7 +385,7 @@ fn one_run(cluster: &Cluster, draw: &Draw, totals: &mut Totals) -> Result<()> {
     };
     let stop = AtomicBool::new(false);
     let ((happened, free_history), owned_history, seen) = thread::scope(|scope| {
-        let watch = scope.spawn(|| watch_ghosts(cluster, &stop));
+        let watch = scope.spawn(|| watch(cluster, &stop));
         let (inner, owned_history) = workload.run(&owned, |on_owned| {
             let inner = workload.run(&free, |on_free| {
                 let happened = happen(cluster, draw, &mut scissors, [on_owned, on_free]);
@@ -374,12 +396,13 @@ fn one_run(cluster: &Cluster, draw: &Draw, totals: &mut Totals) -> Result<()> {
             inner
         });
         stop.store(true, Ordering::Release);
-        (inner, owned_history, watch.join().unwrap_or(0))
+        (inner, owned_history, watch.join().unwrap_or_default())
     });
     drop((owned, free));
     let fio = fio.wait_with_output()?;
     totals.late += happened?;
-    totals.ghosts += seen;
+    totals.ghosts += seen[0];
+    totals.carried += seen[1];
     totals.runs += 1;
     totals.faults += draw.faults.len() as u64;
     for (name, history) in [(OWNED, &owned_history), (FREE, &free_history)] {
@@ -428,6 +451,7 @@ fn random_faults_leave_one_truth() -> Result<()> {
         }
         eprintln!("{totals}");
         ensure!(totals.ghosts > 0 && totals.late > 0, "nothing was late: {totals}");
+        ensure!(runs < 20 || totals.carried > 0, "nothing was carried for others: {totals}");
         cluster.end_clean()
     })
 }

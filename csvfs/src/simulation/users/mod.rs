@@ -349,7 +349,7 @@ impl Users {
         let found = state.unfenced.iter().find(|lost| matches!(lost, Lost::Mount(of, _) if *of == mount));
         if let Some(Lost::Mount(_, session)) = found.copied() {
             state.unfenced.remove(&Lost::Mount(mount, session));
-            state.holdings.unmounts(session);
+            state.holdings.mount_fenced(mount);
             state.files.values_mut().for_each(|file| file.model.lost());
         }
     }
