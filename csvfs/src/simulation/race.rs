@@ -132,7 +132,8 @@ impl Race {
                 let is_forward = inner.first_end < inner.last_begin;
                 let overlaps = from < value.last_begin && value.first_end < to;
                 let is_within = value.first_end < from && to < value.last_begin;
-                if if is_forward { overlaps } else { is_within } {
+                let is_wrong = if is_forward { overlaps } else { is_within };
+                if is_wrong {
                     return Err(format!(
                         "{word:#x} is there before and after {other:#x}, which happened in between"
                     ));
