@@ -441,6 +441,15 @@ impl Core {
         receiver.recv().map_err(|_| Refusal::Io("the coordinator has stopped".to_owned()))?
     }
 
+    /// The next of what somebody else sends here; none when nobody does any more.
+    pub fn receive<T>(&self, receiver: &std::sync::mpsc::Receiver<T>) -> Option<T> {
+        #[cfg(test)]
+        if self.stepped.is_on() {
+            return self.receive_in_step(receiver);
+        }
+        receiver.recv().ok()
+    }
+
     /// Has the writer do `work` and waits for the commit.
     pub fn run(&self, work: Internal) -> Result<Option<u64>, Refusal> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);

@@ -135,7 +135,7 @@ fn pass(core: &Core) -> Result<Passed, Refusal> {
         if runs.is_empty() {
             break;
         }
-        let (free, ghosts) = trimmed(core, &runs);
+        let (free, ghosts) = trimmed(core, &runs)?;
         passed.freed += free.iter().map(|run| run.len).sum::<u64>();
         core.run(Internal::Release { free, ghosts })?;
     }
@@ -144,7 +144,7 @@ fn pass(core: &Core) -> Result<Passed, Refusal> {
     let runs = core.quarantine.lock().over(quarantined, (core.started, now), core.parts.quiesce);
     let mut is_left = runs.len() < count;
     if !runs.is_empty() {
-        let (free, ghosts) = trimmed(core, &runs);
+        let (free, ghosts) = trimmed(core, &runs)?;
         is_left |= !ghosts.is_empty();
         passed.freed += free.iter().map(|run| run.len).sum::<u64>();
         if !free.is_empty() {
@@ -180,25 +180,35 @@ fn held(core: &Core, quarantine: bool) -> Result<Vec<Run>, Refusal> {
     Ok(runs)
 }
 
-/// Trims the runs that no ghost reaches and waits for it. Returns those, and the others.
-fn trimmed(core: &Core, runs: &[Run]) -> (Vec<Run>, Vec<Run>) {
-    let ghosts = if core.parts.rules.keeps(Rule::P6) { core.parts.lun.ghosts() } else { Vec::new() };
-    let haunted = |run: &Run, ghosts: &[Range<u64>]| {
-        let bytes = run.bytes();
-        ghosts.iter().any(|ghost| ghost.start < bytes.end && bytes.start < ghost.end)
-    };
-    let (mut under, clear): (Vec<Run>, Vec<Run>) = runs.iter().partition(|run| haunted(run, &ghosts));
+/// P6: what a write, trim or zero of unknown outcome may still change.
+fn ghosts(core: &Core) -> Vec<Range<u64>> {
+    if core.parts.rules.keeps(Rule::P6) { core.parts.lun.ghosts() } else { Vec::new() }
+}
+
+fn is_haunted(run: &Run, ghosts: &[Range<u64>]) -> bool {
+    let bytes = run.bytes();
+    ghosts.iter().any(|ghost| ghost.start < bytes.end && bytes.start < ghost.end)
+}
+
+/// Trims the runs that no ghost reaches and waits for it. Returns those, and the others. None of a trim that was sent stays
+/// under way, also when there is an error.
+fn trimmed(core: &Core, runs: &[Run]) -> Result<(Vec<Run>, Vec<Run>), Refusal> {
+    let before = ghosts(core);
+    let (mut under, clear): (Vec<Run>, Vec<Run>) = runs.iter().partition(|run| is_haunted(run, &before));
     if !core.parts.discard || !core.parts.lun.geometry().trim {
-        return (clear, under);
+        return Ok((clear, under));
     }
     let mut lost = Vec::new();
     let joined = join(&clear);
     let (sender, receiver) = mpsc::channel();
     let mut in_flight = 0;
     let mut waiting = joined.into_iter();
+    let mut has_lease = true;
     loop {
         while in_flight < TRIMS_AT_ONCE {
-            let Some(run) = waiting.next() else { break };
+            // L3: who stood still may have been replaced, and the blocks may be another's by now.
+            has_lease &= core.parts.authority.lease().admits(core.parts.rules, &*core.parts.clock);
+            let Some(run) = waiting.next().filter(|_| has_lease) else { break };
             let sender = sender.clone();
             let done = Box::new(move |outcome| {
                 let _ = sender.send((run, outcome));
@@ -209,7 +219,7 @@ fn trimmed(core: &Core, runs: &[Run]) -> (Vec<Run>, Vec<Run>) {
         if in_flight == 0 {
             break;
         }
-        let Ok((run, outcome)) = receiver.recv() else { break };
+        let Some((run, outcome)) = core.receive(&receiver) else { break };
         in_flight -= 1;
         // A refused trim has not been and will not be executed: the blocks may be used. One of unknown outcome is a
         // ghost now.
@@ -217,10 +227,15 @@ fn trimmed(core: &Core, runs: &[Run]) -> (Vec<Run>, Vec<Run>) {
             lost.push(run);
         }
     }
+    if !has_lease {
+        return Err(Refusal::Io("the lease of this node has run out: nothing is trimmed".to_owned()));
+    }
+    // Also of a trim that was lost on its way, sent again and then done an earlier copy may still land.
+    let after = ghosts(core);
     let (more, clear): (Vec<Run>, Vec<Run>) =
-        clear.iter().partition(|run| lost.iter().any(|lost| lost.overlaps(**run)));
+        clear.iter().partition(|run| is_haunted(run, &after) || lost.iter().any(|lost| lost.overlaps(**run)));
     under.extend(more);
-    (clear, under)
+    Ok((clear, under))
 }
 
 /// Neighbouring runs as one.

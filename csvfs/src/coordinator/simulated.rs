@@ -72,6 +72,26 @@ impl Core {
     }
 }
 
+impl Core {
+    /// The next of what somebody else sends, waited for in virtual time.
+    pub fn receive_in_step<T>(&self, receiver: &Receiver<T>) -> Option<T> {
+        loop {
+            match receiver.try_recv() {
+                Ok(value) => return Some(value),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {
+                    let before = self.parts.clock.boot();
+                    self.parts.clock.sleep(LOOK);
+                    // The simulation is over: time does not pass any more.
+                    if self.parts.clock.boot() == before {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl Coordinator {
     /// Starts on an opened store, without threads.
     pub(crate) fn simulated(parts: Parts) -> Result<Arc<Self>, StartError> {
@@ -106,6 +126,11 @@ impl Coordinator {
             core.retired.load(Ordering::SeqCst),
             core.failure(),
         )
+    }
+
+    /// Whether a round is under way; production's threads are waited for when it stops.
+    pub(crate) fn is_in_round(&self) -> bool {
+        self.core.stepped.round.load(Ordering::SeqCst)
     }
 
     /// A look at the sessions, and a pass of the reclaimer if one is wanted.

@@ -9,6 +9,7 @@ mod blocks;
 pub mod claim;
 pub mod contest;
 mod copy;
+mod drained;
 pub mod features;
 pub mod format;
 pub mod frame;
@@ -31,4 +32,5 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use drained::await_drained;
 pub use space::{MetadataSpace, SpaceError};

@@ -2,6 +2,7 @@
 //! abort (L1, L2, L5, L7, F1). What [`lockd::client::LockClient`] and the agent behind it do with threads and sockets is
 //! done here in virtual time.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -14,8 +15,9 @@ use lockd::lease::Lease;
 use lockd::locks::{ByteRange, LockOutcome, LockOwner, LockRequest};
 use lockd::machine::{
     AbortOutcome, ClientKind, Command, Cookie, Event, HoldMode, Move, Nonce, Operation, Query, Refusal,
-    Reply, Report, decode_reply,
+    Reply, Report, Victim, decode_reply,
 };
+use lockd::rules::Rule;
 use lockd::slots::SlotAllocator;
 use parking_lot::Mutex;
 
@@ -31,6 +33,14 @@ const KEEP_ALIVE: Duration = Duration::from_millis(300);
 /// How often fences are looked at.
 const STEP: Duration = Duration::from_millis(200);
 
+/// Whose nonce.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Who {
+    Session,
+    Mount(usize),
+    Host,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Agent {
@@ -45,12 +55,18 @@ pub struct Agent {
     host: OnceLock<ClientId>,
     host_slots: Arc<SlotAllocator>,
     ended: AtomicBool,
+    /// Its lockd is not there.
+    is_down: AtomicBool,
+    /// It has a session that it keeps alive.
+    is_back: AtomicBool,
+    /// By what lockd knows its session and its clients again (L11).
+    nonces: Arc<Mutex<BTreeMap<Who, Nonce>>>,
     /// Events were lost while the node was cut off.
     missed: AtomicBool,
     /// When the last event comes: the next one comes later.
     last_event: AtomicU64,
     /// Victims that the mount has been told of.
-    told: Mutex<Vec<SessionId>>,
+    told: Mutex<Vec<Victim>>,
     plane: OnceLock<Weak<Plane>>,
     me: Weak<Self>,
 }
@@ -71,6 +87,9 @@ impl Agent {
             host: earlier.map(|earlier| earlier.host.clone()).unwrap_or_default(),
             host_slots: earlier.map_or_else(SlotAllocator::new, |earlier| Arc::clone(&earlier.host_slots)),
             ended: AtomicBool::new(false),
+            is_down: AtomicBool::new(false),
+            is_back: AtomicBool::new(true),
+            nonces: earlier.map(|earlier| Arc::clone(&earlier.nonces)).unwrap_or_default(),
             missed: AtomicBool::new(false),
             last_event: AtomicU64::new(0),
             told: Mutex::default(),
@@ -101,30 +120,36 @@ impl Agent {
             self.clock.sleep(Duration::from_millis(20));
         }
         self.fences();
-        let is_mounted = self.register(&self.client, ClientKind::Csvfs { volume: VOLUME });
-        is_mounted && (self.host.get().is_some() || self.register(&self.host, ClientKind::Vmhost))
+        let mount = Who::Mount(self.nonces.lock().len());
+        let is_mounted = self.register(&self.client, ClientKind::Csvfs { volume: VOLUME }, mount);
+        is_mounted && (self.host.get().is_some() || self.register(&self.host, ClientKind::Vmhost, Who::Host))
     }
 
     fn open_session(&self) -> bool {
         let name: NodeName = format!("n{}", self.party.node).parse().expect("a name");
-        let draw = || Nonce(self.schedule().draw(rand::Rng::random::<u128>));
-        let mut nonce = draw();
+        let mut nonce = self.draw_nonce();
         let session = loop {
             match self.me().propose(&Command::OpenSession { node: name.clone(), nonce }) {
                 Ok(Reply::Session(session)) => break session,
                 Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
                 // L2: opened and ended before the reply came.
-                Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = draw(),
+                Ok(Reply::Refused(Refusal::SessionEnded(_))) => nonce = self.draw_nonce(),
                 Err(_) => return false,
                 Ok(other) => panic!("no session for {name}: {other:?}"),
             }
         };
+        self.nonces.lock().insert(Who::Session, nonce);
         self.session.set(session).is_ok()
     }
 
+    fn draw_nonce(&self) -> Nonce {
+        Nonce(self.schedule().draw(rand::Rng::random::<u128>))
+    }
+
     /// Registers a client. False if the session has ended meanwhile.
-    fn register(self: &Arc<Self>, place: &OnceLock<ClientId>, kind: ClientKind) -> bool {
-        let (session, nonce) = (self.session(), Nonce(self.schedule().draw(rand::Rng::random::<u128>)));
+    fn register(self: &Arc<Self>, place: &OnceLock<ClientId>, kind: ClientKind, who: Who) -> bool {
+        let (session, nonce) = (self.session(), self.draw_nonce());
+        self.nonces.lock().insert(who, nonce);
         match self.propose(&Command::AddClient { session, nonce, kind, pid: 1 }) {
             Ok(Reply::Client(client)) => place.set(client).is_ok(),
             Ok(Reply::Refused(Refusal::SessionEnded(_) | Refusal::ClientEnded(_)))
@@ -154,22 +179,25 @@ impl Agent {
         ask: impl FnOnce(&Arc<Lockd>, Box<dyn FnOnce(R) + Send>) + Send + 'static,
         told: impl FnOnce(R) + Send + 'static,
     ) {
-        if self.lockd.mishap() {
+        if self.lockd.mishap() || self.is_down.load(SeqCst) {
             return;
         }
         let (agent, lockd) = (Arc::clone(self), Arc::clone(&self.lockd));
-        self.schedule().after(lockd.delay(), move || {
+        let leader = Arc::clone(&self.lockd);
+        let asked = move || {
             if lockd.is_cut(agent.party.node) {
                 return;
             }
             let back = Arc::clone(&lockd);
             let reply = move |reply: R| {
-                if !back.mishap() && !back.is_cut(agent.party.node) {
+                let is_heard = !agent.is_down.load(SeqCst) && !back.is_cut(agent.party.node);
+                if !back.mishap() && is_heard {
                     back.schedule.after_in(&agent.party, back.delay(), move || told(reply));
                 }
             };
             ask(&lockd, Box::new(reply));
-        });
+        };
+        self.schedule().after(leader.delay(), move || Arc::clone(&leader).at_leader(asked));
     }
 
     /// Has a command applied, sent again until there is a reply. It may be applied more than once: slots and nonces are
@@ -305,7 +333,7 @@ impl Agent {
 
     /// A keep-alive, and the next one later (L1).
     fn beat(self: &Arc<Self>) {
-        if self.ended.load(SeqCst) {
+        if self.ended.load(SeqCst) || !self.is_back.load(SeqCst) {
             return;
         }
         let (session, sent) = (self.session(), self.clock.boot());
@@ -324,6 +352,66 @@ impl Agent {
         }
         let agent = Arc::clone(self);
         self.schedule().after_in(&self.party, KEEP_ALIVE, move || agent.beat());
+    }
+
+    /// L11: its lockd is killed, and is there again after a while: it resumes the session, and its clients register again.
+    pub fn restart(self: &Arc<Self>, after: Duration) {
+        if self.client.get().is_none() || self.is_down.swap(true, SeqCst) {
+            return;
+        }
+        self.schedule().note("lockd killed", &[self.party.node as u64]);
+        let agent = Arc::clone(self);
+        self.schedule().after_in(&self.party, after, move || agent.resume());
+    }
+
+    fn resume(self: &Arc<Self>) {
+        self.schedule().note("lockd is back", &[self.party.node as u64]);
+        let node: NodeName = format!("n{}", self.party.node).parse().expect("a name");
+        let kept = self.nonces.lock().get(&Who::Session).copied();
+        let kept = kept.filter(|_| self.lockd.rules.keeps(Rule::L11));
+        let nonce = kept.unwrap_or_else(|| self.draw_nonce());
+        self.is_down.store(false, SeqCst);
+        self.missed.store(true, SeqCst);
+        self.is_back.store(false, SeqCst);
+        let open = Command::OpenSession { node, nonce };
+        while !self.ended.load(SeqCst) {
+            match self.propose(&open) {
+                Ok(Reply::Session(session)) if session == self.session() => break,
+                Ok(Reply::Refused(Refusal::NodeHasSession { .. })) => self.clock.sleep(PATIENCE),
+                Ok(Reply::Session(_) | Reply::Refused(Refusal::SessionEnded(_))) | Err(_) => {
+                    return self.alive(self.clock.boot(), false);
+                }
+                Ok(other) => panic!("the session is not resumed: {other:?}"),
+            }
+        }
+        self.is_back.store(true, SeqCst);
+        self.beat();
+        self.return_clients();
+    }
+
+    /// Whoever has been registered is again, as the client that it was.
+    fn return_clients(self: &Arc<Self>) {
+        let nonces = self.nonces.lock().clone();
+        let mount = nonces.iter().rfind(|(who, _)| matches!(who, Who::Mount(_)));
+        let host = nonces.get_key_value(&Who::Host);
+        for (who, nonce) in mount.into_iter().chain(host) {
+            let (kind, known) = match who {
+                Who::Host => (ClientKind::Vmhost, &self.host),
+                _ => (ClientKind::Csvfs { volume: VOLUME }, &self.client),
+            };
+            let (session, nonce) = (self.session(), *nonce);
+            match self.propose(&Command::AddClient { session, nonce, kind, pid: 1 }) {
+                Ok(Reply::Client(client)) if Some(&client) == known.get() => {}
+                Ok(Reply::Refused(Refusal::SessionEnded(_) | Refusal::ClientEnded(_))) | Err(_) => {}
+                other => self.schedule().fail(format!("L11: {known:?} does not come back, but {other:?}")),
+            }
+        }
+    }
+
+    /// L10: the process of an earlier mount of this session is proved dead.
+    pub fn has_died(self: &Arc<Self>, client: ClientId) {
+        let session = self.session();
+        let _ = self.propose(&Command::ClientGone { session, client });
     }
 
     /// Whether its lease runs.
@@ -365,9 +453,8 @@ impl Agent {
             },
             move |fences: Vec<lockd::machine::FenceInfo>| {
                 for fence in fences {
-                    let lockd::machine::Victim::Session(victim) = fence.victim else { continue };
                     if fence.waiting.contains(&agent.session()) {
-                        agent.drain(victim);
+                        agent.drain(fence.victim);
                     }
                 }
             },
@@ -376,7 +463,7 @@ impl Agent {
         self.schedule().after_in(&self.party, STEP, move || agent.fences());
     }
 
-    fn drain(self: &Arc<Self>, victim: SessionId) {
+    fn drain(self: &Arc<Self>, victim: Victim) {
         let is_told = self.told.lock().contains(&victim);
         if !is_told {
             self.told.lock().push(victim);
@@ -384,7 +471,7 @@ impl Agent {
             // The mount reads it as late as its events.
             self.schedule().after_in(&self.party, self.lockd.event_delay(self.party.node), move || {
                 if let Some(plane) = agent.plane.get().and_then(Weak::upgrade) {
-                    plane.drain(VOLUME, lockd::machine::Victim::Session(victim));
+                    plane.drain(VOLUME, victim);
                 }
                 agent.report(victim);
             });
@@ -393,14 +480,14 @@ impl Agent {
         self.report_again(victim);
     }
 
-    fn report_again(self: &Arc<Self>, victim: SessionId) {
+    fn report_again(self: &Arc<Self>, victim: Victim) {
         let drained = self.told.lock().iter().filter(|told| **told == victim).count() > 1;
         if drained {
             self.report(victim);
         }
     }
 
-    fn report(self: &Arc<Self>, victim: SessionId) {
+    fn report(self: &Arc<Self>, victim: Victim) {
         {
             // Twice in the list: told, and drained.
             let mut told = self.told.lock();
@@ -409,7 +496,6 @@ impl Agent {
             }
         }
         let (volume, reporter, report) = (VOLUME, self.session(), Report::Drained);
-        let victim = lockd::machine::Victim::Session(victim);
         self.send(Command::FenceReport { volume, victim, reporter, report }, &Answer::default());
     }
 
@@ -421,7 +507,7 @@ impl Agent {
         self.last_event.store(at, SeqCst);
         let agent = Arc::clone(self);
         self.schedule().after_in(&self.party, Duration::from_nanos(at - now), move || {
-            if agent.lockd.is_cut(agent.party.node) {
+            if agent.lockd.is_cut(agent.party.node) || agent.is_down.load(SeqCst) {
                 agent.missed.store(true, SeqCst);
             } else if let Some(plane) = agent.plane.get().and_then(Weak::upgrade) {
                 plane.event(&event);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::lockd::{GRACE, LEASE};
+use super::lun::Trap;
 use super::world::World;
 
 /// Draws what goes wrong in the first seconds.
@@ -25,8 +26,50 @@ pub fn plan(world: &Arc<World>) {
     }
 }
 
+/// Draws when connections to the LUN are lost, each with a change under way.
+pub fn plan_losses(world: &Arc<World>) {
+    let count = world.schedule.draw(|random| random.random_range(1..8));
+    for _ in 0..count {
+        let at = world.schedule.between(100_000, 8_000_000);
+        let node = world.schedule.draw(|random| random.random_range(0..world.plan.nodes));
+        let (is_silent, is_away) = (world.schedule.happens(0.2), world.schedule.happens(0.5));
+        let silence = if is_silent { world.schedule.between(100_000, 1_400_000) } else { Duration::ZERO };
+        let away = if is_away { world.schedule.between(1_000, 1_500_000) } else { Duration::ZERO };
+        let (all, kills) = (world.schedule.happens(0.5), world.schedule.happens(0.1));
+        let on_trim = world.plan.trims && world.schedule.happens(0.5);
+        let silence = if kills { Duration::ZERO } else { silence };
+        let trap = Trap { on_trim, kills, all, silence, away };
+        let then = Arc::clone(world);
+        world.schedule.after(at, move || {
+            if then.plan.hold < SURE {
+                // It may be given up.
+                then.users.disturb();
+            }
+            // Only one of them trims.
+            let home = then.home().map_or(node, |(home, _)| home.number);
+            then.disk.set_trap(if on_trim { home } else { node }, trap);
+        });
+    }
+}
+
+/// I/O that is held for so long meets a path that works.
+const SURE: Duration = Duration::from_secs(60);
+
+/// Draws when lockd is restarted under its clients: it is back within the lease.
+pub fn plan_restarts(world: &Arc<World>) {
+    for _ in 0..world.schedule.draw(|random| random.random_range(1..6)) {
+        let at = world.schedule.between(50_000, 6_000_000);
+        let node = world.schedule.draw(|random| random.random_range(0..world.plan.nodes));
+        let away = world.schedule.between(10_000, 1_000_000);
+        let then = Arc::clone(world);
+        world.schedule.after(at, move || {
+            then.member(node).into_iter().for_each(|member| member.agent.restart(away));
+        });
+    }
+}
+
 /// How many kinds of trouble there are.
-const KINDS: u32 = 18;
+const KINDS: u32 = 22;
 
 fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Duration, long: Duration) {
     world.schedule.note("fault", &[u64::from(kind), node as u64, other as u64]);
@@ -89,6 +132,13 @@ fn happen(world: &Arc<World>, kind: u32, node: usize, other: usize, short: Durat
                 world.bury(&home);
             }
         }
+        18 => world.kill_mount(node),
+        // Within the lease, or not.
+        19 | 20 => {
+            let away = if kind == 20 { long } else { short };
+            world.member(node).into_iter().for_each(|member| member.agent.restart(away));
+        }
+        21 => world.lockd.stand_still(long),
         _ => world.lockd.change_leader(),
     }
 }

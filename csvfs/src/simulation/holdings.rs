@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockd::ids::{Epoch, SessionId};
+use lockd::ids::{ClientId, Epoch, SessionId};
 use lockd::locks::{LockMode, LockRequest};
 
 /// A lock of a file that a program has been granted.
@@ -133,6 +133,11 @@ impl Holdings {
     /// The locks of a session's mount end with it, by themselves.
     pub fn unmounts(&mut self, session: SessionId) {
         self.locks.retain(|held| held.session != session);
+    }
+
+    /// A mount has died and is fenced: its locks are free, and not those of the next mount of its session.
+    pub fn mount_fenced(&mut self, mount: ClientId) {
+        self.locks.retain(|held| held.request.owner.client != mount);
     }
 
     /// A session is fenced: what it held may be given away.

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use super::VOLUME;
 use super::agent::Agent;
+use super::lun::QUIESCE;
 use super::schedule::{Party, Schedule, VirtualClock};
 
 /// The lease of a session, and what is waited beyond it.
@@ -32,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What is called with a reply, at the leader.
 pub type OnReply = Box<dyn FnOnce(Reply) + Send>;
+/// What is called when a mount is fenced whose session lives.
+pub type OnFenced = Box<dyn Fn(ClientId) + Send + Sync>;
 /// What is called when a session has ended or a fence is complete.
 pub type OnEnd = Box<dyn Fn(SessionId, bool) + Send + Sync>;
 
@@ -48,6 +51,8 @@ struct Cluster {
     has_quorum: bool,
     /// Nobody reaches the leader.
     is_alone: bool,
+    /// Until when the leader stands still: what comes waits in its sockets.
+    still_until: Duration,
     /// Nodes that reach only a leader that has been replaced, and the sessions that lived when they lost the others.
     left_behind: BTreeMap<usize, BTreeSet<SessionId>>,
     /// How likely a node is cut off from the voters as soon as its session is opened.
@@ -74,6 +79,8 @@ pub struct Lockd {
     clock: VirtualClock,
     cluster: Mutex<Cluster>,
     on_end: OnceLock<OnEnd>,
+    after_each: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    on_fenced: OnceLock<OnFenced>,
 }
 
 impl std::fmt::Debug for Lockd {
@@ -88,7 +95,6 @@ impl Lockd {
         let nobody = Party::new(usize::MAX);
         let clock = VirtualClock { schedule: Arc::clone(schedule), party: nobody };
         let mut machine = State::new();
-        let nanos = |span: Duration| u64::try_from(span.as_nanos()).expect("a few seconds");
         let settings = Settings { lease_ns: nanos(LEASE), grace_ns: nanos(GRACE) };
         machine.apply(rules, 0, &Command::Configure(settings));
         let (name, fence) = ("volume".to_owned(), FenceMethod::Lease);
@@ -96,7 +102,7 @@ impl Lockd {
             volume: VOLUME,
             name,
             fence,
-            quiesce_ns: 0,
+            quiesce_ns: nanos(QUIESCE),
             epoch_floor: Default::default(),
         };
         machine.apply(rules, 0, &register);
@@ -107,6 +113,7 @@ impl Lockd {
                 leads: true,
                 has_quorum: true,
                 is_alone: false,
+                still_until: Duration::ZERO,
                 left_behind: BTreeMap::new(),
                 unlucky: 0.0,
                 ended: BTreeSet::new(),
@@ -122,6 +129,8 @@ impl Lockd {
             rules,
             clock,
             on_end: OnceLock::new(),
+            after_each: OnceLock::new(),
+            on_fenced: OnceLock::new(),
         });
         lockd.look_later();
         lockd
@@ -130,6 +139,16 @@ impl Lockd {
     /// Whom to tell when sessions have ended, and when they are fenced.
     pub fn tell(&self, on_end: OnEnd) {
         let _ = self.on_end.set(on_end);
+    }
+
+    /// Whom to tell when mounts are fenced.
+    pub fn tell_of_mounts(&self, on_fenced: OnFenced) {
+        let _ = self.on_fenced.set(on_fenced);
+    }
+
+    /// What happens after each entry.
+    pub fn after_each(&self, act: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.after_each.set(act);
     }
 
     /// Events come to `agent` from now on.
@@ -171,6 +190,27 @@ impl Lockd {
         let cluster = self.cluster.lock();
         let live = cluster.left_behind.get(&node)?;
         (!self.rules.keeps(Rule::L4)).then(|| live.contains(&session))
+    }
+
+    /// The leader stands still for a while, and then goes on as if nothing had been: a gap in its clock (L1).
+    pub fn stand_still(&self, span: Duration) {
+        self.schedule.note("leader stands still", &[]);
+        let until = self.schedule.time() + span;
+        let mut cluster = self.cluster.lock();
+        cluster.still_until = cluster.still_until.max(until);
+    }
+
+    fn rest_of_stop(&self) -> Option<Duration> {
+        let left = self.cluster.lock().still_until.checked_sub(self.schedule.time())?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// The leader does something, as soon as it does anything.
+    pub fn at_leader(&self, act: impl FnOnce() + Send + 'static) {
+        match self.rest_of_stop() {
+            Some(left) => self.schedule.after(left + self.schedule.between(1, 150_000), act),
+            None => act(),
+        }
     }
 
     /// The leader keeps its office and has no quorum for a while; with `is_alone` nobody reaches it, either.
@@ -234,6 +274,7 @@ impl Lockd {
             cluster.deaf.clear();
             cluster.trouble = 0.0;
             cluster.unlucky = 0.0;
+            cluster.still_until = Duration::ZERO;
         }
         self.regain_quorum();
     }
@@ -271,7 +312,10 @@ impl Lockd {
 
     fn commit_later(self: &Arc<Self>) {
         let lockd = Arc::clone(self);
-        self.schedule.after(self.schedule.between(200, 2_500), move || lockd.commit());
+        self.schedule.after(self.schedule.between(200, 2_500), move || {
+            let leader = Arc::clone(&lockd);
+            lockd.at_leader(move || leader.commit());
+        });
     }
 
     /// The oldest entry is committed and applied.
@@ -292,10 +336,18 @@ impl Lockd {
         };
         let refused = u64::from(matches!(reply, Reply::Refused(_)));
         self.schedule.note("applied", &[refused, events.len() as u64]);
+        if let Some(act) = self.after_each.get() {
+            act();
+        }
         if let (Command::OpenSession { node, .. }, Reply::Session(_)) = (&entry.command, &reply) {
             self.bad_luck(node);
         }
         for event in &events {
+            if let (EventKind::Fenced { victim: Victim::Client(client), .. }, Some(on_fenced)) =
+                (&event.kind, self.on_fenced.get())
+            {
+                on_fenced(*client);
+            }
             let ended = match &event.kind {
                 EventKind::SessionEnded { session, .. } => Some((*session, false)),
                 EventKind::Fenced { victim: Victim::Session(session), .. } => Some((*session, true)),
@@ -424,6 +476,7 @@ impl Lockd {
         {
             let mut cluster = self.cluster.lock();
             cluster.leads = false;
+            cluster.still_until = Duration::ZERO;
             let log = std::mem::take(&mut cluster.log);
             for entry in log {
                 if self.schedule.happens(0.5) {
@@ -454,8 +507,11 @@ impl Lockd {
 
     fn look_later(self: &Arc<Self>) {
         let lockd = Arc::clone(self);
-        self.schedule.after(LOOK, move || {
-            lockd.look();
+        let next = self.rest_of_stop().map_or(LOOK, |left| left + self.schedule.between(1, 100_000));
+        self.schedule.after(next, move || {
+            if lockd.rest_of_stop().is_none() {
+                lockd.look();
+            }
             lockd.look_later();
         });
     }
@@ -487,7 +543,19 @@ impl Lockd {
             };
             let fences = if cluster.has_quorum { fences } else { Vec::new() };
             for fence in fences.iter().filter(|fence| fence.method.is_none()) {
-                let Victim::Session(victim) = fence.victim else { continue };
+                let victim = match fence.victim {
+                    Victim::Session(victim) => victim,
+                    // L10: its own node waits until nothing of it may land.
+                    Victim::Client(client) => {
+                        let quiesced = fence.since_ns.saturating_add(nanos(QUIESCE)) <= time_ns;
+                        if let (true, Some(reporter)) = (quiesced, cluster.session_of(client)) {
+                            let (volume, victim) = (fence.volume, fence.victim);
+                            let report = Report::Fenced { method: FenceMethod::Quiesce };
+                            commands.push(Command::FenceReport { volume, victim, reporter, report });
+                        }
+                        continue;
+                    }
+                };
                 let over = sessions.iter().any(|info| match info.state {
                     SessionState::Ended { lease_over_ns, .. } => {
                         info.session == victim && (lease_over_ns <= time_ns)
@@ -512,6 +580,18 @@ impl Lockd {
     pub fn counts_from_sending(&self) -> bool {
         self.rules.keeps(Rule::L1)
     }
+}
+
+impl Cluster {
+    /// Under which session a client is.
+    fn session_of(&self, client: ClientId) -> Option<SessionId> {
+        let Answer::Clients(clients) = self.machine.query(&Query::Clients) else { return None };
+        clients.iter().find(|info| info.client == client).map(|info| info.session)
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).expect("a few minutes")
 }
 
 fn name(command: &Command) -> &'static str {

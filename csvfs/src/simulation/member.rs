@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use lockd::authority::{Authority, Handover};
+use lockd::clock::Clock;
 use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
 use lockd::network::{Carrier, InProcess, OnReply, Service};
 use parking_lot::Mutex;
@@ -14,17 +15,20 @@ use redirector::buffer::Pool;
 
 use super::VOLUME;
 use super::agent::Agent;
-use super::lun::Port;
 use super::schedule::{Answer, Party, Schedule, VirtualClock};
+use super::way::Port;
 use super::world::World;
 use crate::cluster::{Control, Plane};
 use crate::coordinator::Coordinator;
+use crate::disk::await_drained;
 use crate::node::{Node, Options, Parts};
 use crate::refusal::Refusal;
 use crate::service::{Done, HandleId};
 
 /// Between two looks of a node at what it waits for, and between its rounds.
 const TICK: Duration = Duration::from_millis(10);
+/// After so many of them paths with which nothing is wrong are looked at.
+const LOOKS_AT_PATHS: u64 = 5;
 /// See [`TICK`].
 const ROUND: Duration = Duration::from_millis(500);
 /// Between two looks at who coordinates.
@@ -126,6 +130,10 @@ pub struct Member {
     pub leaves: AtomicBool,
     /// See `leaves`.
     hands_over: AtomicBool,
+    /// It is killed, and its session lives on (L10).
+    pub dies_alone: AtomicBool,
+    /// Ticks while nothing is wrong with its paths.
+    ticks: AtomicU64,
     /// Open handles, by file and user.
     pub handles: Mutex<BTreeMap<(u16, usize), HandleId>>,
     /// Steps that its users have left, and those that the users of the node's next mount will have.
@@ -155,21 +163,37 @@ impl Member {
         world: &Arc<World>,
         party: &Arc<Party>,
         earlier: Option<&Agent>,
+        died: Option<ClientId>,
     ) -> Result<Arc<Self>, Refusal> {
         let schedule = &world.schedule;
         let clock = Arc::new(VirtualClock { schedule: Arc::clone(schedule), party: Arc::clone(party) });
         let agent = Agent::new(&world.lockd, party, earlier);
         let plane = Plane::new(VOLUME, Arc::clone(&clock) as _);
         plane.connect_simulated(Arc::clone(&agent) as _);
+        if let Some(dead) = died {
+            // Its lockd sees that, whatever becomes of the next mount.
+            let lockd = Arc::clone(&agent);
+            schedule.after_in(party, schedule.between(0, 50_000), move || lockd.has_died(dead));
+        }
         if !agent.open(&plane) {
             return Err(Refusal::Stale("the session has ended".to_owned()));
         }
         let (client, lease) = (agent.client(), Arc::clone(plane.lease()));
-        let port = Port::new(&world.disk, party, client, lease);
+        let port = loop {
+            let (who, how) = ((client, Arc::clone(&lease)), (world.plan.hold, world.rules));
+            match Port::open(&world.disk, party, who, world.plan.ways, how) {
+                Ok(port) => break port,
+                Err(_) if agent.has_ended() => {
+                    return Err(Refusal::Stale("the session has ended".to_owned()));
+                }
+                // Nobody answers; whoever mounts tries again.
+                Err(_) => clock.sleep(ROUND),
+            }
+        };
         let node = Node::simulated(
             Parts {
                 carrier: None,
-                lun: Arc::clone(&port) as _,
+                lun: Arc::clone(&port.paths) as _,
                 authority: Arc::clone(&plane) as _,
                 beat: None,
                 peers: world.network.ways(party),
@@ -179,7 +203,7 @@ impl Member {
                 volume: VOLUME,
                 client,
                 coordinator: Epoch::NOBODY,
-                options: options(),
+                options: options(world),
             },
             questions(schedule, party),
         );
@@ -198,6 +222,8 @@ impl Member {
             had: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
             hands_over: AtomicBool::new(false),
+            dies_alone: AtomicBool::new(false),
+            ticks: AtomicU64::new(0),
             handles: Mutex::default(),
             left: AtomicU64::new(0),
             put_aside: AtomicU64::new(0),
@@ -371,7 +397,7 @@ impl Member {
         };
         *self.door.lock() = None;
         *self.way.lock() = Way::Nobody;
-        door.close();
+        self.close(world, door);
         self.node.hang_up(door.coordinator.bequeath(slots));
         world.network.serve_no_coordinator(self.number);
         let role = ResourceId::Coordinator(VOLUME);
@@ -383,6 +409,16 @@ impl Member {
             let _ = self.plane.release(&role, self.client(), door.epoch);
         }
         true
+    }
+
+    /// Closes the store, as production's `Office`: its threads have ended, and nothing that it has sent may land (P7).
+    pub fn close(&self, world: &World, door: &Door) {
+        door.close();
+        while door.coordinator.is_in_round() && !world.schedule.is_over() {
+            self.rest(world, Duration::from_millis(1));
+        }
+        let clock = VirtualClock { schedule: Arc::clone(&world.schedule), party: Arc::clone(&self.party) };
+        await_drained(&*self.port.paths, &clock, world.rules);
     }
 
     /// Asks the node and waits.
@@ -424,6 +460,9 @@ impl Member {
         let (member, again) = (Arc::clone(self), Arc::clone(schedule));
         schedule.after_in(&self.party, TICK, move || {
             member.tick_later(&again);
+            if !member.port.paths.is_calm() || member.ticks.fetch_add(1, SeqCst) % LOOKS_AT_PATHS == 0 {
+                member.port.step();
+            }
             if member.node.awaits_tick() {
                 member.node.tick();
             }
@@ -440,12 +479,12 @@ impl Member {
 }
 
 /// How the simulated nodes behave: small and soon.
-fn options() -> Options {
+fn options(world: &World) -> Options {
     Options {
         cluster: true,
         background: false,
-        reserve_min: 16,
-        reserve_max: 128,
+        reserve_min: world.plan.reserve,
+        reserve_max: world.plan.reserve * 8,
         commit_rounds: 2,
         hold: Duration::from_secs(200),
         ..Options::default()

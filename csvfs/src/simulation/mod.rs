@@ -5,9 +5,10 @@
 //! |---|---|
 //! | `schedule`, `trace` | virtual time, who runs next, what has happened |
 //! | `network`, `lun` | what loses, repeats, delays and reorders |
+//! | `way` | a process's connections to the LUN, under production's paths |
 //! | `lockd`, `agent` | the production state machine under a replicated log; a node's side of it |
 //! | `member`, `plate` | the production node, plane and coordinator as one process; the store of whoever has that role |
-//! | `words`, `model`, `holdings`, `users` | what is written and what must be read; what is held |
+//! | `words`, `model`, `race`, `holdings`, `users` | what is written and what must be read; what is held |
 //! | `faults`, `world` | what goes wrong, and the run as a whole |
 
 mod agent;
@@ -19,10 +20,12 @@ mod member;
 mod model;
 mod network;
 mod plate;
+mod race;
 mod schedule;
 mod tests;
 mod trace;
 mod users;
+mod way;
 mod words;
 mod world;
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockd::ids::SessionId;
 
+use super::race::{Race, Time};
 use super::words::{Word, words_of};
 use crate::types::Ino;
 
@@ -17,6 +18,8 @@ use crate::types::Ino;
 pub const SHARED_BLOCKS: u64 = 3;
 /// Bytes between two places of a shared block.
 const STRIDE: u64 = 512;
+/// Whose the place of a shared block is that all nodes write.
+const EVERYBODY: usize = 7;
 /// Places of a shared block.
 const PLACES: u64 = 4096 / STRIDE;
 
@@ -59,6 +62,11 @@ impl Place {
         match self {
             Self::Shared { node, .. } | Self::Own { node } => node,
         }
+    }
+
+    /// A word that all write, in a block.
+    pub fn raced(block: u64) -> Self {
+        Self::Shared { block, node: EVERYBODY }
     }
 
     fn number(self) -> u16 {
@@ -140,7 +148,8 @@ pub struct Written {
     pub place: Place,
     /// What.
     pub word: Word,
-    index: usize,
+    /// In the history of its place; in a race, the round.
+    index: u64,
 }
 
 /// What was certain when a read or a sync began.
@@ -150,6 +159,9 @@ pub struct Certain {
     spots: BTreeMap<Place, (usize, usize)>,
     /// Sessions of which nothing could land any more.
     over: BTreeSet<SessionId>,
+    at: Time,
+    /// The rounds of the races.
+    rounds: Vec<u64>,
 }
 
 /// A truncation that was sent and of which nobody was told whether it was done. Nothing is written after it.
@@ -169,6 +181,11 @@ pub struct FileModel {
     open_cut: Option<OpenCut>,
     /// Sessions that are fenced: what they had sent was done, or never will be.
     over: BTreeSet<SessionId>,
+    /// What all write, by block.
+    races: Vec<Race>,
+    time: Time,
+    /// Reads that were held against what others wrote at the same time.
+    pub raced: u64,
 }
 
 impl FileModel {
@@ -181,37 +198,90 @@ impl FileModel {
             }
             spots.insert(Place::Own { node }, Spot::default());
         }
-        Self { file, spots, versions: 0, open_cut: None, over: BTreeSet::new() }
+        let races = (0..SHARED_BLOCKS).map(|_| Race::default()).collect();
+        Self { file, spots, versions: 0, open_cut: None, over: BTreeSet::new(), races, time: 0, raced: 0 }
+    }
+
+    fn tick(&mut self) -> Time {
+        self.time += 1;
+        self.time
+    }
+
+    /// The race at a place, if there is one.
+    fn race(&mut self, place: Place) -> Option<&mut Race> {
+        match place {
+            Place::Shared { block, node: EVERYBODY } => self.races.get_mut(usize::try_from(block).ok()?),
+            _ => None,
+        }
+    }
+
+    /// A server may have been lost.
+    pub fn suspend(&mut self) {
+        self.races.iter_mut().for_each(Race::suspend);
+    }
+
+    /// Nothing is under way, and whoever was lost is fenced.
+    pub fn resume(&mut self) {
+        if self.open_cut.is_none() {
+            self.races.iter_mut().for_each(Race::resume);
+        }
     }
 
     /// A write begins.
     pub fn begin(&mut self, place: Place) -> Written {
         self.versions += 1;
         let word = Word::new(self.file, place.number(), self.versions);
+        let now = self.tick();
+        if let Some(race) = self.race(place) {
+            race.begins(word.0, now);
+            return Written { place, word, index: race.round };
+        }
         let spot = self.spots.get_mut(&place).expect("a place of this file");
         spot.history.push(word.0);
         spot.in_flight += 1;
-        Written { place, word, index: spot.history.len() - 1 }
+        Written { place, word, index: spot.history.len() as u64 - 1 }
     }
 
     /// It was acknowledged.
     pub fn acknowledged(&mut self, written: Written) {
-        let spot = self.spots.get_mut(&written.place).expect("a place of this file");
+        let now = self.tick();
+        if let Some(race) = self.race(written.place) {
+            return race.is_done(written.word.0, now, written.index);
+        }
+        let (spot, index) = self.spot(&written);
         spot.in_flight -= 1;
-        spot.floor = spot.floor.max(written.index);
-        spot.acked = spot.acked.max(written.index);
+        spot.floor = spot.floor.max(index);
+        spot.acked = spot.acked.max(index);
+    }
+
+    fn spot(&mut self, written: &Written) -> (&mut Spot, usize) {
+        let index = usize::try_from(written.index).expect("a short history");
+        (self.spots.get_mut(&written.place).expect("a place of this file"), index)
+    }
+
+    /// It was refused before anything was done.
+    pub fn undone(&mut self, written: Written) {
+        match self.race(written.place) {
+            Some(race) => race.is_undone(written.word.0),
+            None => self.spot(&written).0.in_flight -= 1,
+        }
     }
 
     /// It was refused, by a node that goes on.
     pub fn refused(&mut self, written: Written) {
-        self.spots.get_mut(&written.place).expect("a place of this file").in_flight -= 1;
+        match self.race(written.place) {
+            Some(race) => race.end(),
+            None => self.spot(&written).0.in_flight -= 1,
+        }
     }
 
     /// Its process died before that, or its session ended.
     pub fn lingers(&mut self, written: Written, session: SessionId) {
-        let spot = self.spots.get_mut(&written.place).expect("a place of this file");
-        spot.in_flight -= 1;
-        spot.lingering.push(Lingering { session, index: written.index });
+        if self.race(written.place).is_none() {
+            let (spot, index) = self.spot(&written);
+            spot.in_flight -= 1;
+            spot.lingering.push(Lingering { session, index });
+        }
     }
 
     /// Everything from a byte on becomes zero, and is so before anything else happens to the file.
@@ -224,17 +294,25 @@ impl FileModel {
                 spot.synced = spot.floor;
             }
         }
+        for (block, race) in (0..).zip(&mut self.races) {
+            if Place::raced(block).offset() >= from {
+                race.clear();
+            }
+        }
     }
 
     /// Such a truncation was sent, and nobody was told whether it was done.
     pub fn may_be_cut(&mut self, from: u64, session: SessionId) {
         self.open_cut = Some(OpenCut { from, session });
+        self.suspend();
     }
 
     /// What is certain now.
-    pub fn certain(&self) -> Certain {
+    pub fn certain(&mut self) -> Certain {
+        let at = self.tick();
+        let rounds = self.races.iter().map(|race| race.round).collect();
         let spots = self.spots.iter().map(|(place, spot)| (*place, (spot.floor, spot.acked))).collect();
-        Certain { spots, over: self.over.clone() }
+        Certain { spots, over: self.over.clone(), at, rounds }
     }
 
     /// A sync of `node` has succeeded, that began when this was certain.
@@ -278,7 +356,13 @@ impl FileModel {
     /// What may not be there.
     pub fn check(&mut self, data: &[u8], began: &Certain) -> Result<(), String> {
         let Some(cut) = self.open_cut else { return self.compare(data, began) };
-        let copy = |open_cut| Self { spots: self.spots.clone(), over: self.over.clone(), open_cut, ..*self };
+        let copy = |open_cut| Self {
+            spots: self.spots.clone(),
+            over: self.over.clone(),
+            races: self.races.clone(),
+            open_cut,
+            ..*self
+        };
         let (mut cut_off, mut as_it_was) = (copy(None), copy(self.open_cut));
         cut_off.cut(cut.from);
         match (as_it_was.compare(data, began), cut_off.compare(data, began)) {
@@ -330,6 +414,7 @@ impl FileModel {
                 }
             }
         }
+        self.check_races(&words, &mut expected, began)?;
         match words.iter().zip(expected).position(|(word, expected)| !expected && !word.is_zero()) {
             Some(at) => Err(format!(
                 "invariant 8: file {}, byte {}: {:#x} was never written there",
@@ -339,6 +424,27 @@ impl FileModel {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl FileModel {
+    /// What is read at the places that all write.
+    fn check_races(&mut self, words: &[Word], expected: &mut [bool], began: &Certain) -> Result<(), String> {
+        let now = self.tick();
+        for (block, round) in (0..SHARED_BLOCKS).zip(&began.rounds) {
+            let place = Place::raced(block);
+            let at = usize::try_from(place.offset() / 8).expect("a small file");
+            let word = words.get(at).copied().unwrap_or(Word(0));
+            let is_of_here = word.is_zero() || word.is_at(self.file, place.number());
+            if let Some(expected) = expected.get_mut(at).filter(|_| is_of_here) {
+                *expected = true;
+            }
+            let race = self.race(place).expect("all write there");
+            let checked = race.is_read(word.0, began.at, now, *round);
+            let checked = checked.map_err(|wrong| format!("file {}, {place:?}: {wrong}", self.file))?;
+            self.raced += u64::from(checked);
+        }
+        Ok(())
     }
 }
 

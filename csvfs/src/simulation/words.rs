@@ -21,6 +21,11 @@ impl Word {
         u16::try_from(self.0 >> 48).expect("16 bits")
     }
 
+    /// Whether it was written to a place of a file.
+    pub fn is_at(self, file: u16, place: u16) -> bool {
+        self.0 >> 32 == u64::from(file) << 16 | u64::from(place)
+    }
+
     /// Its bytes.
     pub fn bytes(self) -> [u8; 8] {
         self.0.to_le_bytes()

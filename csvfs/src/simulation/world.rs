@@ -1,21 +1,21 @@
 //! The whole of a simulated cluster, and what its seed does to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lockd::authority::Authority;
-use lockd::ids::{Epoch, ResourceId, SessionId};
-use lockd::rules::Rules;
+use lockd::ids::{ClientId, Epoch, ResourceId, SessionId};
+use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
-use redb::Database;
+use redb::{Database, ReadOnlyTable};
 
 use super::VOLUME;
 use super::agent::Agent;
 use super::faults;
 use super::lockd::Lockd;
-use super::lun::Disk;
+use super::lun::{Disk, Figures, QUIESCE, Target};
 use super::member::{Door, Member};
 use super::network::Network;
 use super::plate::Plates;
@@ -27,14 +27,13 @@ use crate::coordinator::{self, Coordinator};
 use crate::disk::{MetadataSpace, SpaceError};
 use crate::store::check::check;
 use crate::store::cookie::HashKey;
-use crate::store::initialise;
+use crate::store::record::HeldRecord;
+use crate::store::{initialise, low, pair};
 use crate::types::{LunBlock, Run, Timestamp};
 
 const KEY: HashKey = HashKey([1; 16]);
 /// The first block that files may have.
 const FIRST: u64 = 8;
-/// The LUN in bytes.
-const SIZE: u64 = 32 << 20;
 /// When everything is healed, and how long what is under way may take from then on.
 const HEALED: Duration = Duration::from_secs(9);
 /// See [`HEALED`].
@@ -54,6 +53,38 @@ pub struct Plan {
     pub faults: bool,
     /// What each node's users do.
     pub steps: u64,
+    /// Whether lockd is restarted under its clients.
+    pub restarts: bool,
+    /// Paths from each node to the LUN.
+    pub ways: usize,
+    /// The target proves that what a lost connection has left is executed.
+    pub proves: bool,
+    /// It trims what is freed.
+    pub trims: bool,
+    /// How long I/O is held while no path works.
+    pub hold: Duration,
+    /// Blocks that files may have; where they are few, each is used by one file after the other.
+    pub blocks: u64,
+    /// Blocks in a node's reserve at least; eight times as many at most.
+    pub reserve: u64,
+}
+
+impl Plan {
+    /// Whether there may be no block for a write.
+    pub fn is_scant(&self) -> bool {
+        self.blocks < 200
+    }
+}
+
+/// What has come of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Played {
+    /// The trace's hash.
+    pub hash: u64,
+    /// What connections to the LUN have lost.
+    pub lun: Figures,
+    /// Reads that were held against what others wrote at the same time.
+    pub raced: u64,
 }
 
 /// The nodes, and those that come up.
@@ -77,9 +108,12 @@ pub struct World {
     pub disk: Arc<Disk>,
     pub users: Arc<Users>,
     plates: Plates,
+    /// The store that was opened last.
+    store: Mutex<Weak<Database>>,
     nodes: Mutex<Nodes>,
     has_begun: AtomicBool,
     is_healed: AtomicBool,
+    is_ending: AtomicBool,
 }
 
 impl std::fmt::Debug for World {
@@ -106,8 +140,8 @@ impl MetadataSpace for NoSpaceNeeded {
     }
 }
 
-/// Runs a plan from its beginning to its end: the trace's hash, or what was wrong.
-pub fn run(plan: Plan) -> Result<u64, String> {
+/// Runs a plan from its beginning to its end: what has come of it, or what was wrong.
+pub fn run(plan: Plan) -> Result<Played, String> {
     let schedule = Schedule::new(plan.seed, Trace::new());
     let lockd = Lockd::new(&schedule, plan.rules, plan.trouble);
     let network = Network::new(&schedule, &lockd, plan.trouble);
@@ -119,10 +153,14 @@ pub fn run(plan: Plan) -> Result<u64, String> {
         let server = owner.or_else(|| authority.holder(&ResourceId::Coordinator(VOLUME)));
         if server == Some(client) { Ok(()) } else { Err(format!("it is served by {server:?}")) }
     });
-    let disk = Disk::new(&schedule, SIZE, judge);
+    let disk = Disk::new(
+        &schedule,
+        Target { size: (FIRST + plan.blocks) * 4096, proves: plan.proves, trims: plan.trims },
+        judge,
+    );
     let plates = Plates::default();
     let database = Database::builder().create_with_backend(plates.copy()).expect("memory");
-    initialise(&database, &[region()], Timestamp(1)).expect("an empty store");
+    initialise(&database, &[region(plan)], Timestamp(1)).expect("an empty store");
     drop(database);
     let world = Arc::new(World {
         plan,
@@ -133,9 +171,11 @@ pub fn run(plan: Plan) -> Result<u64, String> {
         disk,
         users,
         plates,
+        store: Mutex::default(),
         nodes: Mutex::default(),
         has_begun: AtomicBool::new(false),
         is_healed: AtomicBool::new(false),
+        is_ending: AtomicBool::new(false),
     });
     let told = Arc::downgrade(&world);
     world.lockd.tell(Box::new(move |session, fenced| {
@@ -143,6 +183,20 @@ pub fn run(plan: Plan) -> Result<u64, String> {
             world.session_over(session, fenced);
         }
     }));
+    let told = Arc::clone(&world.users);
+    world.lockd.tell_of_mounts(Box::new(move |mount| told.mount_fenced(mount)));
+    let of = Arc::downgrade(&world);
+    world.disk.on_kill(Box::new(move |node| {
+        if let Some(world) = of.upgrade() {
+            world.kill_mount(node);
+        }
+    }));
+    let of = Arc::downgrade(&world);
+    world.disk.ask_of_blocks(Box::new(move |client, block| {
+        of.upgrade().is_some_and(|world| world.is_idle(client, block))
+    }));
+    let lun = Arc::clone(&world.disk);
+    world.lockd.after_each(Box::new(move || lun.has_changed_hands()));
     let begin = Arc::clone(&world);
     schedule.after(Duration::ZERO, move || begin.start(0));
     let result = schedule.run();
@@ -156,13 +210,16 @@ pub fn run(plan: Plan) -> Result<u64, String> {
             door.close();
         }
     }
+    let (lun, raced) = (world.disk.figures(), world.users.raced());
     world.users.end();
     drop(nodes);
+    world.disk.end();
+    let result = result.map(|hash| Played { hash, lun, raced });
     result.map_err(|why| format!("seed {}: {why}\n{plan:?}", plan.seed))
 }
 
-fn region() -> Run {
-    Run { start: LunBlock(FIRST), len: SIZE / 4096 - FIRST }
+fn region(plan: Plan) -> Run {
+    Run { start: LunBlock(FIRST), len: plan.blocks }
 }
 
 impl World {
@@ -172,6 +229,23 @@ impl World {
         let member = self.members().into_iter().find(|member| member.client() == home)?;
         let door = member.door.lock().clone()?;
         Some((member, door))
+    }
+
+    /// Whether nobody uses a block: it is held back, or in the reserve of `client`.
+    fn is_idle(&self, client: ClientId, block: u64) -> bool {
+        let Some(database) = self.store.lock().upgrade() else { return false };
+        let Ok(snapshot) = crate::store::Snapshot::take(&database) else { return false };
+        let last_held = |table: &ReadOnlyTable<u64, HeldRecord>| {
+            let row = table.range(..=block).ok()?.next_back()?.ok()?;
+            Some((row.0.value(), row.1.value().len.get()))
+        };
+        let reserved = || {
+            let row = snapshot.reserves.range(pair(client.0, 0)..=pair(client.0, block)).ok()?;
+            let row = row.last()?.ok()?;
+            Some((low(row.0.value()), row.1.value()))
+        };
+        let runs = [last_held(&snapshot.pending), last_held(&snapshot.quarantine), reserved()];
+        runs.into_iter().flatten().any(|(start, len)| (start..start + len).contains(&block))
     }
 
     /// The nodes that are up.
@@ -204,7 +278,7 @@ impl World {
             database: Arc::clone(&database),
             journal: None,
             space: Arc::new(NoSpaceNeeded),
-            lun: Arc::clone(&member.port) as _,
+            lun: Arc::clone(&member.port.paths) as _,
             authority: Arc::clone(&member.plane) as _,
             peers: self.network.ways(&member.party),
             clock: Arc::new(clock),
@@ -214,35 +288,37 @@ impl World {
             openings,
             volume: VOLUME,
             read_only: false,
-            discard: false,
+            discard: self.plan.trims,
+            // Whoever had the store before is fenced, or has closed it: nothing that he has sent may land any more.
             settle: Duration::ZERO,
-            quiesce: Duration::ZERO,
+            quiesce: QUIESCE,
             beside: None,
             scrub: false,
         });
         let coordinator = coordinator.map_err(|error| error.to_string())?;
         member.plane.tell(&coordinator);
+        *self.store.lock() = Arc::downgrade(&database);
         self.schedule.note("coordinates", &[member.number as u64, epoch.0]);
         Ok(Door::new((coordinator, epoch, database), &self.schedule, &member.party))
     }
 
     /// A node comes up, in a new process.
     pub fn start(self: &Arc<Self>, number: usize) {
-        self.start_with(number, None);
+        self.start_with(number, None, None);
     }
 
-    fn start_with(self: &Arc<Self>, number: usize, earlier: Option<Arc<Agent>>) {
+    fn start_with(self: &Arc<Self>, number: usize, earlier: Option<Arc<Agent>>, died: Option<ClientId>) {
         let party = Party::new(number);
         self.nodes.lock().starting.insert(number, Arc::clone(&party));
         self.schedule.note("starts", &[number as u64]);
         let world = Arc::clone(self);
         let inside = Arc::clone(&party);
         self.schedule.after_in(&party, Duration::ZERO, move || {
-            match Member::start(&world, &inside, earlier.as_deref()) {
+            match Member::start(&world, &inside, earlier.as_deref(), died) {
                 Ok(member) => world.started(&member),
                 // Its session has ended meanwhile.
                 Err(_) => {
-                    inside.kill();
+                    world.ends(&inside);
                     world.start(number);
                 }
             }
@@ -263,6 +339,10 @@ impl World {
             (1..self.plan.nodes).for_each(|other| self.start(other));
             if self.plan.faults {
                 faults::plan(self);
+                faults::plan_losses(self);
+            }
+            if self.plan.restarts {
+                faults::plan_restarts(self);
             }
             let world = Arc::clone(self);
             let heals = if self.plan.faults { HEALED } else { Duration::from_millis(1) };
@@ -335,7 +415,7 @@ impl World {
                 if let Some(door) = door {
                     // There is no other mount: the role is free.
                     let _ = door.coordinator.end_client(member.client());
-                    door.close();
+                    member.close(&world, &door);
                     world.network.serve_no_coordinator(member.number);
                 }
                 member.plane.end_client(member.client());
@@ -356,9 +436,9 @@ impl World {
             }
         }
         self.schedule.note("unmounted", &[member.number as u64]);
-        member.party.kill();
+        self.ends(&member.party);
         self.users.inherit(member.number, member.put_aside.load(SeqCst));
-        self.start_with(member.number, Some(Arc::clone(&member.agent)));
+        self.start_with(member.number, Some(Arc::clone(&member.agent)), None);
     }
 
     /// A process is over: it was killed, or its session has ended.
@@ -372,17 +452,43 @@ impl World {
             }
         }
         self.users.left(self, member);
-        member.party.kill();
+        self.ends(&member.party);
         let world = Arc::clone(self);
         let left = member.left.load(SeqCst) + member.put_aside.load(SeqCst);
         let number = member.number;
+        let alone = member.dies_alone.load(SeqCst).then(|| (Arc::clone(&member.agent), member.client()));
         self.schedule.after(self.schedule.between(50_000, 600_000), move || {
             world.users.inherit(number, left);
-            world.start(number);
+            let (agent, died) = alone.unzip();
+            world.start_with(number, agent, died);
         });
     }
 
+    /// The mount of a node is killed, and its lockd lives (L10): the next one begins under the same session.
+    pub fn kill_mount(self: &Arc<Self>, number: usize) {
+        let Some(member) = self.member(number) else { return };
+        if self.lockd.is_live(member.session()) && !member.agent.has_ended() {
+            member.dies_alone.store(true, SeqCst);
+            self.users.mount_died(member.client(), member.session());
+            if !self.rules.keeps(Rule::L10) {
+                // Nobody waits for its fence.
+                self.users.mount_fenced(member.client());
+            }
+        }
+        self.bury(&member);
+    }
+
+    /// A process ends, and with it its connections.
+    fn ends(&self, party: &Arc<Party>) {
+        party.kill();
+        self.disk.process_gone(party);
+    }
+
     fn session_over(self: &Arc<Self>, session: SessionId, fenced: bool) {
+        if self.plan.restarts && !self.plan.faults && !self.is_ending.load(SeqCst) {
+            let why = format!("L11: {session} is ended, and its lockd was back in time");
+            return self.schedule.fail(why);
+        }
         self.schedule.note(if fenced { "fenced" } else { "ended" }, &[session.0]);
         self.users.lost(session, fenced);
     }
@@ -450,6 +556,7 @@ impl World {
 
     /// Looks at everything from every node, ends all of them cleanly, and checks the store.
     fn finish(self: &Arc<Self>) {
+        self.is_ending.store(true, SeqCst);
         let Some((home, door)) = self.home() else { return self.watch_later() };
         let world = Arc::clone(self);
         self.schedule.after_in(&home.party.clone(), Duration::ZERO, move || {
@@ -499,7 +606,7 @@ impl World {
         if let Some(failure) = coordinator.failure() {
             return Err(failure);
         }
-        let findings = check(&door.database, &KEY, &[region()], &mut |_, _, _| {});
+        let findings = check(&door.database, &KEY, &[region(self.plan)], &mut |_, _, _| {});
         let findings = findings.map_err(|error| error.to_string())?;
         if !findings.is_clean() {
             return Err(format!("the store: {findings}"));
@@ -511,7 +618,7 @@ impl World {
     fn check_space(door: &Door) -> Result<(), String> {
         let snapshot = crate::store::Snapshot::take(&door.database).map_err(|error| error.to_string())?;
         let counters = snapshot.counters;
-        if counters.pending.get() > 0 || counters.orphans.get() > 0 {
+        if counters.pending.get() + counters.quarantined.get() > 0 || counters.orphans.get() > 0 {
             return Err(format!("blocks leak: {counters:?}"));
         }
         Ok(())

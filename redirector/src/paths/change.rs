@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 use lockd::clock::BootTime;
@@ -106,7 +105,7 @@ impl Traffic {
                 self.resume(live);
                 return false;
             }
-            thread::sleep(LOOK);
+            self.clock.sleep(LOOK);
         }
         true
     }

@@ -22,6 +22,7 @@ pub mod request;
 mod roster;
 mod set;
 pub mod state;
+mod stepped;
 mod supervisor;
 mod tenure;
 mod traffic;

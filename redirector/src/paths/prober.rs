@@ -34,6 +34,15 @@ pub fn run(traffic: &Traffic, index: usize) {
 }
 
 impl Traffic {
+    /// Asks the path `index`, if that is due.
+    pub(super) fn probe_if_due(&self, index: usize) {
+        let due = self.trouble.lock().roster.next_probe(index);
+        let is_due = due.is_some_and(|due| due <= self.clock.boot());
+        if is_due && !self.refused.load(Ordering::Acquire) {
+            self.probe(index);
+        }
+    }
+
     fn probe(&self, index: usize) {
         let begun = self.clock.boot();
         let result = self.ask(index);

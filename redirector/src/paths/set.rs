@@ -40,7 +40,7 @@ const ZEROS: usize = 1 << 20;
 
 /// A LUN whose path errors stay here: see [`crate::paths`].
 pub struct PathSet {
-    traffic: Arc<Traffic>,
+    pub(super) traffic: Arc<Traffic>,
     read_only: bool,
     zeros: Slice,
 }
@@ -84,7 +84,20 @@ impl Parts {
 impl PathSet {
     /// Connects by the first of `ways` that answers, and looks after all of them from now on. They are all used from now on,
     /// one at a time, in this order of preference (P1).
-    pub fn open(mut ways: Vec<Arc<dyn Way>>, options: &OpenOptions) -> Result<Self, OpenError> {
+    pub fn open(ways: Vec<Arc<dyn Way>>, options: &OpenOptions) -> Result<Self, OpenError> {
+        let paths = Self::connect(ways, options)?;
+        let traffic = &paths.traffic;
+        for index in 0..traffic.ways.len() {
+            let probed = Arc::clone(traffic);
+            Self::thread(traffic, "lun-probe", move || prober::run(&probed, index))?;
+        }
+        let supervised = Arc::clone(traffic);
+        Self::thread(traffic, "lun-path", move || supervisor::run(&supervised))?;
+        Ok(paths)
+    }
+
+    /// The same, with nobody who looks after them yet.
+    pub(super) fn connect(mut ways: Vec<Arc<dyn Way>>, options: &OpenOptions) -> Result<Self, OpenError> {
         let (first, mut abilities) = Self::reach(&ways, options)?;
         let (direct, peers) = (ways.len(), options.peers.len());
         if peers > 0 {
@@ -127,12 +140,6 @@ impl PathSet {
             ways,
         });
         traffic.bring_back(first, Purpose::First)?;
-        for index in 0..traffic.ways.len() {
-            let probed = Arc::clone(&traffic);
-            Self::thread(&traffic, "lun-probe", move || prober::run(&probed, index))?;
-        }
-        let supervised = Arc::clone(&traffic);
-        Self::thread(&traffic, "lun-path", move || supervisor::run(&supervised))?;
         let zeros =
             Pool::default().take_zeroed(ZEROS.min(traffic.abilities.geometry.request_max as usize)).share();
         Ok(Self { traffic, read_only: options.read_only, zeros })

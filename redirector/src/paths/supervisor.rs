@@ -23,24 +23,34 @@ const STEP: Duration = Duration::from_millis(1);
 pub fn run(traffic: &Arc<Traffic>) {
     way::mark_completing();
     while !traffic.stopped.load(Ordering::Acquire) {
-        let now = traffic.clock.boot();
-        traffic.observe(now);
-        traffic.end_holds(now);
-        traffic.lay_ghosts(now);
-        if traffic.flush_wanted.swap(false, Ordering::AcqRel) {
-            traffic.flush_kept();
-        }
-        if !traffic.refused.load(Ordering::Acquire) {
-            traffic.leave_late(now);
-            traffic.take_up();
-            traffic.go_back(now);
-        }
-        traffic.resend();
+        traffic.look_after();
         traffic.rest();
     }
 }
 
 impl Traffic {
+    /// One round.
+    pub(super) fn look_after(self: &Arc<Self>) {
+        let now = self.clock.boot();
+        self.observe(now);
+        self.end_holds(now);
+        self.lay_ghosts(now);
+        if self.flush_wanted.swap(false, Ordering::AcqRel) {
+            self.flush_kept();
+        }
+        if !self.refused.load(Ordering::Acquire) {
+            self.leave_late(now);
+            self.take_up();
+            self.go_back(now);
+        }
+        self.resend();
+    }
+
+    /// Whether a path is in use and no ghost lives.
+    pub(super) fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Acquire)
+    }
+
     fn rest(&self) {
         let mut trouble = self.trouble.lock();
         let now = self.clock.boot();

@@ -218,15 +218,49 @@ fn what_cannot_be_handed_over_is_refused_with_the_reason() -> Result<()> {
         // It is there already: fine.
         let (again, _) = set.transfer(1, 2)?;
         ensure!(again == epoch, "nothing was to be done: epoch {again}, not {epoch}");
-        // Held by two programs.
+        // Of two owners: who looks at one of them only cannot say what is to become of the other's.
         lockctl_done(cluster, "n1", &["transfer", two, "--to", "n3"])?;
-        refused(&["transfer", one, two, "--to", "n1"], "2 programs")?;
+        refused(&["transfer", one, two, "--to", "n1", "--with-locks"], "these have 2 (1 files on n2")?;
+        refused(&["transfer", one, two, "--to", "n1", "--epoch", "1"], "name each owner's apart")?;
         // A node that has no mount of the volume any more.
         cluster.stop("n3", "csvfs")?;
         refused(&["transfer", one, "--to", "n3"], "not mounted")?;
         cluster.mount(3)?;
         lockctl_done(cluster, "n1", &["release", one])?;
         refused(&["release", one], "nobody holds")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_set_of_several_owners_goes_on_as_one() -> Result<()> {
+    with_three_mounts(|cluster| {
+        let set = Set::new(cluster, 7, 4096)?;
+        let path = |number: usize| set.path(1, number).display().to_string();
+        let paths: Vec<String> = (0..7).map(path).collect();
+        let acquire = |numbers: std::ops::Range<usize>, node: &str| {
+            let files = paths[numbers].iter().map(String::as_str);
+            let arguments: Vec<&str> = ["acquire", "--node", node].into_iter().chain(files).collect();
+            lockctl_done(cluster, "n1", &arguments).map(drop)
+        };
+        // Three by n1 and two by n2, pinned; two by nobody. All get one epoch, by one entry.
+        acquire(0..3, "n1")?;
+        acquire(3..5, "n2")?;
+        let (epoch, _) = set.transfer(1, 3)?;
+        set.ensure_at(3, epoch)?;
+        // What is there already stays in its epoch.
+        lockctl_done(cluster, "n1", &["transfer", &paths[0], &paths[1], "--to", "n1"])?;
+        lockctl_done(cluster, "n1", &["transfer", &paths[2], "--to", "n2"])?;
+        let (later, _) = set.transfer(2, 3)?;
+        let (came, stayed) = set.names.split_at(3);
+        Set { cluster, names: came.to_vec() }.ensure_at(3, later)?;
+        Set { cluster, names: stayed.to_vec() }.ensure_at(3, epoch)?;
+        // In use on all nodes.
+        for (number, node) in (0..7).zip([1, 2, 3].into_iter().cycle()) {
+            fs::write(set.path(node, number), format!("by {node}"))?;
+            let read = fs::read_to_string(set.path(node % 3 + 1, number))?;
+            ensure!(read == format!("by {node}"), "{read:?}, not by {node}");
+        }
         Ok(())
     })
 }

@@ -221,6 +221,39 @@ fn p6_blocks_under_a_ghost_are_quarantined_on_disk() {
     assert_clean(&volume, 300);
 }
 
+/// Found: a trim that was lost on its way and sent again was done then, and its blocks were given out while the first copy could
+/// still land.
+#[test]
+fn p6_blocks_that_a_lost_copy_of_a_trim_may_reach_are_quarantined() {
+    let volume = Volume::new(300);
+    let file = volume.file("a");
+    volume.write(file, 0, 200);
+    volume.plate.hold.store(true, Ordering::SeqCst);
+    volume.unlink(Ino::ROOT, "a").unwrap();
+    until("the trim", || volume.plate.held() > 0);
+    let sent = volume.plate.trims.lock().clone();
+    volume.plate.ghosts.lock().extend(sent);
+    volume.plate.let_go();
+    volume.coordinator.reclaim().unwrap();
+    assert_eq!((counters(&volume).quarantined.get(), counters(&volume).free.get()), (200, 100));
+    volume.plate.ghosts.lock().clear();
+    volume.coordinator.reclaim().unwrap();
+    assert_eq!(counters(&volume).free.get(), 300);
+    assert_clean(&volume, 300);
+}
+
+/// Found: a coordinator that had stood still trimmed blocks that were another one's to give out by then.
+#[test]
+fn l3_nothing_is_trimmed_without_the_lease() {
+    let volume = Volume::new(300);
+    let file = volume.file("a");
+    volume.write(file, 0, 200);
+    volume.court.lease.end();
+    let _ = volume.unlink(Ino::ROOT, "a");
+    let _ = volume.coordinator.reclaim();
+    assert_eq!(*volume.plate.trims.lock(), []);
+}
+
 #[test]
 fn p6_a_reserve_under_a_ghost_is_kept_out_of_use() {
     let volume = Volume::new(300);

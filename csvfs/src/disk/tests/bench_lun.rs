@@ -196,6 +196,8 @@ struct WireState {
     hook: Option<(usize, Hook)>,
     /// The next so many writes end well, then one ends so, and the wire is cut if it is unknown.
     fail_after: Option<(usize, Outcome)>,
+    /// Of each write a copy that was lost on its way may still land.
+    doubles: bool,
     /// Called before each write: its range.
     on_write: Option<Box<dyn FnMut(Range<u64>) + Send>>,
 }
@@ -229,6 +231,11 @@ impl Wire {
 
     pub fn fail_write_after(&self, writes: usize, outcome: Outcome) {
         self.state.lock().fail_after = Some((writes, outcome));
+    }
+
+    /// From now on a copy of each write may land late, or no more.
+    pub fn double(&self, doubles: bool) {
+        self.state.lock().doubles = doubles;
     }
 
     pub fn on_write(&self, hook: impl FnMut(Range<u64>) + Send + 'static) {
@@ -270,12 +277,13 @@ impl Lun for Wire {
             "an unaligned write: {} at {offset}",
             data.len()
         );
-        let outcome = {
+        let (outcome, doubles) = {
             let mut state = self.state.lock();
             if let Some(hook) = &mut state.on_write {
                 hook(offset..offset + data.len() as u64);
             }
-            match &mut state.fail_after {
+            let doubles = state.doubles;
+            let outcome = match &mut state.fail_after {
                 Some((0, outcome)) => {
                     let outcome = *outcome;
                     state.cut |= outcome == Outcome::Unknown;
@@ -287,10 +295,14 @@ impl Lun for Wire {
                 }
                 None if cut => Outcome::Unknown,
                 None => Outcome::Done,
-            }
+            };
+            (outcome, doubles)
         };
         {
             let mut disk = self.lun.disk.lock();
+            if doubles {
+                disk.late.push((offset, data.to_vec()));
+            }
             match outcome {
                 Outcome::Done => {
                     disk.image.write(offset, &data);

@@ -252,6 +252,28 @@ fn v2_a_late_write_of_an_earlier_incarnation_cannot_hurt() {
     assert_eq!(found, (0..400).collect::<Vec<_>>(), "acknowledged entries are lost");
 }
 
+/// Found: a store was closed, and opened in place by the next mount, while a copy of its writes that was lost on its way and had
+/// been sent again could still land.
+#[test]
+fn p7_a_store_is_not_closed_while_a_write_to_it_may_land() {
+    let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
+    make(&lun, &clock).unwrap();
+    let wire = lun.wire();
+    let first = open_as(&wire, 1, &clock).unwrap();
+    wire.double(true);
+    put(&first.database, 1, &[1; 300]);
+    wire.double(false);
+    assert!(!wire.ghosts().is_empty(), "nothing may land: the test tests nothing");
+    let (slept, target) = (std::sync::atomic::AtomicU64::new(0), lun.clone());
+    clock.on_sleep(move || {
+        if slept.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 2 {
+            target.deliver_late();
+        }
+    });
+    first.close().unwrap();
+    assert_eq!(wire.ghosts(), [], "closed while writes may land");
+}
+
 #[test]
 fn p2_the_area_does_not_wait_for_a_lease_longer_than_io_is_held() {
     let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());

@@ -58,20 +58,23 @@ impl Users {
         match world.schedule.draw(|random| random.random_range(0..100)) {
             0..32 => {
                 let block = world.schedule.draw(|random| random.random_range(0..SHARED_BLOCKS));
-                self.write(world, member, user, file, handle, Place::Shared { block, node: member.number });
+                let is_raced = world.schedule.happens(0.4);
+                let own = Place::Shared { block, node: member.number };
+                let place = if is_raced { Place::raced(block) } else { own };
+                self.write(world, member, user, file, handle, place);
             }
             32..48 => self.write(world, member, user, file, handle, Place::Own { node: member.number }),
             48..70 => self.read(world, member, user, file, handle, false),
             70..79 => self.sync(world, member, user, file, handle),
             79..91 => self.acquire(world, member, user, file, ino),
-            91..94 => {
+            91..93 => {
                 member.handles.lock().remove(&(file, user));
                 self.state.lock().model(file).unsynced(member.number);
                 member.node.release(handle);
                 self.step_later(world, member, user);
             }
-            94..98 if in_flight == 0 => self.cut(world, member, user, file, ino),
-            98..100 if in_flight == 0 => self.replace(world, member, user, file),
+            93..96 if in_flight == 0 => self.cut(world, member, user, file, ino),
+            96..100 if in_flight == 0 => self.replace(world, member, user, file),
             _ => self.read(world, member, user, file, handle, false),
         }
     }
@@ -115,6 +118,9 @@ impl Users {
                         // It stood still between the LUN's answer and its own, and is lost with what it has not committed.
                         false => state.model(file).lingers(written, session),
                     }
+                }
+                Err(Refusal::NoSpace) if world.plan.is_scant() => {
+                    users.state.lock().model(file).undone(written)
                 }
                 Err(refusal) => {
                     let (session, mut state) = (operation.session, users.state.lock());

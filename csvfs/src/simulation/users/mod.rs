@@ -4,12 +4,12 @@ mod files;
 mod holdings;
 mod names;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use lockd::ids::SessionId;
+use lockd::ids::{ClientId, SessionId};
 use parking_lot::Mutex;
 use rand::Rng;
 use redirector::buffer::{Pool, Slice};
@@ -74,6 +74,13 @@ struct Operation {
     what: What,
 }
 
+/// Who was lost.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Lost {
+    Session(SessionId),
+    Mount(ClientId, SessionId),
+}
+
 #[derive(Default)]
 struct State {
     nodes: usize,
@@ -93,6 +100,8 @@ struct State {
     left: BTreeMap<usize, u64>,
     /// A session has ended: some operations fail.
     is_disturbed: bool,
+    /// Who was lost, and is not fenced yet: sessions, and mounts under sessions that live.
+    unfenced: BTreeSet<Lost>,
     sessions: BTreeMap<SessionId, usize>,
 }
 
@@ -137,10 +146,27 @@ impl State {
 
     fn end(&mut self, number: u64) -> Option<Operation> {
         let operation = self.operations.remove(&number)?;
+        let is_settled = self.unfenced.is_empty();
         if let Some(file) = file_of(&operation.what).and_then(|file| self.files.get_mut(&file)) {
             file.in_flight -= 1;
+            if file.in_flight == 0 && is_settled {
+                file.model.resume();
+            }
         }
         Some(operation)
+    }
+
+    /// Somebody is gone, who may have served any file.
+    fn suspend(&mut self, whom: Lost) {
+        self.unfenced.insert(whom);
+        self.files.values_mut().for_each(|file| file.model.suspend());
+    }
+
+    /// The same, and the others act on it.
+    fn lose(&mut self, whom: Lost) {
+        self.suspend(whom);
+        self.is_disturbed = true;
+        self.files.values_mut().for_each(|file| file.model.lost());
     }
 
     fn model(&mut self, file: u16) -> &mut FileModel {
@@ -212,6 +238,11 @@ impl Users {
         self.state.lock().files.get(&file).map(|file| file.ino)
     }
 
+    /// Some operations may fail from now on.
+    pub fn disturb(&self) {
+        self.state.lock().is_disturbed = true;
+    }
+
     /// Drops what it holds.
     pub fn end(&self) {
         *self.state.lock() = State::default();
@@ -264,9 +295,12 @@ impl Users {
     }
 
     /// A process has died: nobody learns what became of what was under way.
-    pub fn left(&self, _world: &World, member: &Member) {
+    pub fn left(&self, world: &World, member: &Member) {
         let mut state = self.state.lock();
         let session = member.session();
+        if world.lockd.is_live(session) && !member.dies_alone.load(SeqCst) {
+            state.suspend(Lost::Session(session));
+        }
         state.busy.remove(&session);
         let of_it = state.operations.iter().filter(|(_, operation)| operation.session == session);
         let of_it: Vec<u64> = of_it.map(|(number, _)| *number).collect();
@@ -292,16 +326,37 @@ impl Users {
     /// A session has ended, or is fenced: what was acknowledged by its node and not synced may be lost.
     pub fn lost(&self, session: SessionId, fenced: bool) {
         let mut state = self.state.lock();
-        state.is_disturbed = true;
+        state.lose(Lost::Session(session));
         if fenced {
+            let is_of_it = |lost: &Lost| match lost {
+                Lost::Session(of) | Lost::Mount(_, of) => *of == session,
+            };
+            state.unfenced.retain(|lost| !is_of_it(lost));
             state.holdings.fenced(session);
+            state.files.values_mut().for_each(|file| file.model.fenced(session));
         }
-        for file in state.files.values_mut() {
-            file.model.lost();
-            if fenced {
-                file.model.fenced(session);
-            }
+    }
+
+    /// A mount is killed whose session lives: what it served and had not synced may be lost.
+    pub fn mount_died(&self, mount: ClientId, session: SessionId) {
+        let mut state = self.state.lock();
+        state.lose(Lost::Mount(mount, session));
+    }
+
+    /// Nothing of such a mount reaches the LUN any more, and its locks are free.
+    pub fn mount_fenced(&self, mount: ClientId) {
+        let mut state = self.state.lock();
+        let found = state.unfenced.iter().find(|lost| matches!(lost, Lost::Mount(of, _) if *of == mount));
+        if let Some(Lost::Mount(_, session)) = found.copied() {
+            state.unfenced.remove(&Lost::Mount(mount, session));
+            state.holdings.mount_fenced(mount);
+            state.files.values_mut().for_each(|file| file.model.lost());
         }
+    }
+
+    /// Reads that were held against what others wrote at the same time.
+    pub fn raced(&self) -> u64 {
+        self.state.lock().files.values().map(|file| file.model.raced).sum()
     }
 
     /// Whether the users of a session have done their steps.
@@ -343,7 +398,7 @@ impl Users {
 
     fn step_later(self: &Arc<Self>, world: &Arc<World>, member: &Arc<Member>, user: usize) {
         let (users, world, member) = (Arc::clone(self), Arc::clone(world), Arc::clone(member));
-        let rest = if world.plan.faults { 300_000 } else { 3_000 };
+        let rest = if world.plan.faults || world.plan.restarts { 300_000 } else { 3_000 };
         let rest = world.schedule.between(100, rest);
         let schedule = Arc::clone(&world.schedule);
         let party = Arc::clone(&member.party);

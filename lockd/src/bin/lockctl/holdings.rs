@@ -12,15 +12,16 @@ use lockd::machine::{Answer, ClientKind, Cookie, HolderInfo, Query};
 use serde_json::{Value, json};
 
 use crate::commands::{OTHER_RELEASE, print};
+use crate::gather::{Gathered, gather};
 use crate::{Common, names, show};
 
 /// How many resources are looked up one by one; more are looked up in the list of all.
 const ONE_BY_ONE: usize = 16;
 
 /// What a holder has done.
-struct Done {
+pub(crate) struct Done {
     epoch: Option<Epoch>,
-    pause: Duration,
+    pub(crate) pause: Duration,
     cookie: Option<Cookie>,
 }
 
@@ -28,7 +29,7 @@ struct Done {
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Asks a program, which `to` finds, until it is done, or refused for another reason than one that passes by itself.
-fn ask(
+pub(crate) fn ask(
     common: &Common,
     connection: &Connection,
     request: &HolderRequest,
@@ -72,7 +73,7 @@ fn node(common: &Common, connection: &Connection) -> anyhow::Result<NodeName> {
     }
 }
 
-fn volume_of(resource: &ResourceId) -> Option<VolumeId> {
+pub(crate) fn volume_of(resource: &ResourceId) -> Option<VolumeId> {
     match resource {
         ResourceId::Coordinator(volume) | ResourceId::File(volume, _) => Some(*volume),
         ResourceId::Vm(_) => None,
@@ -89,7 +90,7 @@ fn by_program(resources: Vec<ResourceId>) -> Vec<Vec<ResourceId>> {
 }
 
 /// How a set is called in a message.
-fn called(resources: &[ResourceId]) -> String {
+pub(crate) fn called(resources: &[ResourceId]) -> String {
     match resources {
         [one] => one.to_string(),
         all => format!("{} files", all.len()),
@@ -146,7 +147,10 @@ pub(crate) fn release(common: &Common, connection: &Connection, paths: &[String]
 }
 
 /// Who holds each of these.
-fn holders(connection: &Connection, resources: &[ResourceId]) -> anyhow::Result<Vec<Option<HolderInfo>>> {
+pub(crate) fn holders(
+    connection: &Connection,
+    resources: &[ResourceId],
+) -> anyhow::Result<Vec<Option<HolderInfo>>> {
     if resources.len() <= ONE_BY_ONE {
         let one = |resource: &ResourceId| match connection.query(Query::Resource(resource.clone()))? {
             Answer::Resource(info) => Ok(info.holders.into_iter().next()),
@@ -192,8 +196,14 @@ pub(crate) fn transfer(
     with_locks: bool,
     expected: Option<Epoch>,
 ) -> anyhow::Result<()> {
-    let named = resources.clone();
     let count = resources.len();
+    let whole = match (with_locks, expected) {
+        (true, _) => Some("--with-locks takes along the locks of the programs of one owner"),
+        (false, Some(_)) => Some("--epoch compares what one owner has"),
+        (false, None) => None,
+    };
+    let Gathered { resources, pause: gathering } = gather(common, connection, &resources, to, whole)?;
+    let named = resources.clone();
     let to_node = to.clone();
     let request = match expected {
         None => HolderRequest::Transfer { resources, to: to_node, with_locks },
@@ -202,7 +212,7 @@ pub(crate) fn transfer(
     };
     let Done { epoch, pause, cookie } = ask(common, connection, &request, || source(connection, &named))?;
     let cookie = cookie.map(|cookie| cookie.to_string());
-    let pause_s = pause.as_secs_f64();
+    let pause_s = (gathering + pause).as_secs_f64();
     let epoch = epoch.map(|epoch| epoch.0);
     let line =
         json!({ "count": count, "to": to.as_str(), "epoch": epoch, "pause_s": pause_s, "cookie": cookie });

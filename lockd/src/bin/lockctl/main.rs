@@ -2,6 +2,7 @@
 
 mod commands;
 mod fences;
+mod gather;
 mod holdings;
 mod lockd;
 mod names;
