@@ -15,6 +15,7 @@ pub mod server;
 pub mod site;
 pub mod suites;
 pub mod tgt;
+pub mod vmlab;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -1,0 +1,114 @@
+//! A machine as an iSCSI target: LIO, the kernel's own, whose persistent reservations are complete.
+
+use anyhow::{Result, ensure};
+
+use super::Machine;
+use crate::cluster::{Network, TARGET};
+
+/// The target's name; its unit is 0.
+pub const TARGET_NAME: &str = "iqn.2026-01.lab:vms";
+/// The names of the initiators that it lets in, by their hosts' numbers from 1 on. Each host has its own.
+pub const INITIATORS: [&str; 3] = ["iqn.2026-01.lab:n1", "iqn.2026-01.lab:n2", "iqn.2026-01.lab:n3"];
+
+const SERIAL: &str = "csvlab0001";
+const MODULES: [&str; 5] =
+    ["crc32c_generic", "crct10dif_generic", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp"];
+
+/// The target on a machine: it serves `/dev/vda`.
+#[derive(Debug)]
+pub struct Lio<'a>(&'a Machine);
+
+impl<'a> Lio<'a> {
+    /// The target on `machine`, whose modules are loaded. It does not serve yet.
+    pub fn on(machine: &'a Machine) -> Result<Self> {
+        let load: Vec<_> = MODULES.iter().map(|module| format!("modprobe {module}")).collect();
+        machine.sh(&format!(
+            "mkdir -p /var/target/pr /var/target/alua /etc/target && {} && \
+             {{ grep -q configfs /proc/mounts || mount -t configfs configfs /sys/kernel/config; }}",
+            load.join(" && ")
+        ))?;
+        Ok(Self(machine))
+    }
+
+    /// The URL of its unit.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("iscsi://{}:3260/{TARGET_NAME}/0", self.address())
+    }
+
+    fn address(&self) -> String {
+        Network::San.address(TARGET).to_string()
+    }
+
+    /// Serves. What is written in `/var/target/pr`, where the kernel keeps registrations that are to outlive a restart
+    /// (APTPL) and does not read them by itself, is given back to it first, as `targetctl restore` does.
+    pub fn serve(&self) -> Result<()> {
+        let acls: Vec<_> = INITIATORS
+            .iter()
+            .map(|name| {
+                format!("mkdir -p $P/acls/{name}/lun_0 && ln -s $P/lun/lun_0 $P/acls/{name}/lun_0/l0 && ")
+            })
+            .collect();
+        self.0.sh(&format!(
+            "T=/sys/kernel/config/target B=$T/core/iblock_0/d0 P=$T/iscsi/{TARGET_NAME}/tpgt_1
+             set -e
+             mkdir -p $B && echo udev_path=/dev/vda >$B/control
+             echo {SERIAL} >$B/wwn/vpd_unit_serial
+             echo 1 >$B/enable
+             echo 1 >$B/attrib/emulate_tpu; echo 1 >$B/attrib/emulate_tpws; echo 1 >$B/attrib/emulate_write_cache
+             if [ -e /var/target/pr/aptpl_{SERIAL} ]; then
+                 sed -n '/PR_REG_START/,/PR_REG_END/p' /var/target/pr/aptpl_{SERIAL} >/tmp/aptpl
+                 while read -r line; do case $line in
+                     PR_REG_START*) all= ;;
+                     PR_REG_END*) echo \"$all\" >$B/pr/res_aptpl_metadata ;;
+                     *) all=$all${{all:+,}}$line ;;
+                 esac; done </tmp/aptpl
+             fi
+             mkdir -p $T/iscsi $P/lun/lun_0 && ln -s $B $P/lun/lun_0/d0
+             echo 0 >$P/attrib/authentication; echo 0 >$P/attrib/generate_node_acls
+             echo 0 >$P/attrib/demo_mode_write_protect
+             {}true
+             mkdir -p $P/np/{}:3260
+             echo 1 >$P/enable",
+            acls.concat(),
+            self.address(),
+        ))?;
+        Ok(())
+    }
+
+    /// Ends, and forgets everything that is not in `/var/target/pr`: sessions, registrations, the reservation.
+    pub fn end(&self) -> Result<()> {
+        self.0.sh(&format!(
+            "T=/sys/kernel/config/target B=$T/core/iblock_0/d0 P=$T/iscsi/{TARGET_NAME}/tpgt_1
+             set -e
+             echo 0 >$P/enable
+             rmdir $P/np/*
+             for acl in $P/acls/*; do rm $acl/lun_0/l0; rmdir $acl/lun_0 $acl; done
+             rm $P/lun/lun_0/d0; rmdir $P/lun/lun_0 $P $T/iscsi/{TARGET_NAME} $B"
+        ))?;
+        Ok(())
+    }
+
+    /// The keys that are registered, as the target tells them, sorted: `0x...`.
+    pub fn keys(&self) -> Result<Vec<u64>> {
+        let text = self.pr("res_pr_registered_i_pts")?;
+        let key = |line: &str| {
+            let (_, key) = line.rsplit_once("Key: 0x")?;
+            u64::from_str_radix(key.split_whitespace().next()?, 16).ok()
+        };
+        let mut keys: Vec<_> = text.lines().filter_map(key).collect();
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    /// What kind of reservation there is, in the target's words.
+    pub fn kind(&self) -> Result<String> {
+        Ok(self.pr("res_pr_type")?.trim().to_owned())
+    }
+
+    fn pr(&self, name: &str) -> Result<String> {
+        let text = self.0.sh(&format!("cat /sys/kernel/config/target/core/iblock_0/d0/pr/{name}"))?;
+        ensure!(!text.is_empty(), "the target says nothing in {name}");
+        Ok(text)
+    }
+}

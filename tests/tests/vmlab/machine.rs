@@ -1,0 +1,43 @@
+//! The lab itself: machines boot, run scripts, see each other, and lose their power.
+
+use anyhow::{Result, ensure};
+use lab::cluster::Network;
+use lab::vmlab::{File, Machine, Plan, VmLab};
+
+#[test]
+fn machines_run_scripts_see_each_other_and_lose_their_power() -> Result<()> {
+    VmLab::run(|lab| {
+        let mut plan = Plan::new("n1", 1);
+        plan.disks.push(lab.disk("disk.img", 16 << 20)?);
+        plan.files.push(File::new("/etc/lab/greeting", "hello\n"));
+        let mut first = Machine::start(lab, plan.clone())?;
+        let second = Machine::start(lab, Plan::new("n2", 2))?;
+        first.up()?;
+        second.up()?;
+
+        ensure!(first.sh("cat /etc/lab/greeting; hostname")? == "hello\nn1\n");
+        let said = first.run("echo out; echo err >&2; exit 3")?;
+        ensure!((said.code, said.out.as_str(), said.err.as_str()) == (3, "out\n", "err\n"), "{said:?}");
+        first.sh("csvfs --version && lockd --version && lockctl --version")?;
+
+        let ping = |address: &str| format!("ping -c 1 -W 2 {address}");
+        for address in ["10.77.0.2", "10.78.0.2"] {
+            first.wait("it answers", &ping(address))?;
+        }
+        second.plug(Network::Lan, false)?;
+        ensure!(first.run(&ping("10.77.0.2"))?.code != 0, "a cable that was pulled out");
+        first.sh(&ping("10.78.0.2"))?;
+        second.plug(Network::Lan, true)?;
+        first.wait("it answers again", &ping("10.77.0.2"))?;
+
+        // What a disk has acknowledged is there when the power is back, and what only memory had is not.
+        first.sh("echo kept | dd of=/dev/vda bs=512 count=1 conv=sync,fsync && echo lost >/tmp/file")?;
+        first.power_off();
+        ensure!(first.run("true").is_err() && !first.is_on(), "it has no power");
+        let first = Machine::start(lab, plan)?;
+        first.up()?;
+        ensure!(first.sh("head -c 4 /dev/vda")? == "kept");
+        ensure!(first.run("cat /tmp/file")?.code != 0);
+        Ok(())
+    })
+}
