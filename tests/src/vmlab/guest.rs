@@ -66,7 +66,8 @@ fn run(question: &Question) -> Answer {
 /// If the machine has no line to the outside.
 pub fn serve() -> Result<()> {
     let path = port()?;
-    let line = File::options().read(true).write(true).open(&path).with_context(|| path.display().to_string())?;
+    let line =
+        File::options().read(true).write(true).open(&path).with_context(|| path.display().to_string())?;
     let answers = Arc::new(Mutex::new(line.try_clone()?));
     let mut questions = BufReader::new(line);
     loop {
@@ -76,7 +77,8 @@ pub fn serve() -> Result<()> {
             std::thread::sleep(Duration::from_millis(10));
             continue;
         }
-        let question: Question = serde_json::from_str(&text).with_context(|| format!("a question: {text}"))?;
+        let question: Question =
+            serde_json::from_str(&text).with_context(|| format!("a question: {text}"))?;
         let answers = Arc::clone(&answers);
         std::thread::spawn(move || {
             let answer = run(&question);

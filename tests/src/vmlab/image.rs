@@ -11,7 +11,7 @@ use super::archive::Archive;
 use crate::programs;
 
 /// This workspace's programs that every machine has.
-const OURS: [&str; 4] = ["csvfs", "lockd", "lockctl", "vm-agent"];
+const OURS: [&str; 5] = ["csvfs", "csv-target", "lockd", "lockctl", "vm-agent"];
 /// Those that `scripts/emulator` has unpacked.
 const PACKAGED: [&str; 1] = ["iscsistart"];
 /// The first program: mounts, modules, networks, the agent.
@@ -104,7 +104,8 @@ fn stripped(name: &str, program: &Path, unpacked: &Path) -> Result<PathBuf> {
         }
     }
     let fresh = folder.join(format!("{}.{name}", std::process::id()));
-    let status = Command::new("strip").arg("-o").arg(&fresh).arg(program).status().context("strip (binutils)")?;
+    let status =
+        Command::new("strip").arg("-o").arg(&fresh).arg(program).status().context("strip (binutils)")?;
     ensure!(status.success(), "strip {}: {status}", program.display());
     // Another test may have been faster, with the same.
     std::fs::rename(&fresh, &path)?;
@@ -123,10 +124,16 @@ fn libraries_of(program: &Path, unpacked: &Path) -> Result<Vec<(PathBuf, PathBuf
     for line in text.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next(), words.next()) {
-            (Some(name), Some("=>"), Some("not")) => bail!("{} wants {name}, which is not there", program.display()),
-            (Some(name), Some("=>"), Some(path)) => found.push((Path::new("/lib").join(name), PathBuf::from(path))),
+            (Some(name), Some("=>"), Some("not")) => {
+                bail!("{} wants {name}, which is not there", program.display())
+            }
+            (Some(name), Some("=>"), Some(path)) => {
+                found.push((Path::new("/lib").join(name), PathBuf::from(path)))
+            }
             // The loader stands where the program says.
-            (Some(path), _, _) if path.starts_with('/') => found.push((PathBuf::from(path), PathBuf::from(path))),
+            (Some(path), _, _) if path.starts_with('/') => {
+                found.push((PathBuf::from(path), PathBuf::from(path)))
+            }
             _ => {}
         }
     }

@@ -1,5 +1,7 @@
 //! A machine as an iSCSI target: LIO, the kernel's own, whose persistent reservations are complete.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Result, ensure};
 
 use super::Machine;
@@ -7,12 +9,17 @@ use crate::cluster::{Network, TARGET};
 
 /// The target's name; its unit is 0.
 pub const TARGET_NAME: &str = "iqn.2026-01.lab:vms";
-/// The names of the initiators that it lets in, by their hosts' numbers from 1 on. Each host has its own.
+/// The names of the initiators, by their hosts' numbers from 1 on. Of each are let in, besides, the names of its roles, as
+/// `roles=named` makes them.
 pub const INITIATORS: [&str; 3] = ["iqn.2026-01.lab:n1", "iqn.2026-01.lab:n2", "iqn.2026-01.lab:n3"];
 
 const SERIAL: &str = "csvlab0001";
 const MODULES: [&str; 5] =
     ["crc32c_generic", "crct10dif_generic", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp"];
+
+fn address() -> Ipv4Addr {
+    Network::San.address(TARGET)
+}
 
 /// The target on a machine: it serves `/dev/vda`.
 #[derive(Debug)]
@@ -23,28 +30,25 @@ impl<'a> Lio<'a> {
     pub fn on(machine: &'a Machine) -> Result<Self> {
         let load: Vec<_> = MODULES.iter().map(|module| format!("modprobe {module}")).collect();
         machine.sh(&format!(
-            "mkdir -p /var/target/pr /var/target/alua /etc/target && {} && \
+            "mkdir -p /etc/target/pr /etc/target/alua && {} && \
              {{ grep -q configfs /proc/mounts || mount -t configfs configfs /sys/kernel/config; }}",
             load.join(" && ")
         ))?;
         Ok(Self(machine))
     }
 
-    /// The URL of its unit.
+    /// The URL of its unit, by which each role has a name of its own: LIO does not tell apart the sessions of one.
     #[must_use]
-    pub fn url(&self) -> String {
-        format!("iscsi://{}:3260/{TARGET_NAME}/0", self.address())
+    pub fn url() -> String {
+        format!("iscsi://{}/{TARGET_NAME}/0?roles=named", address())
     }
 
-    fn address(&self) -> String {
-        Network::San.address(TARGET).to_string()
-    }
-
-    /// Serves. What is written in `/var/target/pr`, where the kernel keeps registrations that are to outlive a restart
+    /// Serves. What is written in `/etc/target/pr`, where the kernel keeps registrations that are to outlive a restart
     /// (APTPL) and does not read them by itself, is given back to it first, as `targetctl restore` does.
     pub fn serve(&self) -> Result<()> {
         let acls: Vec<_> = INITIATORS
             .iter()
+            .flat_map(|name| ["", ":node", ":drill"].map(|role| format!("{name}{role}")))
             .map(|name| {
                 format!("mkdir -p $P/acls/{name}/lun_0 && ln -s $P/lun/lun_0 $P/acls/{name}/lun_0/l0 && ")
             })
@@ -55,9 +59,9 @@ impl<'a> Lio<'a> {
              mkdir -p $B && echo udev_path=/dev/vda >$B/control
              echo {SERIAL} >$B/wwn/vpd_unit_serial
              echo 1 >$B/enable
-             echo 1 >$B/attrib/emulate_tpu; echo 1 >$B/attrib/emulate_tpws; echo 1 >$B/attrib/emulate_write_cache
-             if [ -e /var/target/pr/aptpl_{SERIAL} ]; then
-                 sed -n '/PR_REG_START/,/PR_REG_END/p' /var/target/pr/aptpl_{SERIAL} >/tmp/aptpl
+             echo 1 >$B/attrib/emulate_tpu; echo 1 >$B/attrib/emulate_tpws
+             if [ -e /etc/target/pr/aptpl_{SERIAL} ]; then
+                 sed -n '/PR_REG_START/,/PR_REG_END/p' /etc/target/pr/aptpl_{SERIAL} >/tmp/aptpl
                  while read -r line; do case $line in
                      PR_REG_START*) all= ;;
                      PR_REG_END*) echo \"$all\" >$B/pr/res_aptpl_metadata ;;
@@ -71,12 +75,12 @@ impl<'a> Lio<'a> {
              mkdir -p $P/np/{}:3260
              echo 1 >$P/enable",
             acls.concat(),
-            self.address(),
+            address(),
         ))?;
         Ok(())
     }
 
-    /// Ends, and forgets everything that is not in `/var/target/pr`: sessions, registrations, the reservation.
+    /// Ends, and forgets everything that is not in `/etc/target/pr`: sessions, registrations, the reservation.
     pub fn end(&self) -> Result<()> {
         self.0.sh(&format!(
             "T=/sys/kernel/config/target B=$T/core/iblock_0/d0 P=$T/iscsi/{TARGET_NAME}/tpgt_1

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::channel::{Channel, Said};
@@ -49,7 +50,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Machine {
     plan: Plan,
-    qemu: Running,
+    qemu: Mutex<Running>,
     channel: Channel,
     control: PathBuf,
 }
@@ -93,12 +94,19 @@ impl Machine {
         }
         let qemu = Running::start(name, &mut command, lab.path(&format!("{name}.log")))?;
         let channel = Channel::connect(&line).with_context(|| format!("{name}: {}", qemu.errors()))?;
-        Ok(Self { plan, qemu, channel, control })
+        Ok(Self { plan, qemu: Mutex::new(qemu), channel, control })
     }
 
     /// Waits until it has booted.
     pub fn up(&self) -> Result<()> {
         self.run_within("true", BOOT).map(drop)
+    }
+
+    /// The power is back: a machine with the same disks and files boots.
+    pub fn power_on(&mut self, lab: &VmLab) -> Result<()> {
+        self.power_off();
+        *self = Self::start(lab, self.plan.clone())?;
+        Ok(())
     }
 
     /// Its name.
@@ -121,7 +129,7 @@ impl Machine {
     /// Runs a script, and demands that it succeeds; gives what it printed.
     pub fn sh(&self, script: &str) -> Result<String> {
         let Said { code, out, err } = self.run(script)?;
-        ensure!(code == 0, "on {}: {script}\nexit code {code}; it said: {out}{err}", self.plan.name);
+        ensure!(code == 0, "on {}: exit code {code} of\n{script}\nIt said: {out}{err}", self.plan.name);
         Ok(out)
     }
 
@@ -148,27 +156,29 @@ impl Machine {
 
     /// Waits until a script succeeds.
     pub fn wait(&self, what: &str, script: &str) -> Result<()> {
-        let repeated = format!("i=0; until {script}; do i=$((i+1)); [ $i -lt 500 ] || exit 99; sleep 0.1; done");
-        let said = self.run(&repeated)?;
-        ensure!(said.code == 0, "on {}: waited in vain until {what}: {}{}", self.name(), said.out, said.err);
+        let repeated =
+            format!("i=0; until {script}; do i=$((i+1)); [ $i -lt 250 ] || exit 99; sleep 0.1; done");
+        let said = self.run_within(&repeated, BOOT)?;
+        let logs = || self.run("tail -n 20 /log/*").map(|said| said.out).unwrap_or_default();
+        ensure!(said.code == 0, "on {}: waited in vain until {what}: {}\n{}", self.name(), said.err, logs());
         Ok(())
     }
 
     /// Whether its power is on.
-    pub fn is_on(&mut self) -> bool {
-        self.qemu.is_alive()
+    pub fn is_on(&self) -> bool {
+        self.qemu.lock().is_alive()
     }
 
     /// Waits until it has gone off by itself; gives after how long.
-    pub fn goes_off(&mut self, limit: Duration) -> Result<Duration> {
+    pub fn goes_off(&self, limit: Duration) -> Result<Duration> {
         let since = Instant::now();
-        self.qemu.end(limit)?;
+        self.qemu.lock().end(limit)?;
         Ok(since.elapsed())
     }
 
     /// Its power fails. What its disks have acknowledged is there.
-    pub fn power_off(&mut self) {
-        self.qemu.kill();
+    pub fn power_off(&self) {
+        self.qemu.lock().kill();
     }
 
     /// Pulls its cable of a network out, or puts it back.

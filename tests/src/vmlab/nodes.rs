@@ -78,23 +78,26 @@ impl Nodes {
         &mut self.machines[usize::from(number) - 1]
     }
 
+    /// Starts lockd on a node; it may not be ready yet.
+    pub fn launch_lockd(&self, number: u8) -> Result<()> {
+        let arguments = "--cluster /etc/csvfs/cluster.toml --data /var/lib/lockd";
+        self.node(number).launch("lockd", &format!("RUST_LOG=info lockd {arguments} --node n{number}"))
+    }
+
+    /// Waits until the lockd of a node is ready.
+    pub fn await_lockd(&self, number: u8) -> Result<()> {
+        let socket = format!("/run/csvfs/{CLUSTER}/n{number}/lockd.sock");
+        self.node(number).wait("lockd is ready", &format!("[ -S {socket} ]"))
+    }
+
     fn numbers(&self) -> impl Iterator<Item = u8> {
         (1..).take(self.machines.len())
     }
 
     /// Starts lockd everywhere, and waits until each is ready.
     pub fn start_lockd(&self) -> Result<()> {
-        for number in self.numbers() {
-            let lockd = format!(
-                "RUST_LOG=info lockd --cluster /etc/csvfs/cluster.toml --node n{number} --data /var/lib/lockd"
-            );
-            self.node(number).launch("lockd", &lockd)?;
-        }
-        for number in self.numbers() {
-            let socket = format!("/run/csvfs/{CLUSTER}/n{number}/lockd.sock");
-            self.node(number).wait("lockd is ready", &format!("[ -S {socket} ]"))?;
-        }
-        Ok(())
+        self.numbers().try_for_each(|number| self.launch_lockd(number))?;
+        self.numbers().try_for_each(|number| self.await_lockd(number))
     }
 
     /// The command line of csvfs on a node, with the cluster's file and `rest` behind it.
@@ -140,7 +143,10 @@ impl Nodes {
         let others = self.node(number).sh(&format!("tr -d {letter} <{MOUNT}/{file} | wc -c"))?;
         let size = self.node(number).sh(&format!("wc -c <{MOUNT}/{file}"))?;
         let seen = (others.trim(), size.trim());
-        ensure!(seen == ("0", BYTES.to_string().as_str()), "{file} on n{number} is not all {letter}: {seen:?}");
+        ensure!(
+            seen == ("0", BYTES.to_string().as_str()),
+            "{file} on n{number} is not all {letter}: {seen:?}"
+        );
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ fn machines_run_scripts_see_each_other_and_lose_their_power() -> Result<()> {
         let mut plan = Plan::new("n1", 1);
         plan.disks.push(lab.disk("disk.img", 16 << 20)?);
         plan.files.push(File::new("/etc/lab/greeting", "hello\n"));
-        let mut first = Machine::start(lab, plan.clone())?;
+        let mut first = Machine::start(lab, plan)?;
         let second = Machine::start(lab, Plan::new("n2", 2))?;
         first.up()?;
         second.up()?;
@@ -34,7 +34,7 @@ fn machines_run_scripts_see_each_other_and_lose_their_power() -> Result<()> {
         first.sh("echo kept | dd of=/dev/vda bs=512 count=1 conv=sync,fsync && echo lost >/tmp/file")?;
         first.power_off();
         ensure!(first.run("true").is_err() && !first.is_on(), "it has no power");
-        let first = Machine::start(lab, plan)?;
+        first.power_on(lab)?;
         first.up()?;
         ensure!(first.sh("head -c 4 /dev/vda")? == "kept");
         ensure!(first.run("cat /tmp/file")?.code != 0);

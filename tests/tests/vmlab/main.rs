@@ -1,3 +1,5 @@
 //! Hosts as whole machines under QEMU: what wants a kernel of its own, a real target, or power that fails.
 
 mod machine;
+mod reservations;
+mod watchdog;
