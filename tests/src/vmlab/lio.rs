@@ -43,6 +43,15 @@ impl<'a> Lio<'a> {
         format!("iscsi://{}/{TARGET_NAME}/0?roles=named", address())
     }
 
+    /// The script by which the kernel of a host logs in, as `initiator`: a disk appears.
+    #[must_use]
+    pub fn log_in(initiator: &str) -> String {
+        format!(
+            "modprobe iscsi_tcp && modprobe sd_mod && iscsistart -i {initiator} -t {TARGET_NAME} -g 1 -a {} -p 3260",
+            address()
+        )
+    }
+
     /// Serves. What is written in `/etc/target/pr`, where the kernel keeps registrations that are to outlive a restart
     /// (APTPL) and does not read them by itself, is given back to it first, as `targetctl restore` does.
     pub fn serve(&self) -> Result<()> {

@@ -124,6 +124,13 @@ impl Nodes {
         Ok(())
     }
 
+    /// Makes a node the owner of a file of the volume, by hand.
+    pub fn acquire(&self, number: u8, file: &str) -> Result<()> {
+        let acquire =
+            format!("lockctl acquire {MOUNT}/{file} --node n{number} --cluster /etc/csvfs/cluster.toml");
+        self.node(number).sh(&acquire).map(drop)
+    }
+
     /// Unmounts on a node: csvfs is asked to end.
     pub fn unmount(&self, number: u8) -> Result<()> {
         self.node(number).stop("csvfs")

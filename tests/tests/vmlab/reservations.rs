@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::cluster::TARGET;
 use lab::vmlab::{Lio, Machine, Nodes, Plan, VmLab};
 
-const LUN_BYTES: u64 = 128 << 20;
+pub const LUN_BYTES: u64 = 128 << 20;
 
 /// How many blocks of 4 KiB of the image at `path` are full of a letter.
 pub fn blocks_of(path: &Path, letter: char) -> Result<usize> {
@@ -50,7 +50,7 @@ fn on_lio_who_is_fenced_writes_nothing_and_stays_out_when_the_target_restarts() 
 
         // The second node owns a file, and hangs.
         nodes.node(1).sh(&Nodes::write("disk", 'A'))?;
-        nodes.node(2).sh("lockctl acquire /mnt/disk --node n2 --cluster /etc/csvfs/cluster.toml")?;
+        nodes.acquire(2, "disk")?;
         nodes.node(2).sh(&Nodes::write("disk", 'B'))?;
         let before = lio.keys()?;
         nodes.node(2).signal("csvfs", "STOP")?;

@@ -48,7 +48,7 @@ fn a_host_is_restarted_before_the_others_go_on_and_left_alone_when_lockd_ends_in
         nodes.launch_lockd(2)?;
         nodes.await_lockd(2)?;
         nodes.mount(2)?;
-        nodes.node(2).sh("CSV_CLUSTER=/etc/csvfs/cluster.toml lockctl acquire /mnt/disk --node n2")?;
+        nodes.acquire(2, "disk")?;
         nodes.node(2).sh(&Nodes::write("disk", 'B'))?;
         thread::sleep(TIMEOUT + LATE);
         ensure!(nodes.node(2).is_on(), "it is restarted although the lease runs");
@@ -68,21 +68,24 @@ fn a_host_is_restarted_before_the_others_go_on_and_left_alone_when_lockd_ends_in
         ensure!(off < free, "it is on for {off:?}, and its file is given away after {free:?}");
         nodes.holds(1, "disk", 'C')?;
 
-        // A lockd that hangs, with nothing mounted.
-        nodes.node_mut(2).power_on(lab)?;
-        nodes.node(2).sh("modprobe softdog")?;
-        nodes.launch_lockd(2)?;
-        nodes.await_lockd(2)?;
-        thread::sleep(TIMEOUT + LATE);
-        ensure!(nodes.node(2).is_on(), "it is restarted although lockd pats");
+        // A lockd that hangs.
         let stopped = Instant::now();
-        nodes.node(2).signal("lockd", "STOP")?;
-        nodes.node(2).goes_off(LIMIT)?;
+        nodes.node(1).signal("lockd", "STOP")?;
+        nodes.node(1).goes_off(LIMIT)?;
         let off = stopped.elapsed();
         eprintln!("lockd stopped: the host is off after {off:.1?}");
         ensure!(off < TIMEOUT + LATE, "it is restarted only after {off:?}");
+        if std::env::var_os("CSV_SOAK").is_none() {
+            return Ok(());
+        }
 
-        // And one that is killed, on the other host: its device is closed, but not in order.
+        // One that is killed: its device is closed, but not in order.
+        nodes.node_mut(1).power_on(lab)?;
+        nodes.node(1).sh("modprobe softdog")?;
+        nodes.launch_lockd(1)?;
+        nodes.await_lockd(1)?;
+        thread::sleep(TIMEOUT + LATE);
+        ensure!(nodes.node(1).is_on(), "it is restarted although lockd pats");
         let killed = Instant::now();
         nodes.node(1).signal("lockd", "KILL")?;
         nodes.node(1).goes_off(LIMIT)?;
