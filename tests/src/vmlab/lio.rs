@@ -47,7 +47,7 @@ impl<'a> Lio<'a> {
     #[must_use]
     pub fn log_in(initiator: &str) -> String {
         format!(
-            "modprobe iscsi_tcp && modprobe sd_mod && iscsistart -i {initiator} -t {TARGET_NAME} -g 1 -a {} -p 3260",
+            "modprobe -a crc32c_generic iscsi_tcp sd_mod && iscsistart -i {initiator} -t {TARGET_NAME} -g 1 -a {} -p 3260",
             address()
         )
     }
