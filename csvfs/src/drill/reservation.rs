@@ -53,10 +53,11 @@ pub(super) fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillE
         return Err(DrillError::Alone);
     }
     let mut mine = options();
+    let lease = Arc::new(Lease::unlimited());
     mine.reservation = Some(Reservation {
         key: key_of(mine.client),
         node: place.node.clone(),
-        lease: Arc::new(Lease::unlimited()),
+        lease: Arc::clone(&lease),
         guards_unmap: shown.guards_unmap,
     });
     let victim = open(url, &mine)?;
@@ -82,6 +83,8 @@ pub(super) fn run(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), DrillE
         }
         _ => {
             let began = Instant::now();
+            // As nobody is fenced before his session has ended: one whose lease ran would register again after a reset.
+            lease.end();
             let units = Units::new(&place.in_file().lun, &place.node).map_err(ClusterError::Lun)?;
             let seen = units.fence(&[key_of(mine.client)])?;
             say(&format!("3. it is fenced as the lockds do it, in {:.0?}: {seen}", began.elapsed()));
