@@ -3,7 +3,7 @@
 //!
 //! A machine boots the kernel that `scripts/emulator` has unpacked, with an initramfs made here: busybox, the modules, this
 //! workspace's programs and the libraries that they need. An agent in it (`vm-agent`) runs scripts and sends back what
-//! they print. QEMU works by software emulation: some ten times slower than the processor, two to eight seconds to boot.
+//! they print. QEMU works by software emulation: some ten times slower than the processor, about ten seconds to boot.
 //!
 //! | module | what |
 //! |---|---|
