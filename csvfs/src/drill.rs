@@ -67,6 +67,12 @@ pub enum DrillError {
     /// The fence does not hold.
     #[error("THE FENCE DOES NOT HOLD: {0}. Do not rely on it: a node that is fenced can still write")]
     Broken(String),
+    /// Nobody else is registered.
+    #[error(
+        "this host is the only one that has registered with the LUN's target, and the reservation would end with its key: mount \
+         the volume on another node, and drill here, where it is not mounted"
+    )]
+    Alone,
     /// Somebody else drills.
     #[error("{0}: is another drill under way? Try again")]
     Disturbed(String),

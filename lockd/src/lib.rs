@@ -23,6 +23,7 @@ pub mod network;
 pub mod peers;
 pub mod raft;
 pub mod random;
+pub mod reservation;
 pub mod rules;
 pub mod slots;
 pub mod standalone;

@@ -6,14 +6,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lockd::ids::{ClientId, NodeName};
-use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
+use lockd::reservation::{Shown, Trial};
 
 use crate::buffer::{Buffer, Slice};
 use crate::paths::way::Direct;
 
 /// Why a LUN that is reached by something else has no reservations.
-pub(crate) const NO_RESERVATIONS: &str = "the LUN is not reached over iscsi://";
+pub(crate) const NO_RESERVATIONS: &str = "the LUN is reached neither over iscsi:// nor as a block device";
 
 /// What a LUN is and can do. Sizes in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,7 +161,8 @@ pub trait Lun: Send + Sync + Debug {
     ///
     /// # Errors
     /// Why it does not, or cannot be asked.
-    fn try_reservations(&self) -> Result<Shown, String> {
+    fn try_reservations(&self, trial: Trial<'_>) -> Result<Shown, String> {
+        let _ = trial;
         Err(NO_RESERVATIONS.to_owned())
     }
 

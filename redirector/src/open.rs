@@ -9,7 +9,7 @@ use lockd::ids::ClientId;
 use lockd::iscsi::SessionError;
 use lockd::rules::Rules;
 
-use crate::file::{self, FileLun, FileLunError};
+use crate::file::{self, FileLun, FileLunError, Registration};
 use crate::iscsi::Reservation;
 use crate::iscsi::portal::Portal;
 use crate::lun::{Identity, Lun};
@@ -200,7 +200,10 @@ pub fn open(uri: &LunUri, options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenErr
 pub fn open_all(uris: &[LunUri], options: &OpenOptions) -> Result<Arc<dyn Lun>, OpenError> {
     if let [LunUri::Device(path) | LunUri::File(path)] = uris {
         let file = file::Options { read_only: options.read_only, ..file::Options::default() };
-        return Ok(Arc::new(FileLun::open(path, file)?));
+        let reservation = options.reservation.clone().filter(|_| !options.read_only);
+        let registration =
+            reservation.map(|own| Registration::new(own, options.rules, Arc::clone(&options.clock)));
+        return Ok(Arc::new(FileLun::open_as(path, file, registration)?));
     }
     let ways = uris.iter().map(|uri| way(uri, options)).collect::<Result<Vec<_>, _>>()?;
     Ok(Arc::new(PathSet::open(ways, options)?))

@@ -11,10 +11,10 @@ use client_harness::exercise::SIZE;
 use client_harness::tgt::Tgt;
 use client_harness::{PATIENCE, Place, end, free_port, options, start_read, start_write, try_open, wait_for};
 use lockd::clock::{BootTime, Clock, SystemClock};
-use lockd::fencing::{Units, key_of};
+use lockd::fencing::{Units, key_of, node_key};
 use lockd::ids::ClientId;
-use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
+use lockd::reservation::{Shown, Trial};
 use redirector::iscsi::Reservation;
 use redirector::lun::{Lun, Outcome};
 
@@ -67,13 +67,15 @@ fn what_a_target_can_is_tried_and_leaves_nothing_behind() {
     let place = Place::new();
     let tgt = Tgt::open(free_port(), &place.image("image", SIZE));
     let lun = try_open(&tgt.uri(), &options()).unwrap();
-    let shown = Shown { aborts: false, persists: false, guards_unmap: false };
+    let shown = Shown { aborts: false, persists: false, guards_unmap: false, tried: true };
+    let node = "n9".parse().unwrap();
+    let trial = Trial { node: &node, key: node_key(&node), scratch: 1 << 20 };
     for _ in 0..2 {
-        assert_eq!(lun.try_reservations(), Ok(shown));
+        assert_eq!(lun.try_reservations(trial), Ok(shown));
     }
     assert_eq!(write(&place, &*lun, 0, 1), Outcome::Done, "nothing is reserved");
     let first = client(&tgt, 1);
-    assert_eq!(lun.try_reservations(), Ok(shown), "beside those who use it");
+    assert_eq!(lun.try_reservations(trial), Ok(shown), "beside those who use it");
     assert_eq!(write(&place, &*first.lun, 0, 2), Outcome::Done);
 }
 

@@ -16,6 +16,7 @@ pub mod site;
 pub mod steady;
 pub mod suites;
 pub mod tgt;
+pub mod vmlab;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use lockd::cluster::tls::Credentials;
 use lockd::cluster::{ControlAddress, FenceChoice};
-use lockd::fencing::{TargetControl, TargetMark};
-use lockd::iscsi::reservation::{Shown, try_out};
+use lockd::fencing::{TargetControl, TargetMark, node_key};
+use lockd::iscsi::reservation::try_out;
 use lockd::machine::FenceMethod;
 use lockd::random::{Random, SystemRandom};
+use lockd::reservation::{Shown, Trial};
 use redirector::lun::Lun;
 use redirector::uri::LunUri;
 
 use super::error::ClusterError;
 use super::member::Place;
+use crate::disk::layout;
+use crate::types::BLOCK;
 
 /// How long a target may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,6 +60,12 @@ impl Place {
                 let none = |why| ClusterError::NoFence { volume: self.volume.clone(), why };
                 Ok(Proven { method: FenceMethod::ScsiPr, shown: Some(whole.map_err(none)?) })
             }
+            FenceChoice::Auto if matches!(self.luns[..], [LunUri::Device(_)]) => {
+                let why = "on a block device it cannot be tried whether the target keeps out who has no key, while no other \
+                           host has one; asked for by name, fence = \"scsi-pr\" does without"
+                    .to_owned();
+                Err(ClusterError::NoFence { volume: self.volume.clone(), why })
+            }
             FenceChoice::Auto => self
                 .prove_target(lun, &volume.control)
                 .map(Proven::from)
@@ -66,17 +75,24 @@ impl Place {
 
     /// What reservations are good for, on every path: the least that one of them has shown.
     fn prove_reservations(&self, lun: &dyn Lun) -> Result<Shown, String> {
-        let mut least = lun.try_reservations()?;
+        let trial = Trial {
+            node: &self.node,
+            key: node_key(&self.node),
+            // Nobody has anything there but a drill.
+            scratch: layout::DRILL_AT * BLOCK,
+        };
+        let mut least = lun.try_reservations(trial)?;
         for path in self.luns.iter().skip(1) {
             let LunUri::Iscsi(unit) = path else {
                 return Err(format!("the path {path} is no iscsi:// unit"));
             };
-            let shown = try_out(unit, SystemRandom.number() >> 1);
+            let shown = try_out(unit, trial, SystemRandom.number() >> 1);
             let shown = shown.map_err(|error| format!("on the path {path} {error}"))?;
             least = Shown {
                 aborts: least.aborts && shown.aborts,
                 persists: least.persists && shown.persists,
                 guards_unmap: least.guards_unmap && shown.guards_unmap,
+                tried: least.tried && shown.tried,
             };
         }
         Ok(least)

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::options::MountOptions;
@@ -47,8 +46,9 @@ impl Mountpoint {
 
     /// Sets how far the kernel reads ahead. It begins with 128 KiB, and only this file makes it more.
     pub(super) fn read_ahead(&self, kib: u32) -> io::Result<()> {
-        let device = self.path.metadata()?.dev();
-        let (major, minor) = (libc::major(device), libc::minor(device));
+        // Without asking the file system, which is this process: killed in the middle of that, it would wait for its own
+        // answer for ever.
+        let (major, minor) = sys::device_of(&terminated(self.path.as_os_str())?)?;
         std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -96,4 +97,19 @@ pub(super) fn readable(descriptor: RawFd) -> libc::pollfd {
 pub(super) fn wait_for_any(set: &mut [libc::pollfd]) {
     // SAFETY: the room that is passed lives through the call. Whatever the result, the caller looks itself.
     unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, -1) };
+}
+
+/// The device of the file system at `path`, as major and minor number. Nobody is asked but the kernel.
+pub(super) fn device_of(path: &CStr) -> io::Result<(u32, u32)> {
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a C string, and the kernel writes one `statx` to `status`.
+    let result = unsafe {
+        libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_STATX_DONT_SYNC, 0, status.as_mut_ptr())
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed above, and every bit pattern is a `statx`.
+    let status = unsafe { status.assume_init() };
+    Ok((status.stx_dev_major, status.stx_dev_minor))
 }

@@ -21,6 +21,15 @@ fn a_used_file_system_is_not_unmounted() {
     assert_eq!(fs::read_dir(mounted.root()).unwrap().count(), 0);
 }
 
+/// A process that waits for an answer of its own mount cannot be killed: nobody is left to answer.
+#[test]
+fn a_mount_that_begins_asks_nothing_of_itself() {
+    let mounted = Mounted::new();
+    assert_eq!((mounted.memory.seen().attributes, mounted.memory.seen().lookups), (0, 0));
+    fs::metadata(mounted.root()).unwrap();
+    assert_eq!(mounted.memory.seen().attributes, 1);
+}
+
 #[test]
 fn a_detached_file_system_lives_as_long_as_it_is_used() {
     let mut mounted = Mounted::new();

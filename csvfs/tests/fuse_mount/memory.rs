@@ -55,6 +55,8 @@ pub struct Seen {
     pub reads: usize,
     /// How many lookups came.
     pub lookups: usize,
+    /// How often attributes were asked for.
+    pub attributes: usize,
 }
 
 /// The file system. Data is read and written by a thread of its own, so that those answers come from there.
@@ -429,6 +431,7 @@ impl FileService for Memory {
     }
 
     fn get_attr(&self, ino: Ino, done: Done<Attr>) {
+        self.seen.lock().attributes += 1;
         self.with(done, |tree| Ok(tree.get(ino.0)?.attr));
     }
 

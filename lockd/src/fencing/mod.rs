@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `incarnation` | under which number a client is known at a target |
 //! | `target` | csv-target refuses incarnations for good and drains them |
-//! | `reservation` | the units of iSCSI targets have keys removed and commands aborted |
+//! | `reservation` | SCSI units have keys removed and commands aborted |
 //! | `command` | a fence agent switches the host off |
 //!
 //! Everything here waits for others, for bounded times: it is called on threads that may.
@@ -18,5 +18,5 @@ mod target;
 
 pub use command::{AgentCommand, AgentError};
 pub use incarnation::incarnation;
-pub use reservation::{UnitError, Units, key_of};
+pub use reservation::{UnitError, Units, key_of, node_key};
 pub use target::{TargetControl, TargetControlError, TargetMark, Targets};

@@ -11,7 +11,7 @@
 //! | `cdb` | the commands' bytes |
 //! | `sense` | how commands end, unit attentions |
 //! | `unit` | what a unit is and can do |
-//! | `reservation` | persistent reservations |
+//! | `reservation` | persistent reservations by a session |
 
 pub mod cdb;
 pub mod page;
@@ -26,4 +26,4 @@ pub use page::Page;
 pub use sense::{Attention, Ended, Sense};
 pub use session::{Isid, Payload, Session, SessionError, Transfer};
 pub use unit::Unit;
-pub use uri::{IscsiUri, IscsiUriError};
+pub use uri::{IscsiUri, IscsiUriError, Role};

@@ -19,7 +19,19 @@ const INITIATOR_FILE: &str = "/etc/iscsi/initiatorname.iscsi";
 /// What the name begins with that a host has without that file.
 const INITIATOR_OURS: &str = "iqn.2026-01.csvfs:";
 
-/// `iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN[?secret-file=PATH][&initiator=NAME]`.
+/// As what a session is begun, for targets that take the initiator's name alone for who somebody is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Role {
+    /// A mount, or anybody who reads: the initiator's own name.
+    #[default]
+    Mount,
+    /// The node itself, which holds the reservation and fences: `NAME:node`.
+    Node,
+    /// A drill or a trial: `NAME:drill`.
+    Drill,
+}
+
+/// `iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN[?secret-file=PATH][&initiator=NAME][&roles=named]`.
 ///
 /// The secret never appears in what it is shown as.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -37,6 +49,9 @@ pub struct IscsiUri {
     secret: Option<String>,
     secret_file: Option<PathBuf>,
     initiator: Option<String>,
+    /// Each role has a name of its own.
+    has_named_roles: bool,
+    role: Role,
 }
 
 /// What is wrong with the name of a unit. The URL is not repeated: it may hold a secret.
@@ -108,9 +123,24 @@ impl IscsiUri {
         self.secret.as_deref().map(|secret| (SECRET_VARIABLE, secret))
     }
 
-    /// The name that this host gives itself: of the URL, of the host's own initiator, or made of the host's name.
+    /// The same unit, for a session of this role. Its text stays the same.
+    #[must_use]
+    pub fn as_role(&self, role: Role) -> Self {
+        Self { role, ..self.clone() }
+    }
+
+    /// The name that this host gives itself: of the URL, of the host's own initiator, or made of the host's name; and if
+    /// the URL wants that, what it is made as.
     #[must_use]
     pub fn initiator(&self) -> String {
+        match self.role {
+            Role::Node if self.has_named_roles => format!("{}:node", self.host_initiator()),
+            Role::Drill if self.has_named_roles => format!("{}:drill", self.host_initiator()),
+            Role::Mount | Role::Node | Role::Drill => self.host_initiator(),
+        }
+    }
+
+    fn host_initiator(&self) -> String {
         if let Some(name) = &self.initiator {
             return name.clone();
         }
@@ -198,14 +228,30 @@ impl FromStr for IscsiUri {
             Some((user, secret)) if is_secret(secret) => (Some(user.to_owned()), Some(secret.to_owned())),
             Some(_) => return Err(wrong("the secret is not one line of 1 to 255 bytes")),
         };
-        let mut parsed = Self { host, port, target, lun, user, secret, secret_file: None, initiator: None };
+        let mut parsed = Self {
+            host,
+            port,
+            target,
+            lun,
+            user,
+            secret,
+            secret_file: None,
+            initiator: None,
+            has_named_roles: false,
+            role: Role::Mount,
+        };
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             match parameter.split_once('=') {
                 Some(("secret-file", path)) if !path.is_empty() && !path.contains('\0') => {
                     parsed.secret_file = Some(path.into());
                 }
                 Some(("initiator", name)) if is_name(name) => parsed.initiator = Some(name.to_owned()),
-                _ => return Err(wrong("known parameters are secret-file=PATH and initiator=NAME")),
+                Some(("roles", "named")) => parsed.has_named_roles = true,
+                _ => {
+                    return Err(wrong(
+                        "known parameters are secret-file=PATH, initiator=NAME and roles=named",
+                    ));
+                }
             }
         }
         if parsed.secret_file.is_some() && (parsed.user.is_none() || parsed.secret.is_some()) {
@@ -256,6 +302,10 @@ impl fmt::Display for IscsiUri {
         }
         if let Some(name) = &self.initiator {
             write!(f, "{mark}initiator={name}")?;
+            mark = '&';
+        }
+        if self.has_named_roles {
+            write!(f, "{mark}roles=named")?;
         }
         Ok(())
     }
@@ -285,6 +335,7 @@ mod tests {
             "iscsi://[fd00::1]:3261/iqn.2026-01.lab:vms/16383",
             "iscsi://me@host/iqn.2026-01.lab:vms/1?secret-file=/etc/secret",
             "iscsi://me@host/iqn.2026-01.lab:vms/1?secret-file=/etc/secret&initiator=iqn.2026-01.lab:n1",
+            "iscsi://host/iqn.2026-01.lab:vms/1?initiator=iqn.2026-01.lab:n1&roles=named",
         ] {
             assert_eq!(uri(text).to_string(), text);
         }
@@ -292,6 +343,18 @@ mod tests {
         assert_eq!((plain.target.as_str(), plain.lun, plain.portal().as_str()), ("iqn.x:y", 2, "h:3260"));
         assert!(plain.initiator().starts_with("iqn."));
         assert_eq!(uri("iscsi://[::1]/t/0").portal(), "[::1]:3260");
+    }
+
+    #[test]
+    fn roles_have_names_of_their_own_where_that_is_asked_for() {
+        let roles = [Role::Mount, Role::Node, Role::Drill];
+        let names = |text: &str| roles.map(|role| uri(text).as_role(role).initiator());
+        assert_eq!(names("iscsi://h/t/0?initiator=iqn.x:a"), ["iqn.x:a"; 3]);
+        let named = names("iscsi://h/t/0?initiator=iqn.x:a&roles=named");
+        assert_eq!(named, ["iqn.x:a", "iqn.x:a:node", "iqn.x:a:drill"]);
+        let one = uri("iscsi://h/t/0?roles=named");
+        assert_eq!(one.to_string(), one.as_role(Role::Node).to_string(), "ids of sessions are made of it");
+        assert!("iscsi://h/t/0?roles=many".parse::<IscsiUri>().is_err());
     }
 
     #[test]

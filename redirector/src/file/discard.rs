@@ -65,7 +65,7 @@ fn run(ring: &Ring, queue: &Receiver<Discard>) {
             Ok(()) => Outcome::Done,
             // A device may say that it discards and then not: what is trimmed does not matter.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Outcome::Done,
-            Err(error) => Outcome::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+            Err(error) => ring.target.failed(error.raw_os_error().unwrap_or(libc::EIO)),
         };
         on_done(outcome);
     }

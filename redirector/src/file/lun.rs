@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use lockd::ids::ClientId;
+use lockd::reservation::device::{Device, Visit, try_out};
+use lockd::reservation::{Shown, Trial};
 
 use super::discard::Discarder;
 use super::lock::{Exclusive, Holder};
 use super::open::{FileLunError, Opened, Options};
+use super::registration::Registration;
 use super::request::{Request, Target};
 use super::ring::Ring;
 use crate::buffer::{Buffer, Pool, Slice};
@@ -32,10 +35,21 @@ impl FileLun {
     /// Opens the file or block device `path`. An exclusive lock is taken if it is free, see
     /// [`FileLun::try_exclusive`]; if it is not, that is no error.
     pub fn open(path: &Path, options: Options) -> Result<Self, FileLunError> {
+        Self::open_as(path, options, None)
+    }
+
+    /// The same as a client that registers with the target first, which it leaves when it is dropped.
+    pub fn open_as(
+        path: &Path,
+        options: Options,
+        registration: Option<Registration>,
+    ) -> Result<Self, FileLunError> {
         let opened = Opened::new(path, options)?;
+        let target = Target::new(opened, registration)
+            .map_err(|source| FileLunError::Registration { path: path.to_path_buf(), source })?;
         let failed = |source| FileLunError::Ring { path: path.to_path_buf(), source };
-        let discards = opened.is_device && opened.geometry.trim;
-        let ring = Arc::new(Ring::new(Target::new(opened), options.depth).map_err(failed)?);
+        let discards = target.opened.is_device && target.opened.geometry.trim;
+        let ring = Arc::new(Ring::new(target, options.depth).map_err(failed)?);
         let of_reaper = Arc::clone(&ring);
         let reaper = thread::Builder::new()
             .name("lun-reaper".to_owned())
@@ -43,6 +57,9 @@ impl FileLun {
                 of_reaper.reap();
                 // Only now is nothing in flight any more.
                 of_reaper.target.lock.release(&of_reaper.target.opened);
+                if !of_reaper.is_broken() {
+                    of_reaper.target.leave();
+                }
             })
             .map_err(failed)?;
         let mut lun = Self { ring, reaper: Some(reaper), discarder: None, pool: Pool::default() };
@@ -73,6 +90,9 @@ impl FileLun {
         let block = u64::from(geometry.block_size);
         if changes && self.opened().read_only {
             return Err(libc::EROFS);
+        }
+        if self.ring.target.refused().is_some() {
+            return Err(libc::EIO);
         }
         let inside = offset.checked_add(len).is_some_and(|end| end <= geometry.size);
         if !offset.is_multiple_of(block) || !len.is_multiple_of(block) || !inside {
@@ -134,6 +154,9 @@ impl Lun for FileLun {
         if self.opened().read_only {
             return on_done(Outcome::Done);
         }
+        if self.ring.target.refused().is_some() {
+            return on_done(Outcome::Failed(libc::EIO));
+        }
         self.ring.submit(Request::flush(on_done));
     }
 
@@ -164,6 +187,23 @@ impl Lun for FileLun {
         self.ring.target.lock.prove_ended(self.opened())
     }
 
+    fn try_reservations(&self, trial: Trial<'_>) -> Result<Shown, String> {
+        let opened = self.opened();
+        if !opened.is_device {
+            return Err(format!("{} is a file, not a disk of a target", opened.path.display()));
+        }
+        let shown = if opened.read_only {
+            Visit::begin(&opened.path, trial.key, &[]).and_then(|visit| try_out(&mut visit.device(), trial))
+        } else {
+            try_out(&mut Device::claimed(&opened.file), trial)
+        };
+        shown.map_err(|error| format!("at {}: {error}", opened.path.display()))
+    }
+
+    fn is_working(&self) -> bool {
+        self.ring.target.refused().is_none()
+    }
+
     fn describe(&self) -> String {
         let opened = self.opened();
         let kind = if opened.is_device { "block device" } else { "file" };
@@ -173,7 +213,11 @@ impl Lun for FileLun {
             (false, true) => "locked",
             (false, false) => "not locked: another process has it open",
         };
-        let state = if self.ring.is_broken() { "io_uring has failed" } else { "up" };
+        let state = match self.ring.target.refused() {
+            _ if self.ring.is_broken() => "io_uring has failed",
+            Some(why) => why,
+            None => "up",
+        };
         format!("{kind} {} ({how}, {lock}): {state}", opened.path.display())
     }
 }

@@ -10,6 +10,7 @@
 //! - `request`: a request in flight, and what follows each of its completions.
 //! - `ring`: the submission and the completion queue.
 //! - `lock`: the exclusive lock, and the proof that no earlier client's write is still on its way.
+//! - `registration`: the host's key at the target of a device whose users fence by reservations.
 //! - `discard`: trimming a block device.
 //! - `kernel`: the system calls that std does not have.
 
@@ -18,6 +19,7 @@ mod kernel;
 mod lock;
 mod lun;
 mod open;
+mod registration;
 mod request;
 mod ring;
 #[cfg(test)]
@@ -26,3 +28,4 @@ mod tests;
 pub use lock::{Exclusive, Holder};
 pub use lun::FileLun;
 pub use open::{FileLunError, Options};
+pub use registration::Registration;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::kernel::{self, DirectAlignment};
+use crate::iscsi::registration::RegistrationError;
 use crate::lun::Geometry;
 
 /// The longest request in bytes.
@@ -86,6 +87,15 @@ pub enum FileLunError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// The device's target does not take this host.
+    #[error("{path}: {source}")]
+    Registration {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: RegistrationError,
     },
     /// The kernel gives no `io_uring`.
     #[error(

@@ -9,7 +9,9 @@ use io_uring::{opcode, squeue, types};
 
 use super::lock::Lock;
 use super::open::Opened;
+use super::registration::Registration;
 use crate::buffer::{Buffer, Pool, Slice};
+use crate::iscsi::registration::RegistrationError;
 use crate::lun::{OnDone, OnRead, Outcome};
 
 /// How often a request that the kernel did not take up (no memory, its submitting thread ended) is submitted again.
@@ -33,16 +35,64 @@ pub struct Target {
     /// The first `ZeroWay` that has not been refused yet.
     zero_way: AtomicU8,
     zeros: OnceLock<Slice>,
+    /// As whom this client has registered with the device's target.
+    registration: Option<Registration>,
+    /// Why the target lets this client write no more, once it has said so.
+    refused: OnceLock<&'static str>,
 }
 
 impl Target {
-    pub fn new(opened: Opened) -> Self {
-        Self {
+    /// What `opened` is, used by a client that registers there if there is a `registration`.
+    pub fn new(mut opened: Opened, registration: Option<Registration>) -> Result<Self, RegistrationError> {
+        let mut zero_way = ZeroWay::ZeroRange;
+        if let Some(registration) = &registration {
+            registration.enter(&opened.file)?;
+            if !registration.guards_unmap() {
+                // The kernel would send UNMAP or WRITE SAME, and one that is late would land.
+                (opened.geometry.trim, opened.geometry.write_zeroes) = (false, false);
+                zero_way = ZeroWay::Write;
+            }
+        }
+        Ok(Self {
             lock: Lock::default(),
             opened,
-            zero_way: AtomicU8::new(ZeroWay::ZeroRange as u8),
+            zero_way: AtomicU8::new(zero_way as u8),
             zeros: OnceLock::new(),
+            registration,
+            refused: OnceLock::new(),
+        })
+    }
+
+    /// The client leaves, with nothing in flight.
+    pub fn leave(&self) {
+        if let Some(registration) = self.registration.as_ref().filter(|_| self.refused().is_none()) {
+            registration.leave(&self.opened.file);
         }
+    }
+
+    /// Why the target lets this client write no more.
+    pub fn refused(&self) -> Option<&'static str> {
+        self.refused.get().copied()
+    }
+
+    /// How a request ends that the kernel refuses with `errno`.
+    pub fn failed(&self, errno: i32) -> Outcome {
+        // A reservation conflict.
+        if errno != libc::EBADE {
+            return Outcome::Failed(errno);
+        }
+        let why = match &self.registration {
+            Some(_) => "the target refuses this host's writes: its registration is gone, it is fenced",
+            None => {
+                "the LUN is reserved by somebody else (RESERVATION CONFLICT): a cluster that fences by scsi-pr uses it, or \
+                 another initiator; find out who before anything is written here (csvfs fence-test --release VOLUME ends \
+                 a cluster's own reservation)"
+            }
+        };
+        if self.refused.set(why).is_ok() {
+            tracing::error!(path = %self.opened.path.display(), "{why}");
+        }
+        Outcome::Failed(libc::EIO)
     }
 
     fn zero_way(&self) -> ZeroWay {
@@ -196,7 +246,7 @@ impl Request {
                 *way = target.next_zero_way(*way);
                 None
             }
-            _ => Some(Outcome::Failed(errno)),
+            _ => Some(target.failed(errno)),
         }
     }
 

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use lockd::clock::Clock;
 use lockd::ids::ClientId;
-use lockd::iscsi::reservation::{Registrant, Shown, try_out};
+use lockd::iscsi::reservation::{Nexus, try_out};
 use lockd::iscsi::unit::Mode;
 use lockd::iscsi::{Attention, IscsiUri, Isid, Session, SessionError, Unit};
+use lockd::reservation::{ReservationError, Shown, Trial};
 use lockd::rules::{Rule, Rules};
 use parking_lot::Mutex;
 
@@ -122,9 +123,7 @@ impl Portal {
         match reservation.enter(&self.uri, session, deadline, self.rules, &*self.clock) {
             Ok(()) => Ok(()),
             Err(error @ RegistrationError::Ended) => Err(self.refused(error.to_string())),
-            Err(RegistrationError::Target(lockd::iscsi::reservation::ReservationError::Session(error))) => {
-                Err(self.failed(error))
-            }
+            Err(RegistrationError::Target(ReservationError::Session(error))) => Err(self.failed(error)),
             Err(error) => Err(OpenError::Unreachable {
                 lun: self.lun(),
                 source: std::io::Error::other(error.to_string()),
@@ -149,7 +148,7 @@ impl Portal {
             unit.ask_mode(session, deadline).map_err(|error| self.failed(error))?;
             if is_probe && self.reservation.is_some() {
                 // The link registers anew.
-                let left = Registrant::new(session, deadline).unregister();
+                let left = Nexus::new(session, deadline).unregister();
                 left.map_err(|error| self.failed(SessionError::Unreachable(error.to_string())))?;
             }
         }
@@ -228,8 +227,8 @@ impl Way for Portal {
         self.lun()
     }
 
-    fn try_reservations(&self) -> Result<Shown, String> {
-        try_out(&self.uri, rand::random::<u64>() >> 1).map_err(|error| error.to_string())
+    fn try_reservations(&self, trial: Trial<'_>) -> Result<Shown, String> {
+        try_out(&self.uri, trial, rand::random::<u64>() >> 1).map_err(|error| error.to_string())
     }
 
     fn part(&self) {

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use lockd::clock::Clock;
 use lockd::fencing::Units;
 use lockd::ids::NodeName;
-use lockd::iscsi::reservation::{Key, Registrant, ReservationError};
+use lockd::iscsi::reservation::Nexus;
 use lockd::iscsi::{IscsiUri, Isid, Page, Payload, Session};
 use lockd::lease::Lease;
+use lockd::reservation::{Key, Registrant, ReservationError};
 use lockd::rules::Rules;
 
 /// How long a session may take to begin.
@@ -52,7 +53,8 @@ pub enum RegistrationError {
 }
 
 impl Reservation {
-    fn standing(&self, rules: Rules, clock: &dyn Clock) -> Result<(), RegistrationError> {
+    /// Whether the client may be registered now.
+    pub fn standing(&self, rules: Rules, clock: &dyn Clock) -> Result<(), RegistrationError> {
         if self.lease.admits(rules, clock) {
             Ok(())
         } else if self.lease.has_ended() {
@@ -69,7 +71,7 @@ impl Reservation {
         session: &mut Session<P>,
         deadline: Instant,
     ) -> Result<(), ReservationError> {
-        let mut registrant = Registrant::new(session, deadline);
+        let mut registrant = Nexus::new(session, deadline);
         registrant.unregister()?;
         if !registrant.keys()?.contains(&self.key) {
             return Ok(());
@@ -77,7 +79,7 @@ impl Reservation {
         // A target that binds registrations to sessions still has those of sessions of ours that broke.
         let id = Isid::of(&[b"leave", &self.key.0.to_le_bytes(), uri.to_string().as_bytes()]);
         let mut other = Session::<Page>::open(uri, id, OPENING)?;
-        let (mut other, passing) = (Registrant::new(&mut other, deadline), Key(!self.key.0));
+        let (mut other, passing) = (Nexus::new(&mut other, deadline), Key(!self.key.0));
         other.register(passing)?;
         other.preempt(passing, self.key)?;
         other.unregister()
@@ -94,7 +96,7 @@ impl Reservation {
     ) -> Result<(), RegistrationError> {
         self.standing(rules, clock)?;
         Units::one(uri, &self.node).hold().map_err(|error| error.source)?;
-        let mut registrant = Registrant::new(session, deadline);
+        let mut registrant = Nexus::new(session, deadline);
         registrant.register(self.key)?;
         registrant.reserve(self.key)?;
         self.standing(rules, clock).inspect_err(|_| {

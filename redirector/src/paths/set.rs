@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use lockd::ids::{ClientId, NodeName};
-use lockd::iscsi::reservation::Shown;
 use lockd::lease::Lease;
+use lockd::reservation::{Shown, Trial};
 use lockd::rules::Rule;
 use parking_lot::{Condvar, Mutex};
 
@@ -346,14 +346,15 @@ impl Lun for PathSet {
         Proof::Ended(ended.join("; "))
     }
 
-    fn try_reservations(&self) -> Result<Shown, String> {
+    fn try_reservations(&self, trial: Trial<'_>) -> Result<Shown, String> {
         // What every path has shown.
-        let mut all = Shown { aborts: true, persists: true, guards_unmap: true };
+        let mut all = Shown { aborts: true, persists: true, guards_unmap: true, tried: true };
         for way in &self.traffic.ways[..self.traffic.direct] {
-            let shown = way.try_reservations().map_err(|why| format!("{}: {why}", way.name()))?;
+            let shown = way.try_reservations(trial).map_err(|why| format!("{}: {why}", way.name()))?;
             all.aborts &= shown.aborts;
             all.persists &= shown.persists;
             all.guards_unmap &= shown.guards_unmap;
+            all.tried &= shown.tried;
         }
         Ok(all)
     }

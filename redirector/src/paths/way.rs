@@ -9,7 +9,7 @@ use std::time::Duration;
 use bincode::{Decode, Encode};
 use lockd::clock::BootTime;
 use lockd::ids::{ClientId, NodeName};
-use lockd::iscsi::reservation::Shown;
+use lockd::reservation::{Shown, Trial};
 
 use crate::ghosts::Executor;
 use crate::lun::{Geometry, NO_RESERVATIONS, Outcome, Proof};
@@ -97,7 +97,8 @@ pub trait Way: Send + Sync + Debug {
     fn name(&self) -> String;
 
     /// Tries persistent reservations (see [`crate::lun::Lun::try_reservations`]).
-    fn try_reservations(&self) -> Result<Shown, String> {
+    fn try_reservations(&self, trial: Trial<'_>) -> Result<Shown, String> {
+        let _ = trial;
         Err(NO_RESERVATIONS.to_owned())
     }
 

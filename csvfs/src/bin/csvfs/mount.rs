@@ -231,12 +231,13 @@ fn serve(
     let figures = Arc::clone(&reporter);
     let metrics =
         metrics.map(|address| MetricsServer::serve(address, move || figures.exposition())).transpose()?;
+    // Before there is a mount that they would leave behind.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("catching signals")?;
     let mount =
         fuse::mount(folder, options, volume.service(), volume.locks(), volume.client(), volume.pool())?;
     // A mount without its status socket works; it is only not seen by `csvfs status`.
     let status = StatusSocket::serve(run_dir, move || reporter.status())
         .inspect_err(|error| tracing::warn!("csvfs status will not see this mount: {error}"));
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("catching signals")?;
     let ending = signals.handle();
     let unmounter = mount.unmounter();
     let at = folder.to_owned();

@@ -11,9 +11,11 @@ use super::Seen;
 use crate::cluster::{FenceChoice, Volume};
 use crate::fencing::{AgentCommand, Targets, Units, incarnation, key_of};
 use crate::ids::{ClientId, NodeName, SessionId};
-use crate::iscsi::reservation::Key;
 use crate::local::process::Process;
-use crate::machine::{ClientInfo, FenceInfo, FenceMethod, SessionInfo, SessionState, Victim, VolumeInfo};
+use crate::machine::{
+    ClientInfo, ClientState, FenceInfo, FenceMethod, SessionInfo, SessionState, Victim, VolumeInfo,
+};
+use crate::reservation::Key;
 
 /// After how long the next node in turn tries, too.
 const TURN: Duration = Duration::from_secs(1);
@@ -121,7 +123,8 @@ fn of_session(
     match volume.fence {
         FenceMethod::NbdTarget | FenceMethod::ScsiPr => {
             let first = here.then_some(open.session);
-            let step = || at_target(core, volume, in_file, &mounts);
+            let own = seen.mounts_of(fence.volume, open.session);
+            let step = || at_target(core, volume, in_file, (&own, &mounts));
             in_turn(core, open, seen, fence, (volume, first), TURN, step)
         }
         // A host that has come back proves by itself that nothing of its former session runs, and waits for what that
@@ -154,7 +157,8 @@ fn of_client(
 ) -> Plan {
     if matches!(volume.fence, FenceMethod::NbdTarget | FenceMethod::ScsiPr) {
         let first = Some(victim.session);
-        let step = || at_target(core, volume, in_file, &[victim]);
+        let own = seen.mounts_of(fence.volume, open.session);
+        let step = || at_target(core, volume, in_file, (&own, &[victim]));
         return in_turn(core, open, seen, fence, (volume, first), TURN, step);
     }
     // L10: the target may still execute what the dead process had sent. Its own node waits for that.
@@ -200,23 +204,30 @@ fn dead_for(core: &Core, fence: &FenceInfo, mounts: &[&ClientInfo]) -> Option<Du
     core.attempts.dead_for((fence.volume, fence.victim), mounts.iter().all(is_dead))
 }
 
-/// The step by which the target of the LUN itself keeps `mounts` out.
-fn at_target(core: &Core, volume: &VolumeInfo, in_file: Option<&Volume>, mounts: &[&ClientInfo]) -> Step {
+/// The step by which the target of the LUN itself keeps `mounts` out; `own` are those of this session.
+fn at_target(
+    core: &Core,
+    volume: &VolumeInfo,
+    in_file: Option<&Volume>,
+    (own, mounts): (&[&ClientInfo], &[&ClientInfo]),
+) -> Step {
     match volume.fence {
-        FenceMethod::ScsiPr => units(core, in_file, mounts),
+        FenceMethod::ScsiPr => units(core, in_file, own, mounts),
         _ => targets(core, in_file, mounts),
     }
 }
 
-fn units(core: &Core, in_file: Option<&Volume>, mounts: &[&ClientInfo]) -> Step {
+fn units(core: &Core, in_file: Option<&Volume>, own: &[&ClientInfo], mounts: &[&ClientInfo]) -> Step {
     let paths = in_file.map_or(&[][..], |volume| &volume.lun);
-    let keys = mounts.iter().map(|info| key_of(incarnation(info.nonce))).collect();
+    let key = |info: &&ClientInfo| key_of(incarnation(info.nonce));
+    let keys: Vec<Key> = mounts.iter().map(key).collect();
+    let own = own.iter().filter(|info| info.state == ClientState::Live).map(key).collect();
     match Units::new(paths, &core.node) {
         Ok(_) if paths.is_empty() => {
             let why = "this node's cluster file does not name the volume: give all nodes the same file";
             Step::Impossible(FenceMethod::ScsiPr, why.to_owned())
         }
-        Ok(units) => Step::Units(units, keys),
+        Ok(units) => Step::Units(units.beside(own), keys),
         Err(why) => Step::Impossible(FenceMethod::ScsiPr, why),
     }
 }

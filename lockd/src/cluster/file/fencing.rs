@@ -50,9 +50,11 @@ pub(super) fn check(
             );
             return Err(places.mistake(span, field(), message));
         }
-        if volume.fence == FenceChoice::ScsiPr && !volume.lun.iter().all(|url| url.starts_with("iscsi://")) {
-            let message =
-                "\"scsi-pr\" wants iscsi:// paths only: whoever is fenced must be refused on every path";
+        let is_device = matches!(&volume.lun[..], [path] if path.starts_with('/'));
+        let is_iscsi = volume.lun.iter().all(|url| url.starts_with("iscsi://"));
+        if volume.fence == FenceChoice::ScsiPr && !is_device && !is_iscsi {
+            let message = "\"scsi-pr\" wants iscsi:// paths only, or one block device: whoever is fenced must be refused on \
+                           every path";
             return Err(places.mistake(span, field(), message));
         }
         if volume.fence == FenceChoice::NbdTarget && volume.control.is_empty() {

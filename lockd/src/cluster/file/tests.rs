@@ -137,7 +137,7 @@ fn mistakes_are_named_with_their_place_and_field() {
         ),
         (
             with("fence = \"auto\"", "fence = \"scsi-pr\""),
-            "16:9: fence of volume vms: \"scsi-pr\" wants iscsi:// paths only: whoever is fenced must be refused on every path",
+            "16:9: fence of volume vms: \"scsi-pr\" wants iscsi:// paths only, or one block device: whoever is fenced must be refused on every path",
         ),
         (
             with("nbd://10.78.0.9:10809/vms", "iscsi://me%hunter2@h/t"),
