@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -53,6 +54,7 @@ pub struct Machine {
     qemu: Mutex<Running>,
     channel: Channel,
     control: PathBuf,
+    has_booted: AtomicBool,
 }
 
 impl Machine {
@@ -94,12 +96,12 @@ impl Machine {
         }
         let qemu = Running::start(name, &mut command, lab.path(&format!("{name}.log")))?;
         let channel = Channel::connect(&line).with_context(|| format!("{name}: {}", qemu.errors()))?;
-        Ok(Self { plan, qemu: Mutex::new(qemu), channel, control })
+        Ok(Self { plan, qemu: Mutex::new(qemu), channel, control, has_booted: AtomicBool::new(false) })
     }
 
     /// Waits until it has booted.
     pub fn up(&self) -> Result<()> {
-        self.run_within("true", BOOT).map(drop)
+        self.run("true").map(drop)
     }
 
     /// The power is back: a machine with the same disks and files boots.
@@ -120,10 +122,13 @@ impl Machine {
         self.run_within(script, SCRIPT)
     }
 
-    /// The same, which may take so long.
+    /// The same, which may take so long, and until the machine has booted besides.
     pub fn run_within(&self, script: &str, limit: Duration) -> Result<Said> {
         let asking = || format!("on {}: {script}", self.plan.name);
-        self.channel.run(script, limit).with_context(asking)
+        let boot = if self.has_booted.load(Ordering::Relaxed) { Duration::ZERO } else { BOOT };
+        let said = self.channel.run(script, boot + limit).with_context(asking)?;
+        self.has_booted.store(true, Ordering::Relaxed);
+        Ok(said)
     }
 
     /// Runs a script, and demands that it succeeds; gives what it printed.
