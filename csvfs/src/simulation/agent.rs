@@ -2,7 +2,7 @@
 //! abort (L1, L2, L5, L7, F1). What [`lockd::client::LockClient`] and the agent behind it do with threads and sockets is
 //! done here in virtual time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub struct Agent {
     is_down: AtomicBool,
     /// It has a session that it keeps alive.
     is_back: AtomicBool,
+    /// Clients that end, or have ended, by themselves.
+    leave: Mutex<BTreeSet<ClientId>>,
     /// By what lockd knows its session and its clients again (L11).
     nonces: Arc<Mutex<BTreeMap<Who, Nonce>>>,
     /// Events were lost while the node was cut off.
@@ -89,6 +91,7 @@ impl Agent {
             ended: AtomicBool::new(false),
             is_down: AtomicBool::new(false),
             is_back: AtomicBool::new(true),
+            leave: Mutex::default(),
             nonces: earlier.map(|earlier| Arc::clone(&earlier.nonces)).unwrap_or_default(),
             missed: AtomicBool::new(false),
             last_event: AtomicU64::new(0),
@@ -328,6 +331,7 @@ impl Agent {
 
     /// The host ends by itself.
     pub fn end_host(&self) -> Result<(), ClientError> {
+        self.leave.lock().insert(self.host());
         self.operate_as(self.host(), &self.host_slots, Operation::Leave).map(drop)
     }
 
@@ -399,6 +403,10 @@ impl Agent {
                 Who::Host => (ClientKind::Vmhost, &self.host),
                 _ => (ClientKind::Csvfs { volume: VOLUME }, &self.client),
             };
+            let has_left = known.get().is_none_or(|client| self.leave.lock().contains(client));
+            if has_left {
+                continue;
+            }
             let (session, nonce) = (self.session(), *nonce);
             match self.propose(&Command::AddClient { session, nonce, kind, pid: 1 }) {
                 Ok(Reply::Client(client)) if Some(&client) == known.get() => {}
@@ -545,7 +553,8 @@ impl Authority for Agent {
         Ok(self.client())
     }
 
-    fn end_client(&self, _client: ClientId) {
+    fn end_client(&self, client: ClientId) {
+        self.leave.lock().insert(client);
         match self.operate(Operation::Leave) {
             Ok(_) | Err(ClientError::SessionEnded(_)) => {}
             // Its session has ended, and nobody has told it yet.
