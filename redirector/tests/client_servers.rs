@@ -115,7 +115,8 @@ fn nbd_server_by_tcp() {
     std::fs::write(&config, text).unwrap();
     let pid = place.path("pid");
     // It looks at every descriptor that it might have, one by one, for each client.
-    let arguments = ["--nofile=1024", "nbd-server", "-C", config.to_str().unwrap(), "-p", pid.to_str().unwrap()];
+    let arguments =
+        ["--nofile=1024", "nbd-server", "-C", config.to_str().unwrap(), "-p", pid.to_str().unwrap()];
     let ready = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
     let _server = Server::start_daemon("prlimit", &arguments, &pid, ready);
     exercise(&place, &format!("nbd://127.0.0.1:{port}/vms"), 7);
