@@ -32,5 +32,5 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use drained::await_drained;
+pub(crate) use drained::{MARGIN, await_drained};
 pub use space::{MetadataSpace, SpaceError};

@@ -16,7 +16,7 @@ use super::blocks::write_block;
 use super::claim::{Claim, ClaimState, ClusterMark};
 use super::contest::{Contest, ContestError, Won, is_closed, write_claim};
 use super::copy::{Kept, Move, Reader, copy};
-use super::drained::await_drained;
+use super::drained::{MARGIN, await_drained};
 use super::format::data_region;
 use super::heart::{Chest, Heart};
 use super::journal::{self, Found, Journal};
@@ -198,7 +198,9 @@ impl Hold {
         self.area.end(AreaError::Closed);
         // V2: the next opening uses the store, and what was freed, as they are. Of what was lost on its way and sent again
         // an earlier copy may still land.
-        await_drained(self.around.lun.as_ref(), self.around.clock.as_ref(), self.around.rules);
+        let around = &self.around;
+        let limit = around.hold.max(around.label.quiesce) + MARGIN;
+        await_drained(around.lun.as_ref(), around.clock.as_ref(), around.rules, limit);
         // The heart goes on until the last write has started.
         self.around.await_lease()?;
         let closed = Superblock { clean: true, written: self.around.clock.wall(), ..self.superblock.clone() };

@@ -418,7 +418,7 @@ impl Member {
             self.rest(world, Duration::from_millis(1));
         }
         let clock = VirtualClock { schedule: Arc::clone(&world.schedule), party: Arc::clone(&self.party) };
-        await_drained(&*self.port.paths, &clock, world.rules);
+        await_drained(&*self.port.paths, &clock, world.rules, Duration::from_secs(600));
     }
 
     /// Asks the node and waits.

@@ -13,7 +13,7 @@ use lockd::machine::{ClientKind, ClientState};
 use super::state::{Shared, Way};
 use crate::cluster::{NotDone, Roles};
 use crate::coordinator::Coordinator;
-use crate::disk::await_drained;
+use crate::disk::{MARGIN, await_drained};
 use crate::proto::FileSlots;
 use crate::refusal::Refusal;
 use crate::service::Done;
@@ -206,7 +206,8 @@ impl Shared {
     fn prepare(&self, coordinator: &Coordinator) -> Result<(Vec<FileSlots>, Instant), NotDone> {
         self.wait(RESIGNS_WITHIN, |done| self.node.prepare_to_resign(done))?;
         // The store's closing waits for it, too, and then nobody coordinates.
-        await_drained(self.lun.as_ref(), self.settings.clock.as_ref(), self.settings.rules);
+        let limit = self.settings.hold.max(self.settings.quiesce_of(&self.label)) + MARGIN;
+        await_drained(self.lun.as_ref(), self.settings.clock.as_ref(), self.settings.rules, limit);
         self.rest(coordinator, FILES_REST_WITHIN)?;
         let stopped = Instant::now();
         Ok((self.wait(RESIGNS_WITHIN, |done| self.node.resign(done))?, stopped))
