@@ -182,7 +182,7 @@ pub trait Registrant {
 }
 
 /// LIO. Of a reservation of all registrants its PREEMPT AND ABORT removes the key and aborts nothing
-/// (`core_scsi3_pro_preempt` in Linux's `target_core_pr.c`, seen on 6.1): what it had accepted is executed later.
+/// (`core_scsi3_pro_preempt` in Linux's `target_core_pr.c`, as its source says): what it had accepted is executed later.
 const ABORTS_NOTHING: [u8; 8] = *b"LIO-ORG ";
 
 /// A key that nobody has, by which commands are tried.
