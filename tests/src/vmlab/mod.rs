@@ -15,7 +15,7 @@
 //! | `lio` | a machine as an iSCSI target |
 //! | `nodes` | machines as the nodes of a cluster |
 //!
-//! Machines see each other by two networks, as the hosts of the other lab do ([`Network`](crate::cluster::Network)): 10.77.0.N
+//! Machines see each other by two networks, as the hosts of the other lab do ([`Network`]): 10.77.0.N
 //! and 10.78.0.N. Those are multicast groups on the loopback interface, one for each lab and network. Nothing stays
 //! behind: a machine is one process, which is killed when it is dropped, and its files are in the lab's scratch folder.
 

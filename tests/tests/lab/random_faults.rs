@@ -425,7 +425,12 @@ fn one_run(cluster: &Cluster, draw: &Draw, totals: &mut Totals) -> Result<()> {
 /// Runs `test` on three nodes that have the volume mounted.
 fn on_a_cluster(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let memory = TempDir::new_in("/dev/shm").context("a folder in memory")?;
-    let plan = Plan { fence: "nbd-target".to_owned(), ..Plan::short_sessions(3, memory.path()) };
+    let plan = Plan {
+        fence: "nbd-target".to_owned(),
+        // Longer than writes are late: a node that goes on through a peer has no other proof that they have landed.
+        target_quiesce_ms: Some(2000),
+        ..Plan::short_sessions(3, memory.path())
+    };
     Cluster::run(plan, |cluster| {
         cluster.init()?;
         cluster.start_lockd()?;

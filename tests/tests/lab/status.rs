@@ -132,8 +132,11 @@ fn a_node_without_a_path_works_through_the_others_and_says_so() -> Result<()> {
         let file = |number: u8| cluster.node(number).mount_point().join("file");
         fs::write(file(1), b"through n1")?;
         cluster.cut(3, Network::San, Cut::Reset)?;
-        let seen = wait_state(cluster, 2, "n3", "redirected (file)")?;
-        ensure!(seen["problem"].as_str().is_some_and(|why| why.contains("no path")), "{seen}");
+        let seen = wait_state(cluster, 2, "n3", "redirected (block)")?;
+        ensure!(
+            seen["problem"].as_str().is_some_and(|why| why.contains("no path") && why.contains("through n")),
+            "{seen}"
+        );
         ensure!(fs::read(file(3))? == b"through n1");
         cluster.heal(3, Network::San)?;
         wait_state(cluster, 1, "n3", "direct")?;

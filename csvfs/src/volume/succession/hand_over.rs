@@ -229,7 +229,8 @@ impl Roles for Shared {
     }
 
     fn agree(&self, epoch: Epoch) -> Result<(), NotDone> {
-        let has_path = self.has_path();
+        // Through a peer is better than nobody: the one who asks may be leaving.
+        let has_path = self.lun.is_working();
         self.state.lock().agree(epoch, has_path)
     }
 }
