@@ -19,7 +19,7 @@ use lockd::machine::Victim;
 use lockd::peers::local::{Faults, LocalNetwork};
 use lockd::peers::{Channel, Peers};
 use redirector::lun::{Lun, Outcome};
-use redirector::nbd::wire::cmd;
+use redirector::nbd::wire::{cmd, drained};
 use redirector::open::open_all;
 use redirector::paths::way::Credentials;
 use redirector::peer::wire::{Answer, Question, Seat, What, decode, encode};
@@ -355,6 +355,59 @@ fn p4_a_write_over_what_a_lost_peer_may_still_send_waits() {
     let second = scene.write(&*one.lun, 0, 0x22);
     std::thread::sleep(Duration::from_millis(300));
     assert!(second.try_recv().is_err(), "it overtakes the peer's copy");
+    scene.fake.land();
+    assert_eq!(scene.fake.script.lock().disk[0], 0x11);
+}
+
+/// What a host says of the links that came before decides which ghosts are dead.
+#[test]
+fn p4_a_host_that_still_carries_something_says_so() {
+    let scene = Scene::new();
+    let two = scene.node(2, &[]);
+    let (seat, stamp) = scene.welcome(1, 2, 1);
+    scene.fake.script.lock().swallow = Some(cmd::WRITE);
+    let what = What::Write { offset: 0, fua: false };
+    let question = Question::Do { who: who(1), link: 1, seat, stamp, left: u64::MAX / 2, what };
+    let mut frame = encode(&question, 4096);
+    frame.extend_from_slice(&[0x11; 4096]);
+    let asked = scene.peers(1).request(&name(2), Channel::Block, frame, Duration::from_secs(60));
+    let carried = scene.runtime.spawn(asked);
+    wait_for("the write to arrive", || scene.fake.swallowed() == 1);
+    let hello =
+        |link| scene.ask(1, 2, &Question::Hello { who: who(1), link: Some(link), known_as: None }, &[]);
+    let early = hello(2).unwrap();
+    assert!(matches!(early, Answer::Welcome { drained: false, .. }), "{early:?}");
+    // The host's own path breaks, and the target drains it when it is back: the write has ended, nobody knows how.
+    scene.fake.script.lock().swallow = None;
+    two.portal.shut();
+    two.portal.open();
+    let reply = scene.runtime.block_on(carried).unwrap().unwrap();
+    assert_eq!(decode::<Answer>(&reply).unwrap().0, Answer::Unknown);
+    wait_for("the host's path to be used again", || two.lun.is_working());
+    let late = hello(3).unwrap();
+    assert!(matches!(late, Answer::Welcome { drained: true, .. }), "{late:?}");
+}
+
+/// The host asks the target to drain what the node sent directly. Only when that says that it has, the ghost is dead.
+#[test]
+fn p4_what_the_target_has_not_drained_for_the_host_is_still_waited_for() {
+    let scene = Scene::new();
+    let (one, _two) = scene.both();
+    {
+        let mut script = scene.fake.script.lock();
+        (script.swallow, script.drained) = (Some(cmd::WRITE), drained::NO);
+    }
+    let first = scene.write(&*one.lun, 0, 0x11);
+    wait_for("the write to arrive", || scene.fake.swallowed() == 1);
+    scene.fake.script.lock().swallow = None;
+    one.portal.shut();
+    assert_eq!(end(&first), Outcome::Done);
+    assert_eq!(one.lun.through(), Some(name(2)));
+    assert_eq!(one.lun.ghosts(), std::slice::from_ref(&(0..4096)));
+    let second = scene.write(&*one.lun, 0, 0x22);
+    assert_eq!(end(&scene.write(&*one.lun, 8192, 0x33)), Outcome::Done, "elsewhere nobody waits");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(second.try_recv().is_err(), "it overtakes the copy that may still land");
     scene.fake.land();
     assert_eq!(scene.fake.script.lock().disk[0], 0x11);
 }

@@ -6,19 +6,14 @@
 mod loss;
 mod speed;
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::Cluster;
 use lab::cluster::{Network, Plan};
-use lab::wait::until;
 
 use crate::cluster::{Stage, folder_in_memory, rows_of};
 use crate::figure::Row;
 use crate::stage::Effort;
 
-/// How long anything may take that has a bar below it.
-const LIMIT: Duration = Duration::from_secs(30);
 /// The node that loses its storage network, and owns the file; it does not coordinate.
 const NODE: u8 = 2;
 
@@ -35,19 +30,7 @@ fn mounted(plan: Plan) -> Result<Stage> {
 
 /// Waits until the node is said to be in `state`.
 fn wait_state(lab: &Cluster, state: &str) -> Result<()> {
-    let name = format!("n{NODE}");
-    until(&format!("{name} to be {state}"), LIMIT, || {
-        let status = lab.cluster_status(1).ok()?;
-        let nodes = status["volumes"][0]["nodes"].as_array()?;
-        nodes.iter().find(|node| node["node"] == name.as_str() && node["state"] == state).map(|_| ())
-    })
-}
-
-/// What the target was asked by a client so far.
-fn asked_by(lab: &Cluster, client: Option<u64>) -> Result<u64> {
-    let counters = lab.target().counters()?;
-    let of = counters.iter().find(|counts| counts.client == client);
-    Ok(of.context("the target does not know the client")?.touching())
+    lab.await_state(1, &lab.node(NODE).name(), state).map(drop)
 }
 
 /// What `work` gives while the node goes through a peer, and sends nothing itself.
@@ -55,9 +38,9 @@ fn redirected<T>(lab: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let client = lab.target().counters_of_node(NODE)?.client;
     lab.cut(NODE, Network::San, lab::cluster::Cut::Reset)?;
     wait_state(lab, "redirected (block)")?;
-    let before = asked_by(lab, client)?;
+    let before = lab.target().asked_by(client)?;
     let done = work()?;
-    ensure!(asked_by(lab, client)? == before, "n{NODE} reached the target by itself");
+    ensure!(lab.target().asked_by(client)? == before, "n{NODE} reached the target by itself");
     lab.heal(NODE, Network::San)?;
     wait_state(lab, "direct")?;
     Ok(done)

@@ -27,5 +27,11 @@ pub(crate) fn await_drained(lun: &dyn Lun, clock: &dyn Clock, rules: Rules, limi
             clock.sleep(pause);
             pause = (pause * 2).min(LOOK.1);
         }
+        if lives() {
+            tracing::warn!(
+                seconds = limit.as_secs(),
+                "writes of unknown outcome are still named, longer than the target may execute them: taken for dead"
+            );
+        }
     }
 }

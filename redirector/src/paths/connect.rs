@@ -64,8 +64,13 @@ impl Traffic {
         let end = end.min(link.abilities().geometry.size).max(start);
         let length = usize::try_from(end - start).unwrap_or_default();
         let read = read(link, start, Pool::default().take(length));
-        let buffer =
-            read.map_err(|source| OpenError::Unreachable { lun: self.ways[index].name(), source })?;
+        let buffer = read.map_err(|source| match self.ways[index].through() {
+            Some(node) => OpenError::NoPeer {
+                node: node.to_string(),
+                why: format!("the LUN is not read through it: {source}"),
+            },
+            None => OpenError::Unreachable { lun: self.ways[index].name(), source },
+        })?;
         let at = usize::try_from(offset - start).unwrap_or(usize::MAX);
         let found = buffer.get(at..).and_then(|rest| rest.get(..bytes.len()));
         if check && found != Some(&bytes) {

@@ -182,6 +182,13 @@ impl Target {
         serde_json::from_value(answer["clients"].clone()).context("the target's counters")
     }
 
+    /// How often a client has touched the LUN so far.
+    pub fn asked_by(&self, client: Option<u64>) -> Result<u64> {
+        let counters = self.counters()?;
+        let of = counters.iter().find(|counts| counts.client == client);
+        Ok(of.context("the target does not know the client")?.touching())
+    }
+
     /// The counters of the client that has connections from the node with this number now.
     pub fn counters_of_node(&self, number: u8) -> Result<ClientCounts> {
         let address: Ipv4Addr = Network::San.address(number);

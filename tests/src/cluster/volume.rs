@@ -12,6 +12,10 @@ use super::config::VOLUME;
 use super::plan::Plan;
 use crate::history::{FileRegister, Register};
 use crate::mounted::fsck_clean;
+use crate::wait::until;
+
+/// How long a mount may take to be in a state.
+const STATE_WITHIN: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Makes a lab whose nodes all have the volume mounted, the first one as its coordinator; runs `test` on it, ends it
@@ -145,6 +149,22 @@ impl Cluster {
         let run = node.run_folder().display().to_string();
         let output = self.exec_ours(&node.name(), "csvfs", &["status", "--json", "--run-dir", &run])?;
         serde_json::from_slice(&output.stdout).context("the status is not JSON")
+    }
+
+    /// What is said on node `asked` of the volume's mount on node `of`.
+    pub fn said_of(&self, asked: u8, of: &str) -> Result<Value> {
+        let status = self.cluster_status(asked)?;
+        let nodes =
+            status["volumes"][0]["nodes"].as_array().with_context(|| format!("no table: {status}"))?;
+        let found = nodes.iter().find(|node| node["node"] == of);
+        found.cloned().with_context(|| format!("{of} is left out: {status}"))
+    }
+
+    /// Waits until the mount on node `of` is said to be in `state` on node `asked`, and gives what is said of it.
+    pub fn await_state(&self, asked: u8, of: &str, state: &str) -> Result<Value> {
+        until(&format!("{of} is {state}, seen on n{asked}"), STATE_WITHIN, || {
+            self.said_of(asked, of).ok().filter(|node| node["state"] == state)
+        })
     }
 
     /// The blocks of a file of the volume, as each of these nodes sees them through its mount.

@@ -8,7 +8,6 @@ use lab::cluster::{Cut, Network, Plan, TARGET};
 use lab::steady::Writers;
 use lab::wait::until;
 use lab::{Cluster, content};
-use serde_json::Value;
 use tempfile::TempDir;
 
 const BLOCKS: u64 = 1024;
@@ -22,27 +21,6 @@ fn with_nodes(nodes: u8, test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()
     Cluster::run_mounted(plan, test)
 }
 
-/// What node `asked` says of node `of`.
-fn said(cluster: &Cluster, asked: u8, of: u8) -> Result<Value> {
-    let status = cluster.cluster_status(asked)?;
-    let nodes = status["volumes"][0]["nodes"].as_array().with_context(|| format!("no table: {status}"))?;
-    let found = nodes.iter().find(|node| node["node"] == format!("n{of}"));
-    found.cloned().with_context(|| format!("n{of} is left out: {status}"))
-}
-
-fn wait_state(cluster: &Cluster, asked: u8, of: u8, state: &str) -> Result<Value> {
-    until(&format!("n{of} is {state}, seen on n{asked}"), PATIENCE, || {
-        said(cluster, asked, of).ok().filter(|node| node["state"] == state)
-    })
-}
-
-/// What the target has been asked by a client so far.
-fn asked_by(cluster: &Cluster, client: Option<u64>) -> Result<u64> {
-    let counters = cluster.target().counters()?;
-    let of = counters.iter().find(|counts| counts.client == client);
-    Ok(of.context("the target does not know the client")?.touching())
-}
-
 /// n2, which owns a file that is written all the time, loses its storage network and gets it back.
 fn goes_through_a_peer_and_back(how: Cut, pause: Duration) -> Result<()> {
     with_nodes(3, |cluster| {
@@ -54,28 +32,28 @@ fn goes_through_a_peer_and_back(how: Cut, pause: Duration) -> Result<()> {
         let client = cluster.target().counters_of_node(2)?.client;
 
         cluster.cut(2, Network::San, how)?;
-        let redirected = wait_state(cluster, 3, 2, "redirected (block)")?;
+        let redirected = cluster.await_state(3, "n2", "redirected (block)")?;
         let problem = redirected["problem"].as_str().unwrap_or_default();
         ensure!(problem.contains("through n1") || problem.contains("through n3"), "{redirected}");
         ensure!(redirected["since_s"].is_number(), "{redirected}");
         thread::sleep(Duration::from_millis(500));
         let cut = writers.seen();
         // It sends nothing by itself, and goes on.
-        let before = asked_by(cluster, client)?;
+        let before = cluster.target().asked_by(client)?;
         thread::sleep(Duration::from_secs(1));
-        ensure!(asked_by(cluster, client)? == before, "n2 reaches the target by itself");
+        ensure!(cluster.target().asked_by(client)? == before, "n2 reaches the target by itself");
         let through = writers.seen();
-        let path = said(cluster, 1, 2)?["mount"]["path"].to_string();
+        let path = cluster.said_of(1, "n2")?["mount"]["path"].to_string();
         ensure!(through.count > 100, "it hardly goes on: {through:?} after {cut:?}: {path}");
 
         cluster.heal(2, Network::San)?;
         let healed = Instant::now();
-        wait_state(cluster, 1, 2, "direct")?;
+        cluster.await_state(1, "n2", "direct")?;
         let took = healed.elapsed();
         thread::sleep(Duration::from_millis(500));
         let back = writers.seen();
         println!("{how:?}: {cut:?}; through a peer {through:?}; back after {took:?}: {back:?}");
-        ensure!(asked_by(cluster, client)? > before, "n2 does not use its own path again");
+        ensure!(cluster.target().asked_by(client)? > before, "n2 does not use its own path again");
         writers.finish(&cluster.path(2, "disk"))?;
         ensure!(cut.gap < pause, "nothing was acknowledged for {:?}", cut.gap);
         Ok(())
@@ -103,13 +81,13 @@ fn the_coordinators_role_goes_where_a_path_works() -> Result<()> {
         cluster.cut(1, Network::San, Cut::Reset)?;
         let moved = until("the role to go", PATIENCE, || cluster.coordinator(3).ok().filter(|at| *at != 1));
         ensure!(moved? != 1);
-        wait_state(cluster, 3, 1, "redirected (block)")?;
+        cluster.await_state(3, "n1", "redirected (block)")?;
         // It keeps its file, and everybody makes names.
         for number in 1..=3_u8 {
             std::fs::write(cluster.path(number, &format!("new{number}")), b"made")?;
         }
         cluster.heal(1, Network::San)?;
-        wait_state(cluster, 2, 1, "direct")?;
+        cluster.await_state(2, "n1", "direct")?;
         writers.finish(&cluster.path(1, "disk"))
     })
 }
@@ -125,7 +103,7 @@ fn f1_a_redirected_node_that_dies_leaves_its_file_as_it_was_acknowledged() -> Re
         cluster.acquire(2, &["disk"])?;
         let writers = Writers::start(&cluster.path(2, "disk"), 5, BLOCKS, 4)?;
         cluster.cut(2, Network::San, Cut::Reset)?;
-        wait_state(cluster, 3, 2, "redirected (block)")?;
+        cluster.await_state(3, "n2", "redirected (block)")?;
         thread::sleep(Duration::from_millis(500));
         cluster.power_off(2)?;
         until("the file is free", PATIENCE, || cluster.acquire(3, &["disk"]).ok())?;
@@ -152,7 +130,7 @@ fn a_storage_network_that_comes_and_goes_costs_no_error() -> Result<()> {
             cluster.heal(2, Network::San)?;
             thread::sleep(Duration::from_millis(700));
         }
-        wait_state(cluster, 1, 2, "direct")?;
+        cluster.await_state(1, "n2", "direct")?;
         let seen = writers.seen();
         println!("flapping: {seen:?}");
         writers.finish(&cluster.path(2, "disk"))
@@ -168,9 +146,9 @@ fn a_storage_network_that_is_cut_one_way_is_left() -> Result<()> {
         let writers = Writers::start(&cluster.path(2, "disk"), 5, BLOCKS, 4)?;
         thread::sleep(Duration::from_millis(500));
         cluster.cut_way(2, TARGET, Network::San)?;
-        wait_state(cluster, 1, 2, "redirected (block)")?;
+        cluster.await_state(1, "n2", "redirected (block)")?;
         cluster.heal_way(2, TARGET, Network::San)?;
-        wait_state(cluster, 1, 2, "direct")?;
+        cluster.await_state(1, "n2", "direct")?;
         writers.finish(&cluster.path(2, "disk"))
     })
 }

@@ -3,11 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::Cluster;
 use lab::cluster::{Cut, Network, Plan};
 use lab::wait::until;
-use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -22,21 +21,6 @@ fn running(plan: Plan, test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> 
     })
 }
 
-/// What is said on node `asked` of node `of`.
-fn said(cluster: &Cluster, asked: u8, of: &str) -> Result<Value> {
-    let status = cluster.cluster_status(asked)?;
-    let nodes = status["volumes"][0]["nodes"].as_array().with_context(|| format!("no table: {status}"))?;
-    let found = nodes.iter().find(|node| node["node"] == of);
-    found.cloned().with_context(|| format!("{of} is left out: {status}"))
-}
-
-/// Waits until node `of` is said to be in `state` on node `asked`.
-fn wait_state(cluster: &Cluster, asked: u8, of: &str, state: &str) -> Result<Value> {
-    until(&format!("{of} is {state}, seen on n{asked}"), LIMIT, || {
-        said(cluster, asked, of).ok().filter(|node| node["state"] == state)
-    })
-}
-
 #[test]
 fn each_node_tells_the_state_of_all() -> Result<()> {
     running(Plan::new(3), |cluster| {
@@ -48,7 +32,7 @@ fn each_node_tells_the_state_of_all() -> Result<()> {
             ensure!(volume["coordinator_since_s"].is_number() && volume["coordinator_epoch"].is_number());
             ensure!(volume["fence"].as_str().is_some_and(|fence| fence.contains("lease")), "{status}");
             for node in ["n1", "n2", "n3"] {
-                let node = said(cluster, asked, node)?;
+                let node = cluster.said_of(asked, node)?;
                 ensure!(node["state"] == "direct" && node["since_s"].is_number(), "{node}");
                 ensure!(
                     node["mount"]["coordinator"] == "n1"
@@ -63,16 +47,16 @@ fn each_node_tells_the_state_of_all() -> Result<()> {
 
         // Unmounted in order; and a mount that hangs.
         cluster.stop("n3", "csvfs")?;
-        wait_state(cluster, 2, "n3", "not mounted")?;
+        cluster.await_state(2, "n3", "not mounted")?;
         cluster.pause("n2", "csvfs")?;
-        let hung = wait_state(cluster, 1, "n2", "silent")?;
+        let hung = cluster.await_state(1, "n2", "silent")?;
         ensure!(hung["problem"].as_str().is_some_and(|why| why.contains("does not answer")), "{hung}");
         cluster.resume("n2", "csvfs")?;
-        wait_state(cluster, 1, "n2", "direct")?;
+        cluster.await_state(1, "n2", "direct")?;
 
         // A node that is gone altogether.
         cluster.kill("n3", "lockd")?;
-        let gone = wait_state(cluster, 1, "n3", "unreachable")?;
+        let gone = cluster.await_state(1, "n3", "unreachable")?;
         ensure!(gone["since_s"].is_number(), "it was heard of before: {gone}");
         ensure!(gone["problem"].as_str().is_some_and(|why| why.contains("10.77.0.3")), "{gone}");
 
@@ -82,7 +66,7 @@ fn each_node_tells_the_state_of_all() -> Result<()> {
         ensure!(alone["quorum"] == false, "{alone}");
         ensure!(alone["problem"].as_str().is_some_and(|why| why.contains("no quorum")), "{alone}");
         ensure!(alone["volumes"][0]["coordinator"] == "n1", "{alone}");
-        wait_state(cluster, 1, "n2", "unreachable")?;
+        cluster.await_state(1, "n2", "unreachable")?;
 
         // Without lockd here, the mounts of this machine are what there is.
         cluster.kill("n1", "lockd")?;
@@ -91,7 +75,7 @@ fn each_node_tells_the_state_of_all() -> Result<()> {
         cluster.restart("n2", "lockd")?;
         cluster.restart("n1", "lockd")?;
         until("all is well again", LIMIT, || {
-            said(cluster, 2, "n1").ok().filter(|node| node["state"] == "direct")
+            cluster.said_of(2, "n1").ok().filter(|node| node["state"] == "direct")
         })?;
         Ok(())
     })
@@ -104,19 +88,19 @@ fn a_lease_that_has_run_out_is_a_pause_and_an_ended_session_a_failure() -> Resul
         |cluster| {
             cluster.cut(2, Network::Lan, Cut::Silent)?;
             let paused = until("n2 says that it has no lease", LIMIT, || {
-                let node = said(cluster, 2, "n2").ok()?;
+                let node = cluster.said_of(2, "n2").ok()?;
                 node["problem"].as_str()?.contains("lease").then_some(node)
             })?;
             ensure!(paused["state"] == "paused", "{paused}");
             ensure!(paused["since_s"].as_f64().is_some_and(|since| since < 30.0), "{paused}");
-            let seen = wait_state(cluster, 1, "n2", "unreachable")?;
+            let seen = cluster.await_state(1, "n2", "unreachable")?;
             ensure!(seen["since_s"].as_f64().is_some_and(|since| since > 0.0), "{seen}");
             until("the session has ended and is fenced", LIMIT, || {
-                let node = said(cluster, 3, "n2").ok()?;
+                let node = cluster.said_of(3, "n2").ok()?;
                 node["problem"].as_str()?.contains("it has no session").then_some(())
             })?;
             cluster.heal(2, Network::Lan)?;
-            let failed = wait_state(cluster, 2, "n2", "failed")?;
+            let failed = cluster.await_state(2, "n2", "failed")?;
             ensure!(
                 failed["problem"].as_str().is_some_and(|why| why.contains("session has ended")),
                 "{failed}"
@@ -132,14 +116,14 @@ fn a_node_without_a_path_works_through_the_others_and_says_so() -> Result<()> {
         let file = |number: u8| cluster.node(number).mount_point().join("file");
         fs::write(file(1), b"through n1")?;
         cluster.cut(3, Network::San, Cut::Reset)?;
-        let seen = wait_state(cluster, 2, "n3", "redirected (block)")?;
+        let seen = cluster.await_state(2, "n3", "redirected (block)")?;
         ensure!(
             seen["problem"].as_str().is_some_and(|why| why.contains("no path") && why.contains("through n")),
             "{seen}"
         );
         ensure!(fs::read(file(3))? == b"through n1");
         cluster.heal(3, Network::San)?;
-        wait_state(cluster, 1, "n3", "direct")?;
+        cluster.await_state(1, "n3", "direct")?;
         Ok(())
     })
 }
