@@ -205,6 +205,10 @@ impl Hold {
         self.around.await_lease()?;
         let closed = Superblock { clean: true, written: self.around.clock.wall(), ..self.superblock.clone() };
         write_superblock(&self.around, &closed)?;
+        // P9: what is kept until a flush is written again when the target is restarted, over what the next one has written by
+        // then: nothing of the store may be kept any more. (Claims are this mount's own, and are not written again.)
+        let errno = |errno| OpenError::Lun { what: "flush what was closed", errno };
+        redirector::blocking::flush(self.around.lun.as_ref()).map_err(errno)?;
         self.stop();
         let errno = |errno| OpenError::Lun { what: "close the claim", errno };
         self.heart.close().map_err(errno)

@@ -16,6 +16,7 @@ use crate::disk::contest::{ContestError, write_claim};
 use crate::disk::layout;
 use crate::disk::open::Opened;
 use crate::disk::survey::Survey;
+use crate::types::BLOCK;
 
 fn crash(wire: &Wire, volume: OpenVolume) {
     wire.cut();
@@ -250,6 +251,29 @@ fn v2_a_late_write_of_an_earlier_incarnation_cannot_hurt() {
     let third = open_as(&lun.wire(), 3, &clock);
     let found = third.map(|third| keys(&third.database)).unwrap_or_default();
     assert_eq!(found, (0..400).collect::<Vec<_>>(), "acknowledged entries are lost");
+}
+
+/// Found: a mount that had handed the store on wrote its last chunk maps again when the target was restarted, over those of the
+/// mount that had it since: whatever no flush has followed is kept for that (P9).
+#[test]
+fn p9_nothing_but_claims_is_written_to_a_store_after_its_last_flush() {
+    let (lun, clock) = (BenchLun::new(64 * MIB), BenchClock::new());
+    make(&lun, &clock).unwrap();
+    let volume = open_as(&lun.wire(), 1, &clock).unwrap();
+    put(&volume.database, 1, &[1; 300]);
+    lun.forget_events();
+    volume.close().unwrap();
+    let events = lun.events();
+    let flushed = events.iter().rposition(|event| matches!(event, Event::Flush)).unwrap();
+    let claims = layout::CLAIMS_AT * BLOCK..(layout::CLAIMS_AT + layout::CLAIMS as u64) * BLOCK;
+    let superblock = events
+        .iter()
+        .position(|event| matches!(event, Event::Write { offset, .. } if *offset < claims.start));
+    assert!(superblock.is_some_and(|at| at < flushed), "{superblock:?} {flushed}");
+    for event in &events[flushed..] {
+        let Event::Write { offset, .. } = event else { continue };
+        assert!(claims.contains(offset), "{offset} is written after the last flush");
+    }
 }
 
 /// Found: a store was closed, and opened in place by the next mount, while a copy of its writes that was lost on its way and had
